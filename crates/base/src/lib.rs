@@ -1,0 +1,27 @@
+//! The words of Pollux as types.
+//!
+//! Everything here is plain data: no clock, no thread, no file, no socket. Each module is one family of words of
+//! `docs/GLOSSARY.md`. Every other crate depends on this one; this one depends on nothing of ours.
+
+pub mod block;
+pub mod checksum;
+pub mod config;
+pub mod data;
+pub mod disk;
+pub mod guard;
+pub mod id;
+pub mod order;
+pub mod record;
+pub mod time;
+pub mod timing;
+pub mod unit;
+
+pub use block::{BlockError, Op, Reply, Request, RequestId};
+pub use checksum::BlockChecksum;
+pub use data::Data;
+pub use disk::{DiskDone, DiskError, DiskOp, DiskOpId, DiskOpKind};
+pub use id::{ClusterId, GroupId, ImageId, NodeId, PoolId, Session, VmId, VolumeId};
+pub use order::{Order, Report};
+pub use record::{GroupRecord, Stamp};
+pub use time::Instant;
+pub use unit::{BlockCount, BlockIndex, ByteCount, Epoch, ExtentIndex, Generation, Incarnation};

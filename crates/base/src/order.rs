@@ -1,0 +1,107 @@
+//! Orders from the control plane to the data plane, and reports back. They travel as JSON lines over a unix socket, and
+//! as plain values in the simulator. Orders state what is to hold, not steps: giving one twice changes nothing.
+
+use crate::id::{GroupId, NodeId, VolumeId};
+use crate::record::{GroupSpec, Stamp};
+use crate::unit::Generation;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "order", rename_all = "snake_case")]
+pub enum Order {
+    /// The group as the cluster log has it. A record of an older generation than the newest known is ignored (W2).
+    Group(GroupSpec),
+    /// The group is deleted from the log: its volumes and note are erased here.
+    Forget { group: GroupId },
+    /// This node's QEMUs and writers are proven dead (power read back as off) or its guard's bound has run out: a
+    /// promise given to it binds no longer (W5). Valid for promises given before this order was made.
+    Fenced { node: NodeId },
+    /// Where peers listen for replication, most wanted first. Complete: a peer not named is gone.
+    Peers { addresses: BTreeMap<NodeId, Vec<String>> },
+    /// Offer these volumes under these names at the node's NBD addresses. Complete: a name not given is withdrawn. Front
+    /// ends serve a volume only while this node is primary of its group.
+    Exports { names: BTreeMap<String, VolumeId> },
+    /// A diverged replica on this node may be overwritten: a human chose so (W10).
+    Discard { group: GroupId, loser: Stamp },
+    /// Report everything anew; sent after (re)connecting.
+    ReportAll,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "report", rename_all = "snake_case")]
+pub enum Report {
+    /// State of a group on this node; sent when it changes, progress at most once a second.
+    Group(GroupReport),
+    /// The primary lost this member of the in-sync set and is frozen until a record without it is committed (W3).
+    ReplicaLost { group: GroupId, generation: Generation, node: NodeId, reason: String },
+    /// The primary has brought this replica up to date and completes writes only with it: a record with it may be
+    /// committed (W9).
+    ReplicaCurrent { group: GroupId, generation: Generation, node: NodeId },
+    /// The pool cannot be used; nothing is served from it.
+    PoolFailed { reason: String },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupReport {
+    pub group: GroupId,
+    /// Newest record this node knows.
+    pub stamp: Option<Stamp>,
+    pub state: ReplicaState,
+    /// Bytes of the pool taken by the group.
+    pub used_bytes: u64,
+    /// Blocks healed from a peer since start.
+    pub healed_blocks: u64,
+    /// Replicas that are being brought up to date from here.
+    pub resync: BTreeMap<NodeId, ResyncProgress>,
+    /// Peers of the group that are connected.
+    pub connected: BTreeSet<NodeId>,
+}
+
+/// What this node's replica of a group is doing. A primary's life reads downwards.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum ReplicaState {
+    /// The pool is being opened.
+    Opening,
+    /// Primary, but may not serve yet.
+    Frozen { reason: FreezeReason },
+    /// Primary, I/O goes on.
+    Serving,
+    /// Follows the primary and holds every acknowledged write.
+    Secondary,
+    /// Lacks writes; waits for the primary, or is being brought up to date.
+    Stale,
+    /// Holds writes that the truth lacks; left untouched until a human chooses (W10).
+    Diverged { own: Stamp },
+    /// This node's disk failed; the replica is out of use.
+    Failed { reason: String },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "freeze", rename_all = "snake_case")]
+pub enum FreezeReason {
+    /// A promise given to the old primary has not run out yet (W5).
+    OldPrimaryLease { node: NodeId },
+    /// A member of the in-sync set has not granted or not renewed the lease (W5).
+    NoLease { node: NodeId },
+    /// A member of the in-sync set is gone and the record without it is not committed yet (W3).
+    ReplicaLost { node: NodeId },
+    /// In-flight writes of before a restart are being settled with this peer.
+    Settling { node: NodeId },
+    /// The record is being made durable here.
+    Recording,
+    /// The authority moved on; waiting for the order that says where to.
+    Outdated,
+    /// The pool has no space left; goes on when there is.
+    PoolFull,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResyncProgress {
+    /// Candidate extents at the start and still to do.
+    pub extents_total: u64,
+    pub extents_left: u64,
+    /// Bytes of differing blocks sent so far.
+    pub sent_bytes: u64,
+}

@@ -1,0 +1,1 @@
+//! DAEMON: the data plane of one node.

@@ -1,0 +1,1 @@
+//! pollux, the operator's command, and its lab.

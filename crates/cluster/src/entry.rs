@@ -1,0 +1,213 @@
+//! Entries of the cluster log. Applying one is a pure function of the state and the entry, so every node comes to the
+//! same state. Entries that change authority name what they expect and change nothing when it is not so: proposing one
+//! twice, or late, is harmless.
+
+use pollux_base::config::PowerConfig;
+use pollux_base::{ByteCount, Epoch, GroupId, ImageId, Incarnation, NodeId, Stamp, VmId, VolumeId};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// An entry, who proposed it and when by that node's wall clock (for people; decides nothing).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    pub by: NodeId,
+    pub unix_ms: u64,
+    /// Answers the API request that caused it, if one did.
+    pub request: Option<u64>,
+    pub change: Change,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "change", rename_all = "snake_case")]
+pub enum Change {
+    /// First entry: the cluster and its nodes.
+    Init {
+        name: String,
+        nodes: BTreeMap<NodeId, NodeSpec>,
+        witness: bool,
+    },
+    /// The membership authority changed hands. `expect` is the epoch it follows.
+    RaiseEpoch {
+        expect: Epoch,
+        epoch: Epoch,
+        holder: Holder,
+        proof: Proof,
+    },
+    /// A node was proven unable to act, or came back.
+    NodePhase {
+        node: NodeId,
+        epoch: Epoch,
+        phase: NodePhase,
+        proof: Option<FenceProof>,
+    },
+    /// An image is a mirrored volume of its own group, filled by the node that took the upload. Not usable before ready.
+    CreateImage {
+        name: String,
+        size: ByteCount,
+        node: NodeId,
+    },
+    ImageReady {
+        image: ImageId,
+        sha256: String,
+    },
+    DeleteImage {
+        image: ImageId,
+    },
+    /// A VM with its disks: one group, one volume per disk. The primary of the new group and the VM's first node: `node`.
+    CreateVm {
+        spec: VmSpec,
+        node: NodeId,
+    },
+    DeleteVm {
+        vm: VmId,
+    },
+    /// What the user wants of the VM.
+    WantVm {
+        vm: VmId,
+        wanted: Wanted,
+    },
+    /// What became of the VM. Changes nothing unless `expect` is the VM's present incarnation and phase change is legal.
+    VmPhase {
+        vm: VmId,
+        expect: Incarnation,
+        incarnation: Incarnation,
+        node: NodeId,
+        phase: VmPhase,
+        reason: String,
+    },
+    /// A volume of its own group, not of a VM.
+    CreateVolume {
+        name: String,
+        size: ByteCount,
+        node: NodeId,
+    },
+    DeleteVolume {
+        volume: VolumeId,
+    },
+    ExportVolume {
+        volume: VolumeId,
+        exported: bool,
+    },
+    /// New authority record of a group. Changes nothing unless `expect` is the group's present stamp. The new stamp is the
+    /// present epoch and the generation after `expect`'s.
+    SetGroup {
+        group: GroupId,
+        expect: Stamp,
+        primary: NodeId,
+        in_sync: BTreeSet<NodeId>,
+        reason: String,
+    },
+    /// A human lets a diverged replica be overwritten (W10).
+    DiscardReplica {
+        group: GroupId,
+        node: NodeId,
+        loser: Stamp,
+    },
+    /// Something worth telling `pollux why`, without other effect.
+    Note {
+        subject: Subject,
+        text: String,
+    },
+}
+
+/// Who may decide for the cluster under an epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "holder", rename_all = "snake_case")]
+pub enum Holder {
+    /// All members, by majority of the log.
+    Members,
+    /// This node alone, under a grant.
+    Alone { node: NodeId },
+}
+
+/// Why a side may go on alone (section 3).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "proof", rename_all = "snake_case")]
+pub enum Proof {
+    /// The witness' register was swapped from `(epoch, both)` to `(epoch + 1, me)`.
+    Witness,
+    /// A human typed the token that names what may be lost.
+    Human { token: String },
+    /// The members were all there.
+    Members,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeSpec {
+    pub name: String,
+    /// Where the node's `noded` is reached by peers and clients, host:port.
+    pub api: Vec<String>,
+    /// Where its `blockd` listens for replication, most wanted first.
+    pub replication: Vec<String>,
+    /// Where its `blockd` serves NBD to other machines.
+    pub nbd: Option<String>,
+    /// Its power switch, if it has one.
+    pub power: Option<PowerConfig>,
+    pub memory_bytes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "phase", rename_all = "snake_case")]
+pub enum NodePhase {
+    Online,
+    /// Out of the membership; may still be acting until fenced or its bounds have run out.
+    Lost,
+    /// Proven unable to act.
+    Fenced,
+}
+
+/// Evidence that a node can not act.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "evidence", rename_all = "snake_case")]
+pub enum FenceProof {
+    /// Power was switched off and read back as off.
+    PowerOff { uuid: String },
+    /// The guard's lease has run out by our clock: this many milliseconds since it was last heard.
+    GuardBound { waited_ms: u64 },
+    /// A human said so, with the token.
+    Human { token: String },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmSpec {
+    pub name: String,
+    pub cpus: u32,
+    pub memory: ByteCount,
+    pub image: Option<ImageId>,
+    pub disks: Vec<ByteCount>,
+    /// Fixed at creation, so that the guest keeps its address.
+    pub mac: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wanted {
+    Running,
+    Stopped,
+}
+
+/// The life of a VM reads downwards; from `Recovering` it goes back to `Starting` under the next incarnation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmPhase {
+    Stopped,
+    /// The node may start it, once, under this incarnation.
+    Starting,
+    Running,
+    Stopping,
+    /// Its node was lost; it starts elsewhere when that node is proven unable to act.
+    Recovering,
+    Failed,
+}
+
+/// What an event is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(tag = "subject", content = "id", rename_all = "snake_case")]
+pub enum Subject {
+    Cluster,
+    Node(NodeId),
+    Group(GroupId),
+    Volume(VolumeId),
+    Vm(VmId),
+    Image(ImageId),
+}

@@ -1,0 +1,202 @@
+//! What goes into the core and what comes out: the seam that `noded` and the simulator both carry.
+
+use crate::entry::{Change, Entry, VmSpec};
+use pollux_base::config::PowerConfig;
+use pollux_base::guard::{GuardCommand, GuardView};
+use pollux_base::{Epoch, ImageId, Incarnation, NodeId, Order, Report, VmId, VolumeId};
+use serde::{Deserialize, Serialize};
+
+/// The value of the cluster's register at the witness.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Register {
+    pub epoch: Epoch,
+    /// `None`: both (all members). `Some`: this node went on alone.
+    pub alone: Option<NodeId>,
+}
+
+/// This node's own durable word on the authority under which it last acted; kept outside the log, because the log is
+/// forced by it. Saved before it is acted upon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpochRecord {
+    pub epoch: Epoch,
+    /// This node holds the grant for `epoch` alone.
+    pub alone: bool,
+}
+
+/// How a peer introduces itself, both ways, on the control connection; sent anew whenever it changes, at least each second.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerHello {
+    pub node: NodeId,
+    pub epoch: Epoch,
+    pub alone: bool,
+    /// Since when (wall clock, for people) the sender acts under this epoch.
+    pub since_unix_ms: u64,
+    /// Not a voter at present: a fresh or outdated node that asks to be taken in.
+    pub wants_to_join: bool,
+}
+
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// An entry is committed; they come in order, each once, also those replayed after a restart.
+    Committed {
+        index: u64,
+        entry: Entry,
+    },
+    /// The state as of `index`, when the log before it is gone. Replaces everything applied.
+    Snapshot {
+        index: u64,
+        state: Box<crate::State>,
+    },
+    /// The log's leader and voters as this node knows them.
+    Log {
+        leader: Option<NodeId>,
+        voters: Vec<NodeId>,
+        learners: Vec<NodeId>,
+    },
+    /// An API request that changes something: validated here, answered by `Output::Answer`.
+    Request {
+        request: u64,
+        unix_ms: u64,
+        change: Box<Change>,
+    },
+    Guard(GuardView),
+    Peer(PeerHello),
+    /// The control connection to the peer is lost.
+    PeerGone(NodeId),
+    /// The witness' answer to the newest `AskWitness`; `Err`: not reached or refused, with the reason for people.
+    Witness {
+        ask: u64,
+        result: Result<WitnessAnswer, String>,
+    },
+    EpochSaved(EpochRecord),
+    Fence {
+        node: NodeId,
+        result: Result<(), String>,
+    },
+    /// What the local data plane reports; `None`: the connection to `blockd` is lost.
+    Data(Option<Report>),
+    Vm(VmEvent),
+    /// A human confirms, with the token shown by `State::confirm_token`, that a node is down.
+    ConfirmDown {
+        request: u64,
+        node: NodeId,
+        token: String,
+    },
+    /// Time passed.
+    Tick {
+        unix_ms: u64,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WitnessAnswer {
+    /// The swap was made, or had been made before by us.
+    Swapped(Register),
+    /// The register holds something else.
+    Holds(Register),
+}
+
+#[derive(Clone, Debug)]
+pub enum Output {
+    /// Put this into the log (forwarded to the leader if that is another node). May be lost: asked again when still needed.
+    Propose(Entry),
+    Answer {
+        request: u64,
+        result: Result<Answer, Refusal>,
+    },
+    AskWitness {
+        ask: u64,
+        expect: Register,
+        set: Option<Register>,
+    },
+    SaveEpoch(EpochRecord),
+    /// Make this node the only voter of its own log, now, whatever the others say (after `EpochSaved` of an `alone`).
+    ForceAlone {
+        epoch: Epoch,
+    },
+    /// This node is outdated: give up the log and state, and ask `from` to be taken in.
+    GiveUpLog {
+        from: NodeId,
+        epoch: Epoch,
+    },
+    /// Take the peer in, first as a learner, then as a voter. Repeated until seen in `Input::Log`.
+    TakeIn {
+        node: NodeId,
+    },
+    /// Switch this node off and read back that it is off.
+    Fence {
+        node: NodeId,
+        power: PowerConfig,
+    },
+    Guard(GuardCommand),
+    Data(Order),
+    Vm(VmCommand),
+    /// Copy an image's volume into a VM's first disk, by their export names, then answer `VmEvent::Filled`. Asked of the
+    /// node that is primary of the VM's group; the image may be served by another.
+    Fill {
+        vm: VmId,
+        from: (ImageId, String),
+        to: (VolumeId, String),
+    },
+}
+
+/// The end of a request that changed something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Done,
+    Created { id: u64 },
+}
+
+/// Why a request is refused; each becomes one exit code and a hint.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(tag = "refusal", content = "text", rename_all = "snake_case")]
+pub enum Refusal {
+    #[error("{0}")]
+    Invalid(String),
+    #[error("{0}")]
+    NotFound(String),
+    #[error("{0}")]
+    Conflict(String),
+    /// It would endanger data or run something twice.
+    #[error("{0}")]
+    Unsafe(String),
+    /// Nobody may decide at present.
+    #[error("{0}")]
+    NoQuorum(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VmCommand {
+    /// Run the VM under this incarnation. If it already runs under it, nothing is done.
+    Start { vm: VmId, incarnation: Incarnation, spec: VmSpec, volumes: Vec<(VolumeId, String)> },
+    /// Ask the guest to shut down (ACPI power button).
+    Shutdown { vm: VmId },
+    /// End QEMU now.
+    Stop { vm: VmId },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VmEvent {
+    /// QEMU runs and was told to go on. Also for those found again after a restart of `noded`.
+    Running {
+        vm: VmId,
+        incarnation: Incarnation,
+    },
+    /// QEMU is gone. `by_guest`: the guest shut itself down.
+    Ended {
+        vm: VmId,
+        incarnation: Incarnation,
+        by_guest: bool,
+        detail: String,
+    },
+    StartFailed {
+        vm: VmId,
+        incarnation: Incarnation,
+        reason: String,
+    },
+    /// The volume holds the image (or could not be filled).
+    Filled {
+        vm: VmId,
+        result: Result<(), String>,
+    },
+}

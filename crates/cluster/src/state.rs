@@ -1,0 +1,5 @@
+//! The state that the log makes.
+
+/// Everything the cluster log says, applied.
+#[derive(Clone, Debug)]
+pub struct State {}

@@ -1,0 +1,1 @@
+//! A volume offered to someone: NBD.

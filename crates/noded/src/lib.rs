@@ -1,0 +1,1 @@
+//! DAEMON: the control plane of one node; and pollux-witness.

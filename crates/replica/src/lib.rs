@@ -1,0 +1,60 @@
+//! CORE: replication of groups on one node.
+//!
+//! `DataPlane` owns the node's `Store` and one small machine per group and per peer. The shell carries disk operations,
+//! frames and requests; the simulator carries the same values. Rules W1-W12 of `docs/ARCHITECTURE.md` live here; each is
+//! named where it is kept.
+
+pub mod wire;
+
+use pollux_base::{DiskDone, DiskOp, Instant, NodeId, Order, Reply, Report, Request, RequestId, Session, VolumeId};
+use wire::Frame;
+
+#[derive(Clone, Debug)]
+pub enum Input {
+    Disk(DiskDone),
+    /// A connection to the peer is up and both sides have named cluster, node and wire version to each other. `session`
+    /// is larger than any before for this peer on this node; an earlier session of the peer is thereby over.
+    LinkUp {
+        peer: NodeId,
+        session: Session,
+    },
+    LinkDown {
+        peer: NodeId,
+        session: Session,
+    },
+    /// A frame that arrived whole and undamaged on this session.
+    Frame {
+        peer: NodeId,
+        session: Session,
+        frame: Frame,
+    },
+    Order(Order),
+    /// Held while the group is frozen; answered by exactly one `Reply` unless the client goes away.
+    Request(Request),
+    /// The client is gone: its replies need not be given. What was begun is still finished.
+    Abandon(RequestId),
+}
+
+#[derive(Clone, Debug)]
+pub enum Output {
+    Disk(DiskOp),
+    Send {
+        peer: NodeId,
+        session: Session,
+        frame: Frame,
+    },
+    /// The connection is of no use (a protocol error, a late peer): end it, and connect anew.
+    Disconnect {
+        peer: NodeId,
+        session: Session,
+        reason: String,
+    },
+    Report(Report),
+    Reply(RequestId, Reply),
+    /// Whether front ends may take clients for this volume here: this node is (or was just ordered to be) its primary.
+    /// Requests may be held for a while after `served: true`. After `false` its clients are to be disconnected.
+    Served {
+        volume: VolumeId,
+        served: bool,
+    },
+}

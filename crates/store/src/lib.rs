@@ -1,0 +1,128 @@
+//! CORE: many volumes' bytes on one pool.
+//!
+//! Thin map, checksums, hot extents, disk format (`docs/disk-format.md`). Pure: disk operations go out through `poll`,
+//! their ends come in through `handle`. Three promises everything here serves:
+//!
+//! * what was acknowledged survives the death of the process at any point, what was flushed survives a power cut;
+//! * a block that does not match its checksum is never returned;
+//! * an extent that may differ between replicas is in `hot` or `changed_since` (W7, W8). Too many is allowed, too few
+//!   never.
+
+use pollux_base::disk::{DiskDone, DiskOp};
+use pollux_base::unit::BlockRange;
+use pollux_base::{
+    BlockChecksum, ByteCount, ClusterId, Data, ExtentIndex, Generation, GroupId, Instant, NodeId, PoolId, VolumeId,
+};
+
+/// Names a store request between its issue and its end; chosen by the caller.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct StoreRequestId(pub u64);
+
+/// What the pool's superblock must say for it to be opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PoolIdentity {
+    pub cluster: ClusterId,
+    pub node: NodeId,
+    pub pool: PoolId,
+}
+
+#[derive(Clone, Debug)]
+pub enum Input {
+    Disk(DiskDone),
+    Request(StoreRequestId, StoreOp),
+}
+
+#[derive(Clone, Debug)]
+pub enum StoreOp {
+    /// Makes the volume known, or grows it. Ends in `Done` when durable. The same again changes nothing.
+    Create { volume: VolumeId, group: GroupId, size: ByteCount },
+    /// Erases the volume; its space is free when this ends.
+    Delete { volume: VolumeId },
+    /// Keeps a small text of the caller (at most `NOTE_BYTES_MAX`) for a group, durable when this ends. `None` erases it.
+    PutNote { group: GroupId, note: Option<Vec<u8>> },
+    /// W7: marks the extents hot under `generation` durably, allocating nothing yet. Ends in `Done` when every one of
+    /// them is hot with at least this generation on disk. Must precede `Write` and `Zero` to them (asserted).
+    Heat { volume: VolumeId, extents: Vec<ExtentIndex>, generation: Generation },
+    /// The caller states that the extents hold the same on every in-sync replica and that nothing is in flight: their
+    /// derived metadata is written and the mark taken back, in the background. Ends in `Done` when cold on disk. An
+    /// extent that is written to again meanwhile stays hot.
+    Cool { volume: VolumeId, extents: Vec<ExtentIndex> },
+    /// Raises the generation of every hot extent of the group to `generation`, durably. Part of adopting a new record.
+    Remark { group: GroupId, generation: Generation },
+    /// Every replica of the group is in sync: extents that hold nothing but were kept to tell of their change are freed.
+    Reap { group: GroupId },
+    /// Reads and verifies. Ends in `Read`. Blocks never written are zeros with `BlockChecksum::ZERO`.
+    Read { volume: VolumeId, range: BlockRange },
+    /// `checksums` has one entry per block, none ZERO. Ends in `Done` when on disk (not flushed). The caller never has
+    /// two writes to the same block under way.
+    Write { volume: VolumeId, range: BlockRange, data: Data, checksums: Vec<BlockChecksum> },
+    /// The range reads as zeros. Ends in `Done` when recorded (not flushed).
+    Zero { volume: VolumeId, range: BlockRange },
+    /// Everything that ended before this was asked survives a power cut.
+    Flush,
+    /// Stored checksums of a whole extent, for comparing replicas. Ends in `Checksums`.
+    Checksums { volume: VolumeId, extent: ExtentIndex },
+}
+
+/// Largest note, in bytes.
+pub const NOTE_BYTES_MAX: usize = 1024;
+
+#[derive(Clone, Debug)]
+pub enum Output {
+    Disk(DiskOp),
+    /// The pool is open (or not): nothing else is answered before.
+    Opened(Result<(), OpenError>),
+    Ended(StoreRequestId, Result<StoreReply, StoreError>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreReply {
+    Done,
+    Read {
+        data: Data,
+        checksums: Vec<BlockChecksum>,
+    },
+    /// `EXTENT_BLOCKS` entries.
+    Checksums(Vec<BlockChecksum>),
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    #[error("no such volume")]
+    NoVolume,
+    #[error("outside the volume")]
+    OutOfRange,
+    /// Nothing was changed; the caller holds the write and tries again when space was freed or added.
+    #[error("the pool is full")]
+    Full,
+    /// These blocks do not match their checksums; a good copy must come from a peer. Other blocks of the request are fine.
+    #[error("{} blocks do not match their checksums", .0.len())]
+    Corrupt(Vec<BlockRange>),
+    /// The disk failed. A failed write or flush is never retried into success: the store takes no more writes.
+    #[error("the disk failed: {0}")]
+    Disk(String),
+    #[error("a note of {0} bytes is longer than {NOTE_BYTES_MAX}")]
+    NoteTooLong(usize),
+}
+
+/// Why a pool was not opened. The pool is left untouched.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    #[error("not a Pollux pool: neither superblock has the magic number")]
+    NotAPool,
+    #[error("both superblocks are damaged")]
+    SuperblocksDamaged,
+    #[error("disk format version {found} is not known to this program (knows {known})")]
+    Version { found: u32, known: u32 },
+    #[error("the pool belongs to cluster {found}, this node to {expected}")]
+    OtherCluster { found: ClusterId, expected: ClusterId },
+    #[error("the pool belongs to node {found}, this node is {expected}")]
+    OtherNode { found: NodeId, expected: NodeId },
+    #[error("the pool is {found} bytes long, its superblock says {expected}")]
+    Truncated { found: u64, expected: u64 },
+    #[error("metadata is damaged: {0}")]
+    Damaged(String),
+    #[error("the disk failed: {0}")]
+    Disk(String),
+}

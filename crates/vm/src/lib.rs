@@ -1,0 +1,1 @@
+//! QEMU: spec to argv, QMP session, guest life.

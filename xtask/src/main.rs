@@ -1,0 +1,3 @@
+//! Project chores: check, fix, sim, bench.
+
+fn main() {}
