@@ -8,10 +8,15 @@
 //! * an extent that may differ between replicas is in `hot` or `changed_since` (W7, W8). Too many is allowed, too few
 //!   never.
 
+pub mod faulty_disk;
+mod store;
+
+pub use store::Store;
+
 use pollux_base::disk::{DiskDone, DiskOp};
 use pollux_base::unit::BlockRange;
 use pollux_base::{
-    BlockChecksum, ByteCount, ClusterId, Data, ExtentIndex, Generation, GroupId, Instant, NodeId, PoolId, VolumeId,
+    BlockChecksum, ByteCount, ClusterId, Data, ExtentIndex, Generation, GroupId, NodeId, PoolId, VolumeId,
 };
 
 /// Names a store request between its issue and its end; chosen by the caller.
@@ -125,4 +130,22 @@ pub enum OpenError {
     Damaged(String),
     #[error("the disk failed: {0}")]
     Disk(String),
+}
+
+/// Smallest pool: room for the metadata and a few extents.
+pub const POOL_BYTES_MIN: u64 = 64 << 20;
+/// Largest pool, bounded by the slot numbers of the disk format.
+pub const POOL_BYTES_MAX: u64 = 1 << 50;
+/// Extents that are hot at one time, over all volumes. Bounds the memory for their checksums (8 KiB each), the records
+/// that a checkpoint of the journal writes anew, and what is read again after a crash (4 MiB each). `Heat` beyond it
+/// waits until others have cooled.
+pub const HOT_EXTENTS_MAX: usize = 1024;
+
+/// Why a pool cannot be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FormatError {
+    #[error("a pool of {size} is too small, it needs {min}")]
+    TooSmall { size: ByteCount, min: ByteCount },
+    #[error("a pool of {size} is too large, the limit is {max}")]
+    TooLarge { size: ByteCount, max: ByteCount },
 }
