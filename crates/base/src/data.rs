@@ -95,6 +95,32 @@ impl fmt::Debug for Data {
     }
 }
 
+/// A piece of an outgoing byte stream: a few bytes made for it (headers), or shared data. Senders gather pieces, so that
+/// data is never copied behind its header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Segment {
+    Bytes(Vec<u8>),
+    Data(Data),
+}
+
+impl Segment {
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        match self {
+            Segment::Bytes(bytes) => bytes,
+            Segment::Data(data) => data.as_slice(),
+        }
+    }
+    /// How many bytes.
+    pub fn len(&self) -> usize {
+        self.as_slice().len()
+    }
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.as_slice().is_empty()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

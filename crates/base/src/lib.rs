@@ -18,7 +18,7 @@ pub mod unit;
 
 pub use block::{BlockError, Op, Reply, Request, RequestId};
 pub use checksum::BlockChecksum;
-pub use data::Data;
+pub use data::{Data, Segment};
 pub use disk::{DiskDone, DiskError, DiskOp, DiskOpId, DiskOpKind};
 pub use id::{ClusterId, GroupId, ImageId, NodeId, PoolId, Session, VmId, VolumeId};
 pub use order::{Order, Report};
