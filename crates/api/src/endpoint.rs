@@ -1,0 +1,124 @@
+//! Every endpoint in one table: the OpenAPI text and a test of `noded`'s router are made from it.
+//!
+//! All but `/v1/openapi.json` need the header `Authorization: Bearer TOKEN`. `{vm}`, `{volume}`, `{image}` and `{node}`
+//! take a name or an id. Every error has the shape of `ApiError`. Changing requests answer `202` with `Accepted` when
+//! the change is committed; the task says when the state that was asked for is reached.
+
+/// One operation.
+#[derive(Clone, Copy, Debug)]
+pub struct Endpoint {
+    /// `GET`, `POST` or `DELETE`.
+    pub method: &'static str,
+    pub path: &'static str,
+    pub summary: &'static str,
+    /// Query parameters: name and meaning. All are optional unless the meaning begins with `Needed`.
+    pub query: &'static [(&'static str, &'static str)],
+    pub takes: Body,
+    pub gives: Body,
+}
+
+/// What a request or an answer carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body {
+    Nothing,
+    /// JSON of this type.
+    One(&'static str),
+    /// A JSON array of this type.
+    Many(&'static str),
+    /// Any JSON object.
+    Json,
+    /// Bytes, streamed.
+    Bytes,
+}
+
+use Body::{Bytes, Json, Many, Nothing, One};
+
+const fn get(path: &'static str, summary: &'static str, gives: Body) -> Endpoint {
+    Endpoint { method: "GET", path, summary, query: &[], takes: Nothing, gives }
+}
+const fn post(path: &'static str, summary: &'static str, takes: Body) -> Endpoint {
+    Endpoint { method: "POST", path, summary, query: &[], takes, gives: One("Accepted") }
+}
+const fn delete(path: &'static str, summary: &'static str) -> Endpoint {
+    Endpoint { method: "DELETE", path, summary, query: &[], takes: Nothing, gives: One("Accepted") }
+}
+
+pub const ENDPOINTS: &[Endpoint] = &[
+    get("/v1/openapi.json", "This contract.", Json),
+    get("/v1/status", "Everything at one look: headline, nodes, groups, VMs, witness.", One("Status")),
+    get("/v1/nodes", "All nodes.", Many("Node")),
+    get("/v1/nodes/{node}", "One node.", One("Node")),
+    get(
+        "/v1/nodes/{node}/confirm-token",
+        "What to type to confirm that a node is down, and what may be lost by it.",
+        One("ConfirmToken"),
+    ),
+    post(
+        "/v1/nodes/{node}/confirm-down",
+        "A human confirms that the node is down and can not act: the last resort.",
+        One("ConfirmDown"),
+    ),
+    get("/v1/vms", "All VMs.", Many("Vm")),
+    post("/v1/vms", "Create a VM with its disks.", One("CreateVm")),
+    get("/v1/vms/{vm}", "One VM.", One("Vm")),
+    delete("/v1/vms/{vm}", "Delete a stopped VM and its disks."),
+    post("/v1/vms/{vm}/start", "Have it running.", Nothing),
+    post("/v1/vms/{vm}/shutdown", "Have it stopped: the guest is asked to shut down.", Nothing),
+    post("/v1/vms/{vm}/stop", "Have it stopped: it is ended at once.", Nothing),
+    get("/v1/vms/{vm}/why", "The events that made the VM's state what it is.", Many("Event")),
+    get(
+        "/v1/vms/{vm}/console",
+        "The serial console: what was kept of the past, then what follows, until the client goes away. Redirects (307) to \
+         the node that runs the VM.",
+        Bytes,
+    ),
+    Endpoint {
+        method: "POST",
+        path: "/v1/vms/{vm}/console",
+        summary: "Type into the serial console. Redirects (307) to the node that runs the VM.",
+        query: &[],
+        takes: Bytes,
+        gives: Nothing,
+    },
+    get("/v1/volumes", "All volumes.", Many("Volume")),
+    post("/v1/volumes", "Create a volume of its own group.", One("CreateVolume")),
+    get("/v1/volumes/{volume}", "One volume.", One("Volume")),
+    delete("/v1/volumes/{volume}", "Delete a volume that belongs to no VM and no image."),
+    post("/v1/volumes/{volume}/export", "Offer it over NBD, or cease to.", One("ExportVolume")),
+    get("/v1/images", "All images.", Many("Image")),
+    Endpoint {
+        method: "POST",
+        path: "/v1/images",
+        summary: "Upload an image of any format that qemu-img reads.",
+        query: &[
+            ("name", "Needed: the new image's name."),
+            ("format", "Format of the bytes; found out when not given."),
+        ],
+        takes: Bytes,
+        gives: One("Accepted"),
+    },
+    get("/v1/images/{image}", "One image.", One("Image")),
+    delete("/v1/images/{image}", "Delete an image. VMs made from it keep their disks."),
+    get("/v1/groups", "All groups.", Many("Group")),
+    Endpoint {
+        method: "GET",
+        path: "/v1/events",
+        summary: "What happened, oldest first.",
+        query: &[
+            ("since", "Only events with a greater index."),
+            ("limit", "At most so many, the newest; 1000 if not given."),
+        ],
+        takes: Nothing,
+        gives: Many("Event"),
+    },
+    get("/v1/tasks", "Requests that this node has taken, newest first.", Many("Task")),
+    Endpoint {
+        method: "GET",
+        path: "/v1/tasks/{task}",
+        summary: "One task; waits for its end if asked to.",
+        query: &[("wait_ms", "Answer when the task has ended, or after this time (at most 30000).")],
+        takes: Nothing,
+        gives: One("Task"),
+    },
+    get("/v1/witness", "The witness as the answering node last saw it; null without one.", One("Witness")),
+];

@@ -1,0 +1,343 @@
+//! What can be looked at. Ids are numbers of the cluster log; nodes, VMs, volumes and images are also known by name.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use utoipa::ToSchema;
+
+/// A set of words: one meaning each, the same in JSON, tables and logs.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$word_doc:meta])* $variant:ident = $word:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+        #[serde(rename_all = "snake_case")]
+        pub enum $name { $($(#[$word_doc])* $variant,)* }
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(match self { $($name::$variant => $word,)* })
+            }
+        }
+    };
+}
+
+/// Everything at one look, as the answering node sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    /// 32 hexadecimal digits.
+    pub cluster: String,
+    pub cluster_name: String,
+    /// If a node dies now, what happens?
+    pub headline: Headline,
+    pub epoch: u64,
+    /// The node that went on alone under a grant, while it does.
+    pub alone: Option<String>,
+    /// The node that leads the cluster log, if one is known.
+    pub leader: Option<String>,
+    /// The node that answered.
+    pub answered_by: String,
+    pub unix_ms: u64,
+    pub nodes: Vec<Node>,
+    pub groups: Vec<Group>,
+    pub vms: Vec<Vm>,
+    pub witness: Option<Witness>,
+}
+
+/// The answer to "if a node dies now, what happens?".
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Headline {
+    pub protection: Protection,
+    /// One sentence for people.
+    pub text: String,
+    /// What mends it: a command, or what is waited for.
+    pub hint: Option<String>,
+}
+
+words! {
+    /// The state of the cluster as a whole.
+    Protection {
+        /// Any one node may die: its VMs restart on the others with every acknowledged write.
+        Protected = "protected",
+        /// It would go on, with something less than promised.
+        Degraded = "degraded",
+        /// The death of a node would stop VMs or leave a decision to a human.
+        Unprotected = "unprotected",
+        /// Takeover is switched off by the operator.
+        Disarmed = "disarmed",
+    }
+}
+
+/// One server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Node {
+    pub id: u64,
+    pub name: String,
+    pub state: NodeState,
+    /// Why, when it is not `online`.
+    pub reason: Option<String>,
+    /// The command that mends it.
+    pub hint: Option<String>,
+    /// Whether it leads the cluster log.
+    pub leader: bool,
+    /// Whether it has a vote in the cluster log.
+    pub voter: bool,
+    /// Where its API listens.
+    pub api: Vec<String>,
+    /// Whether a power switch is configured for it.
+    pub power_switch: bool,
+    /// Memory that guests may have together, and what the VMs placed here have.
+    pub memory_bytes: u64,
+    pub memory_used_bytes: u64,
+}
+
+words! {
+    NodeState {
+        Online = "online",
+        Maintenance = "maintenance",
+        /// Not heard at present; nothing was decided yet.
+        Suspect = "suspect",
+        /// Being made provably unable to act.
+        Fencing = "fencing",
+        /// Proven unable to act.
+        Down = "down",
+        /// Alive but cut off from who decides.
+        Isolated = "isolated",
+        /// Being taken in.
+        Joining = "joining",
+    }
+}
+
+/// Volumes that stay consistent together; the unit of replication authority.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Group {
+    pub id: u64,
+    /// Name of the VM, volume or image it belongs to.
+    pub name: String,
+    pub kind: GroupKind,
+    pub state: GroupState,
+    /// Why, when it is not `healthy`.
+    pub reason: Option<String>,
+    /// While `resyncing`.
+    pub resync: Option<Resync>,
+    pub generation: u64,
+    pub epoch: u64,
+    /// Node whose replica accepts I/O.
+    pub primary: String,
+    /// Nodes whose replicas hold every acknowledged write.
+    pub in_sync: Vec<String>,
+    /// All nodes that carry a replica.
+    pub replicas: Vec<String>,
+    pub volumes: Vec<u64>,
+    /// Bytes of the answering node's pool taken by it.
+    pub used_bytes: Option<u64>,
+}
+
+words! {
+    GroupKind {
+        Vm = "vm",
+        Volume = "volume",
+        Image = "image",
+    }
+}
+
+words! {
+    GroupState {
+        /// Every replica is in sync and connected, and I/O goes on.
+        Healthy = "healthy",
+        /// I/O goes on with fewer replicas than wanted.
+        Degraded = "degraded",
+        /// A replica is being brought up to date.
+        Resyncing = "resyncing",
+        /// The answering node's replica lacks writes and the primary is not known to serve.
+        Stale = "stale",
+        /// I/O is held, not failed.
+        Frozen = "frozen",
+        Failed = "failed",
+    }
+}
+
+/// How far a resync is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Resync {
+    /// The node whose replica is brought up to date.
+    pub node: String,
+    pub percent: f64,
+    /// Candidate extents (4 MiB each) at the start and still to do.
+    pub extents_total: u64,
+    pub extents_left: u64,
+    /// Bytes of differing blocks sent so far.
+    pub sent_bytes: u64,
+}
+
+/// A virtual machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Vm {
+    pub id: u64,
+    pub name: String,
+    pub state: VmState,
+    /// Why, when there is something to say.
+    pub reason: Option<String>,
+    /// What the user wants of it.
+    pub wanted: Wanted,
+    /// Where it runs or ran last.
+    pub node: String,
+    /// Number of its newest run.
+    pub incarnation: u64,
+    pub cpus: u32,
+    pub memory_bytes: u64,
+    pub image: Option<String>,
+    pub mac: String,
+    pub group: u64,
+    pub disks: Vec<u64>,
+}
+
+words! {
+    VmState {
+        Running = "running",
+        Starting = "starting",
+        Stopping = "stopping",
+        Stopped = "stopped",
+        Migrating = "migrating",
+        /// Its node was lost; it starts elsewhere when that node is proven unable to act.
+        Recovering = "recovering",
+        /// Wanted, but something must happen first; the reason says what.
+        Blocked = "blocked",
+        Failed = "failed",
+    }
+}
+
+words! {
+    Wanted {
+        Running = "running",
+        Stopped = "stopped",
+    }
+}
+
+/// A virtual disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Volume {
+    pub id: u64,
+    pub name: String,
+    pub size_bytes: u64,
+    pub group: u64,
+    /// State of its group.
+    pub state: GroupState,
+    pub primary: String,
+    /// Whose disk it is.
+    pub vm: Option<String>,
+    pub image: Option<String>,
+    /// NBD addresses while it is exported, the serving node's first. A client that loses one connects to the other.
+    pub uris: Vec<String>,
+}
+
+/// A disk image from which VMs are made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Image {
+    pub id: u64,
+    pub name: String,
+    pub size_bytes: u64,
+    /// Whether it is filled and can be used.
+    pub ready: bool,
+    /// Of the raw image, once it is filled.
+    pub sha256: Option<String>,
+    pub group: u64,
+    pub volume: u64,
+}
+
+/// Something that happened, with its reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Event {
+    /// Grows with every event; the argument of `since`.
+    pub index: u64,
+    pub unix_ms: u64,
+    /// The node that proposed it.
+    pub by: String,
+    pub subject: Subject,
+    pub text: String,
+}
+
+/// What an event is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Subject {
+    pub kind: SubjectKind,
+    pub id: Option<u64>,
+    pub name: String,
+}
+
+words! {
+    SubjectKind {
+        Cluster = "cluster",
+        Node = "node",
+        Group = "group",
+        Volume = "volume",
+        Vm = "vm",
+        Image = "image",
+    }
+}
+
+/// A request on its way to the state it asked for. Kept by the node that took it, for a while after it ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Task {
+    /// Names the node that keeps it, such as `n1-17`.
+    pub task: String,
+    /// Such as `vm start`.
+    pub action: String,
+    /// Name of what it is about.
+    pub subject: String,
+    pub state: TaskState,
+    /// What it waits for, how it ended, or why it failed.
+    pub detail: String,
+    /// The id of what was created.
+    pub id: Option<u64>,
+    pub started_unix_ms: u64,
+    pub ended_unix_ms: Option<u64>,
+    /// Set when it failed.
+    pub error: Option<crate::error::ApiError>,
+}
+
+words! {
+    TaskState {
+        Running = "running",
+        Done = "done",
+        Failed = "failed",
+    }
+}
+
+/// The register outside the nodes that decides who goes on alone, as the answering node last saw it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Witness {
+    pub address: String,
+    /// `None`: not asked yet.
+    pub reachable: Option<bool>,
+    /// Since when `reachable` is what it is.
+    pub since_unix_ms: Option<u64>,
+    pub epoch: Option<u64>,
+    /// The node that holds the grant; none: all members.
+    pub alone: Option<String>,
+    /// Why it is not reachable.
+    pub error: Option<String>,
+    pub hint: Option<String>,
+}
+
+/// What a human types to say that a node is down.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ConfirmToken {
+    pub node: String,
+    pub token: String,
+    /// What the confirmation means and what may be lost.
+    pub text: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_the_same_in_tables_and_in_json() {
+        for word in [NodeState::Online, NodeState::Fencing, NodeState::Isolated] {
+            assert_eq!(serde_json::to_value(word).unwrap(), word.to_string());
+        }
+        for word in [VmState::Recovering, VmState::Blocked] {
+            assert_eq!(serde_json::to_value(word).unwrap(), word.to_string());
+        }
+        assert_eq!(format!("{:>9}|", GroupState::Healthy), "  healthy|");
+    }
+}
