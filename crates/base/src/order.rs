@@ -105,3 +105,40 @@ pub struct ResyncProgress {
     /// Bytes of differing blocks sent so far.
     pub sent_bytes: u64,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{GroupRecord, Lineage};
+    use crate::unit::{ByteCount, Epoch};
+
+    /// Orders hold maps with numbers as keys inside tagged enums.
+    #[test]
+    fn orders_and_reports_survive_their_text_form() {
+        let stamp = Stamp { epoch: Epoch(1), generation: Generation(2) };
+        let group = GroupSpec {
+            group: GroupId(7),
+            replicas: BTreeSet::from([NodeId(1), NodeId(2)]),
+            volumes: BTreeMap::from([(VolumeId(9), ByteCount(4096))]),
+            record: GroupRecord { stamp, primary: NodeId(1), in_sync: BTreeSet::from([NodeId(1)]) },
+            lineage: Lineage(BTreeMap::from([(stamp.epoch, stamp.generation)])),
+        };
+        let addresses = BTreeMap::from([(NodeId(2), vec!["192.0.2.2:7001".to_string()])]);
+        for order in [Order::Group(group), Order::Peers { addresses }] {
+            let text = serde_json::to_string(&order).expect("an order always becomes text");
+            assert_eq!(serde_json::from_str::<Order>(&text).map_err(|error| error.to_string()), Ok(order));
+        }
+        let progress = ResyncProgress { extents_total: 2, extents_left: 1, sent_bytes: 4096 };
+        let report = Report::Group(GroupReport {
+            group: GroupId(7),
+            stamp: Some(stamp),
+            state: ReplicaState::Serving,
+            used_bytes: 0,
+            healed_blocks: 0,
+            resync: BTreeMap::from([(NodeId(2), progress)]),
+            connected: BTreeSet::new(),
+        });
+        let text = serde_json::to_string(&report).expect("a report always becomes text");
+        assert_eq!(serde_json::from_str::<Report>(&text).map_err(|error| error.to_string()), Ok(report));
+    }
+}

@@ -15,12 +15,42 @@ pub const EXTENT_BYTES: u64 = BLOCK_BYTES * EXTENT_BLOCKS;
 /// an extent index always fits into 32.
 pub const VOLUME_BYTES_MAX: u64 = 1 << 50;
 
+/// Text formats write a number that is the key of a map as a string, and serde does not turn it back inside a tagged
+/// enum. So from text a number is taken in both forms, from binary formats as it is.
+macro_rules! deserialize_number {
+    ($name:ident($inner:ty)) => {
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                if !deserializer.is_human_readable() {
+                    return <$inner>::deserialize(deserializer).map($name);
+                }
+                struct Number;
+                impl serde::de::Visitor<'_> for Number {
+                    type Value = $name;
+                    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                        f.write_str("a whole number")
+                    }
+                    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<$name, E> {
+                        <$inner>::try_from(value).map($name).map_err(E::custom)
+                    }
+                    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<$name, E> {
+                        text.parse().map($name).map_err(E::custom)
+                    }
+                }
+                deserializer.deserialize_any(Number)
+            }
+        }
+    };
+}
+pub(crate) use deserialize_number;
+
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident($inner:ty), $format:literal) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize)]
         #[serde(transparent)]
         pub struct $name(pub $inner);
+        deserialize_number!($name($inner));
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 write!(f, $format, self.0)
