@@ -4,10 +4,24 @@
 //! frames and requests; the simulator carries the same values. Rules W1-W12 of `docs/ARCHITECTURE.md` live here; each is
 //! named where it is kept.
 
+mod data_plane;
 pub mod wire;
 
-use pollux_base::{DiskDone, DiskOp, Instant, NodeId, Order, Reply, Report, Request, RequestId, Session, VolumeId};
+pub use data_plane::DataPlane;
+
+use pollux_base::{
+    ByteCount, ClusterId, DiskDone, DiskOp, NodeId, Order, Reply, Report, Request, RequestId, Session, VolumeId,
+};
 use wire::Frame;
+
+/// Who this node is and where its pool ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    pub cluster: ClusterId,
+    pub node: NodeId,
+    /// Size of the pool's disk.
+    pub pool_size: ByteCount,
+}
 
 #[derive(Clone, Debug)]
 pub enum Input {
@@ -33,6 +47,8 @@ pub enum Input {
     Request(Request),
     /// The client is gone: its replies need not be given. What was begun is still finished.
     Abandon(RequestId),
+    /// Time has passed; to be given when `deadline` is reached.
+    Tick,
 }
 
 #[derive(Clone, Debug)]

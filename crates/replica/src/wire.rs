@@ -1,8 +1,220 @@
 //! The replication wire: `docs/wire-format.md`.
 //!
-//! A frame is a fixed header with its own checksum, then a small body (postcard), then blocks. Blocks travel beside
-//! their 64-bit checksums and are checked on arrival (W11). The codec is pure: bytes in, frames out.
+//! A connection begins with a `Hello` each way, then frames. A frame is a fixed header with its own checksum, a small
+//! body (postcard), then block checksums, then blocks. The codec is pure: bytes in, frames out.
+//!
+//! Within one session frames arrive in the order in which they were sent, each at most once; a session may end at any
+//! point. That is all that is asked of the carrier, and the order is relied upon.
+//!
+//! Nothing a peer sends is trusted further than this: lengths are bounded before memory is taken, bodies are parsed, and
+//! ranges are held against the volume's size by whoever handles the message.
 
-/// One message.
-#[derive(Clone, Debug)]
-pub struct Frame {}
+mod codec;
+mod hello;
+
+pub use codec::{Decoder, WireError, encode};
+pub use hello::{HELLO_BYTES, Hello, agree, decode_hello, encode_hello};
+
+use pollux_base::record::GroupSpec;
+use pollux_base::unit::{BlockRange, EXTENT_BYTES};
+use pollux_base::{BlockChecksum, Data, ExtentIndex, GroupId, Stamp, VolumeId};
+use serde::{Deserialize, Serialize};
+
+/// The version this program speaks. Fixtures in `tests/wire.rs` freeze it: another layout is another version.
+pub const WIRE_VERSION: u16 = 1;
+/// Largest body. A `Join` that lists extents is the only long one and is widened until it fits (`JOIN_RUNS_MAX`).
+pub const BODY_BYTES_MAX: usize = 1 << 20;
+/// Most data in one frame: an extent.
+pub const DATA_BYTES_MAX: usize = EXTENT_BYTES as usize;
+/// Most block checksums in one frame: those of an extent.
+pub const CHECKSUMS_MAX: usize = DATA_BYTES_MAX / pollux_base::unit::BLOCK_BYTES as usize;
+/// Most runs of extents in one `Join`, over all volumes: at most 10 bytes each, so that they fit into a body.
+pub const JOIN_RUNS_MAX: usize = 64 << 10;
+
+/// One message with the blocks it carries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    pub message: Message,
+    /// One per block of `data`, or those of a whole extent for `Compare`.
+    pub checksums: Vec<BlockChecksum>,
+    /// Whole blocks, in order.
+    pub data: Option<Data>,
+}
+
+impl Frame {
+    /// A message that carries no blocks.
+    pub fn bare(message: Message) -> Frame {
+        Frame { message, checksums: Vec::new(), data: None }
+    }
+    /// Checks each block against the checksum that travelled with it (W11). The error says which block is wrong.
+    pub fn verify(&self) -> Result<(), WireError> {
+        let Some(data) = &self.data else { return Ok(()) };
+        let blocks = data.as_slice().chunks(pollux_base::unit::BLOCK_BYTES as usize);
+        for (index, (block, expected)) in blocks.zip(&self.checksums).enumerate() {
+            let actual = BlockChecksum::of(block);
+            if actual != *expected {
+                return Err(WireError::Block { index, expected: *expected, actual });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Matches an answer to its question: unique among all questions of one sender's run.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Sequence(pub u64);
+
+/// What is said. Apart from leases, which are between nodes, every message names its group and the stamp of the record
+/// under which it was said; what was said under an older record than the newest known is refused (W2).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Message {
+    /// A primary asks for the right to serve for `timing::LEASE` from when it sent this (W5).
+    LeaseAsk {
+        number: u64,
+    },
+    /// Granted, but for the groups of which the giver knows a newer record under which the asker is not primary.
+    LeaseGrant {
+        number: u64,
+        refused: Vec<GroupId>,
+    },
+    /// The newest record the sender knows. If the sender is its primary, it asks the receiver for a `Join`.
+    Announce {
+        spec: GroupSpec,
+    },
+    /// The sender knows of a newer record than was announced, but (just started) not what it says.
+    Newer {
+        group: GroupId,
+        stamp: Stamp,
+    },
+    /// To the primary of the record `stamp`, which the sender has durably adopted: how the sender's replica stands, and
+    /// the extents which are hot there or changed there beyond its standing (W8).
+    Join {
+        group: GroupId,
+        stamp: Stamp,
+        standing: Standing,
+        extents: Vec<(VolumeId, Vec<ExtentRun>)>,
+    },
+    /// Data for the blocks of `range`, which lies in one extent. Answered by `Done`. `fua`: flush before answering.
+    Write {
+        group: GroupId,
+        stamp: Stamp,
+        sequence: Sequence,
+        volume: VolumeId,
+        range: BlockRange,
+        fua: bool,
+    },
+    /// The range reads as zeros afterwards. Answered by `Done`.
+    Zero {
+        group: GroupId,
+        stamp: Stamp,
+        sequence: Sequence,
+        volume: VolumeId,
+        range: BlockRange,
+        fua: bool,
+    },
+    /// Everything answered before this survives a power cut. Answered by `Done`.
+    Flush {
+        group: GroupId,
+        stamp: Stamp,
+        sequence: Sequence,
+    },
+    /// Asked of a member when the primary has no good copy. Answered by `ReadData` or `Refused`.
+    ReadAsk {
+        group: GroupId,
+        stamp: Stamp,
+        sequence: Sequence,
+        volume: VolumeId,
+        range: BlockRange,
+    },
+    ReadData {
+        group: GroupId,
+        stamp: Stamp,
+        sequence: Sequence,
+    },
+    /// The sender's checksums of a whole extent. Answered by `Differs`.
+    Compare {
+        group: GroupId,
+        stamp: Stamp,
+        sequence: Sequence,
+        volume: VolumeId,
+        extent: ExtentIndex,
+    },
+    /// Blocks of the compared extent that are not the same here, as runs in the volume.
+    Differs {
+        group: GroupId,
+        stamp: Stamp,
+        sequence: Sequence,
+        runs: Vec<BlockRange>,
+    },
+    /// The extents are the same on every replica that counts, and nothing is in flight: their marks may be taken back.
+    Cool {
+        group: GroupId,
+        stamp: Stamp,
+        volume: VolumeId,
+        extents: Vec<ExtentIndex>,
+    },
+    /// The receiver holds every acknowledged write and is needed for every further one: it flushes, notes this, and
+    /// answers `Done`. Only then may a record name it (W9).
+    Current {
+        group: GroupId,
+        stamp: Stamp,
+        sequence: Sequence,
+    },
+    /// What was asked is done.
+    Done {
+        group: GroupId,
+        stamp: Stamp,
+        sequence: Sequence,
+    },
+    /// The pool here is full: what was asked is held and done when there is space.
+    Held {
+        group: GroupId,
+        stamp: Stamp,
+        sequence: Sequence,
+    },
+    /// What was asked is not done.
+    Refused {
+        group: GroupId,
+        stamp: Stamp,
+        sequence: Sequence,
+        why: Refusal,
+    },
+}
+
+/// How a replica stands to the record it joins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Standing {
+    /// The record names it, and it was last in sync by the record `at` (which may be older).
+    InSync { at: Stamp },
+    /// It lacks writes since it was last in sync; `None`: it never was.
+    Stale { since: Option<Stamp> },
+    /// The record names it, but there is nothing here: its disk was replaced. It must not count (W12).
+    Empty,
+    /// It holds writes that the lineage lacks (W10).
+    Diverged { own: Stamp },
+    /// Its disk is out of use.
+    Failed { reason: String },
+    /// It carries no replica of the group, or not any more.
+    Absent,
+}
+
+/// Why something was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    /// Said under an older record than is known here, whose stamp the answer names (W2).
+    Outdated,
+    /// The replica here does not take part (diverged, empty or failed).
+    Unfit,
+    /// The blocks here do not match their checksums.
+    Corrupt,
+    /// The range is outside the volume or the message contradicts itself.
+    Invalid,
+}
+
+/// Adjoining extents: `start .. start + count`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExtentRun {
+    pub start: ExtentIndex,
+    pub count: u32,
+}

@@ -1,0 +1,256 @@
+//! Frames as bytes. The decoder takes bytes in any split and is bounded by the lengths it has checked: a header is
+//! believed only with a right checksum, and memory is taken only for lengths within the bounds of `wire.rs`.
+
+use super::{BODY_BYTES_MAX, CHECKSUMS_MAX, DATA_BYTES_MAX, Frame, Message, WIRE_VERSION};
+use pollux_base::checksum::crc32c;
+use pollux_base::data::{Buffer, Segment};
+use pollux_base::unit::BLOCK_BYTES;
+use pollux_base::{BlockChecksum, ClusterId, NodeId};
+use std::collections::VecDeque;
+use zerocopy::byteorder::little_endian::{U16, U32};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+const MAGIC: [u8; 4] = *b"plxF";
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct Header {
+    magic: [u8; 4],
+    version: U16,
+    reserved: U16,
+    body_bytes: U32,
+    /// Checksums of 8 bytes each that follow the body.
+    checksums: U32,
+    /// Bytes of blocks that follow the checksums.
+    data_bytes: U32,
+    /// CRC-32C of body and checksums. The blocks are covered by their checksums.
+    body_crc: U32,
+    /// CRC-32C of the header's bytes before.
+    header_crc: U32,
+}
+
+const HEADER_BYTES: usize = size_of::<Header>();
+
+/// Why bytes are not a frame, or a frame not what it says. The connection is of no further use.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    #[error("the peer does not speak Pollux")]
+    NotPollux,
+    #[error("the peer is of cluster {found}, this node of {expected}")]
+    OtherCluster { expected: ClusterId, found: ClusterId },
+    #[error("the peer says that it is this node, {0}")]
+    SameNode(NodeId),
+    #[error("no wire version in common: this node speaks {} to {}, the peer {} to {}", own.0, own.1, peer.0, peer.1)]
+    NoCommonVersion { own: (u16, u16), peer: (u16, u16) },
+    #[error("a frame begins with {0:02x?}")]
+    Magic([u8; 4]),
+    #[error("a frame of version {found}, not {expected}")]
+    Version { expected: u16, found: u16 },
+    #[error("header checksum is {expected:08x} but its bytes give {actual:08x}")]
+    HeaderChecksum { expected: u32, actual: u32 },
+    #[error("{what} of {actual} where at most {max} is allowed")]
+    TooLong { what: &'static str, actual: usize, max: usize },
+    #[error("{data_bytes} bytes of blocks with {checksums} checksums")]
+    Lengths { data_bytes: usize, checksums: usize },
+    #[error("body checksum is {expected:08x} but its bytes give {actual:08x}")]
+    BodyChecksum { expected: u32, actual: u32 },
+    #[error("the body is no message: {0}")]
+    Body(String),
+    #[error("block {index} came with checksum {expected:?} but its bytes give {actual:?}")]
+    Block { index: usize, expected: BlockChecksum, actual: BlockChecksum },
+}
+
+/// The bytes of a frame, as pieces to be sent in order; its blocks are not copied.
+pub fn encode(frame: &Frame) -> Vec<Segment> {
+    let body = postcard::to_stdvec(&frame.message).expect("messages are plain data, which postcard always encodes");
+    let data_bytes = frame.data.as_ref().map_or(0, |data| data.len());
+    assert!(body.len() <= BODY_BYTES_MAX, "a body of {} bytes; lists are bounded where they are made", body.len());
+    assert!(
+        frame.checksums.len() <= CHECKSUMS_MAX && data_bytes <= DATA_BYTES_MAX,
+        "a frame carries at most an extent"
+    );
+    assert!(
+        data_bytes == 0 || data_bytes == frame.checksums.len() * BLOCK_BYTES as usize,
+        "each block travels with its checksum"
+    );
+    let mut bytes = Vec::with_capacity(HEADER_BYTES + body.len() + frame.checksums.len() * 8);
+    bytes.resize(HEADER_BYTES, 0);
+    bytes.extend_from_slice(&body);
+    for checksum in &frame.checksums {
+        bytes.extend_from_slice(&checksum.0.to_le_bytes());
+    }
+    let mut header = Header {
+        magic: MAGIC,
+        version: WIRE_VERSION.into(),
+        reserved: 0.into(),
+        body_bytes: (body.len() as u32).into(),
+        checksums: (frame.checksums.len() as u32).into(),
+        data_bytes: (data_bytes as u32).into(),
+        body_crc: crc32c(&bytes[HEADER_BYTES..]).into(),
+        header_crc: 0.into(),
+    };
+    header.header_crc = crc32c(&header.as_bytes()[..HEADER_BYTES - 4]).into();
+    bytes[..HEADER_BYTES].copy_from_slice(header.as_bytes());
+    let mut segments = vec![Segment::Bytes(bytes)];
+    segments.extend(frame.data.clone().map(Segment::Data));
+    segments
+}
+
+/// What the next bytes belong to.
+enum Part {
+    Header {
+        bytes: [u8; HEADER_BYTES],
+        filled: usize,
+    },
+    /// Body and checksums.
+    Body {
+        bytes: Vec<u8>,
+        body_bytes: usize,
+        crc: u32,
+        rest: usize,
+        data_bytes: usize,
+    },
+    Blocks {
+        frame: Frame,
+        buffer: Buffer,
+        filled: usize,
+    },
+}
+
+/// Makes frames of a connection's bytes (those after the hello). After an error every further call gives it again.
+pub struct Decoder {
+    part: Part,
+    /// Whole frames not yet taken: never more than arrived in one `push`.
+    frames: VecDeque<Frame>,
+    error: Option<WireError>,
+}
+
+impl Default for Decoder {
+    fn default() -> Self {
+        Decoder::new()
+    }
+}
+
+impl Decoder {
+    pub fn new() -> Decoder {
+        Decoder { part: Decoder::header(), frames: VecDeque::new(), error: None }
+    }
+
+    /// Takes bytes as they come. Blocks are copied once, into memory that is aligned for the disk.
+    pub fn push(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() && self.error.is_none() {
+            let taken = match self.take(bytes) {
+                Ok(taken) => taken,
+                Err(error) => {
+                    self.error = Some(error);
+                    return;
+                }
+            };
+            bytes = &bytes[taken..];
+        }
+    }
+
+    /// The next whole frame, if one has arrived. Its blocks are not yet held against their checksums (`Frame::verify`).
+    pub fn next_frame(&mut self) -> Result<Option<Frame>, WireError> {
+        match (self.frames.pop_front(), &self.error) {
+            (Some(frame), _) => Ok(Some(frame)),
+            (None, Some(error)) => Err(error.clone()),
+            (None, None) => Ok(None),
+        }
+    }
+
+    fn header() -> Part {
+        Part::Header { bytes: [0; HEADER_BYTES], filled: 0 }
+    }
+
+    /// Uses some of the bytes (at least one), and says how many.
+    fn take(&mut self, input: &[u8]) -> Result<usize, WireError> {
+        match &mut self.part {
+            Part::Header { bytes, filled } => {
+                let taken = input.len().min(HEADER_BYTES - *filled);
+                bytes[*filled..*filled + taken].copy_from_slice(&input[..taken]);
+                *filled += taken;
+                // Another program is told by its first bytes; its silence need not be waited for.
+                if *filled >= 4 && bytes[..4] != MAGIC {
+                    return Err(WireError::Magic([bytes[0], bytes[1], bytes[2], bytes[3]]));
+                }
+                if *filled == HEADER_BYTES {
+                    self.part = parse_header(bytes)?;
+                }
+                Ok(taken)
+            }
+            Part::Body { bytes, body_bytes, crc, rest, data_bytes } => {
+                let taken = input.len().min(*rest);
+                bytes.extend_from_slice(&input[..taken]);
+                *rest -= taken;
+                if *rest == 0 {
+                    let frame = parse_body(bytes, *body_bytes, *crc)?;
+                    if *data_bytes == 0 {
+                        self.part = Decoder::header();
+                        self.frames.push_back(frame);
+                    } else {
+                        self.part = Part::Blocks { frame, buffer: Buffer::zeroed(*data_bytes), filled: 0 };
+                    }
+                }
+                Ok(taken)
+            }
+            Part::Blocks { buffer, filled, .. } => {
+                let place = &mut buffer.as_mut_slice()[*filled..];
+                let taken = input.len().min(place.len());
+                place[..taken].copy_from_slice(&input[..taken]);
+                *filled += taken;
+                if taken == place.len()
+                    && let Part::Blocks { mut frame, buffer, .. } = std::mem::replace(&mut self.part, Decoder::header())
+                {
+                    frame.data = Some(buffer.freeze());
+                    self.frames.push_back(frame);
+                }
+                Ok(taken)
+            }
+        }
+    }
+}
+
+fn parse_header(bytes: &[u8; HEADER_BYTES]) -> Result<Part, WireError> {
+    let header = Header::ref_from_bytes(bytes).expect("the array is as long as the header, which has no alignment");
+    let actual = crc32c(&bytes[..HEADER_BYTES - 4]);
+    if header.header_crc.get() != actual {
+        return Err(WireError::HeaderChecksum { expected: header.header_crc.get(), actual });
+    }
+    if header.version.get() != WIRE_VERSION {
+        return Err(WireError::Version { expected: WIRE_VERSION, found: header.version.get() });
+    }
+    let bounded = |what: &'static str, actual: U32, max: usize| match actual.get() as usize {
+        actual if actual > max => Err(WireError::TooLong { what, actual, max }),
+        actual => Ok(actual),
+    };
+    let body_bytes = bounded("a body", header.body_bytes, BODY_BYTES_MAX)?;
+    let checksums = bounded("a number of checksums", header.checksums, CHECKSUMS_MAX)?;
+    let data_bytes = bounded("data", header.data_bytes, DATA_BYTES_MAX)?;
+    if data_bytes != 0 && data_bytes != checksums * BLOCK_BYTES as usize {
+        return Err(WireError::Lengths { data_bytes, checksums });
+    }
+    let rest = body_bytes + checksums * 8;
+    if body_bytes == 0 {
+        return Err(WireError::Body("it is empty".to_string()));
+    }
+    Ok(Part::Body { bytes: Vec::with_capacity(rest), body_bytes, crc: header.body_crc.get(), rest, data_bytes })
+}
+
+fn parse_body(bytes: &[u8], body_bytes: usize, expected: u32) -> Result<Frame, WireError> {
+    let actual = crc32c(bytes);
+    if actual != expected {
+        return Err(WireError::BodyChecksum { expected, actual });
+    }
+    let (body, checksums) = bytes.split_at(body_bytes);
+    let (message, rest) =
+        postcard::take_from_bytes::<Message>(body).map_err(|error| WireError::Body(error.to_string()))?;
+    if !rest.is_empty() {
+        return Err(WireError::Body(format!("{} bytes are left over", rest.len())));
+    }
+    let checksums = checksums
+        .chunks_exact(8)
+        .map(|bytes| BlockChecksum(u64::from_le_bytes(bytes.try_into().expect("chunks are of 8 bytes"))))
+        .collect();
+    Ok(Frame { message, checksums, data: None })
+}
