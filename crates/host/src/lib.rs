@@ -1,1 +1,7 @@
 //! The machine: io_uring disks and sockets, clock, cgroups, watchdog, power switches.
+
+pub mod clock;
+pub mod disk;
+pub mod link;
+pub mod reactor;
+mod ring;

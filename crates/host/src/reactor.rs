@@ -1,0 +1,150 @@
+//! One thread, one ring: operations go in with a token, their ends come out as events.
+//!
+//! * Every operation ends in exactly one event, except that after `close(socket)` nothing more is heard of that socket.
+//! * Memory given to an operation belongs to the reactor until its event; a closed socket's buffers live until the
+//!   kernel is done with them.
+//! * `wait` enters the kernel once per turn: it submits everything queued since the last turn and sleeps until
+//!   something ends or the time is over. Nothing polls.
+
+use crate::disk::Disk;
+use crate::link::Socket;
+use crate::ring::{Flight, Gather, Landed, Ring, accepted};
+use nix::sys::socket::{Shutdown, SockaddrStorage, shutdown};
+use pollux_base::{DiskDone, DiskError, DiskOp, DiskOpKind, Segment};
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Given with an operation and handed back with its end; means whatever its caller wants.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Token(pub u64);
+
+/// What the reactor does for its caller.
+pub enum Op {
+    /// Take one connection from a listening socket.
+    Accept(Socket),
+    Connect(Socket, SocketAddr),
+    /// Receive what is there, into the whole length of the buffer, which comes back with the event.
+    Receive(Socket, Vec<u8>),
+    /// Send all of it, in order. One send per socket at a time, or their bytes mix.
+    Send(Socket, Vec<Segment>),
+    /// Wait until there is something to read.
+    Watch(Socket),
+    Disk(DiskOp),
+}
+
+/// The end of an operation.
+pub struct Event {
+    pub token: Token,
+    pub done: Done,
+}
+
+pub enum Done {
+    Accepted(io::Result<Socket>),
+    Connected(io::Result<()>),
+    /// How many bytes lie at the start of the buffer; 0: the other side has ended.
+    Received(Vec<u8>, io::Result<usize>),
+    /// All was sent, or the connection is of no use.
+    Sent(io::Result<()>),
+    Readable,
+    Disk(DiskDone),
+}
+
+pub struct Reactor {
+    ring: Ring,
+    disk: Option<Disk>,
+    landed: Vec<Landed>,
+}
+
+impl Reactor {
+    pub fn new() -> io::Result<Reactor> {
+        Ok(Reactor { ring: Ring::new()?, disk: None, landed: Vec::new() })
+    }
+
+    /// The disk that `Op::Disk` goes to, given once.
+    pub fn set_disk(&mut self, disk: Disk) {
+        assert!(self.disk.is_none(), "the disk of a reactor does not change: operations on it may be under way");
+        self.disk = Some(disk);
+    }
+
+    /// Queues an operation; it reaches the kernel with the next `wait`.
+    pub fn submit(&mut self, token: Token, op: Op) {
+        match op {
+            Op::Accept(listener) => self.ring.accept(token, listener),
+            Op::Connect(socket, address) => self.ring.connect(token, socket, SockaddrStorage::from(address)),
+            Op::Receive(socket, buffer) => {
+                assert!(!buffer.is_empty(), "receiving into no bytes would look like the end of the stream");
+                self.ring.receive(token, socket, buffer);
+            }
+            Op::Send(socket, segments) => self.ring.send(token, socket, Box::new(Gather::new(segments))),
+            Op::Watch(socket) => self.ring.watch(token, socket),
+            Op::Disk(DiskOp { id, kind }) => {
+                let disk = self.disk.as_ref().expect("disk operations come after the disk").raw_fd();
+                match kind {
+                    DiskOpKind::Read { offset, len } => self.ring.disk_read(token, disk, id, offset.0, len),
+                    DiskOpKind::Write { offset, data, sync } => {
+                        self.ring.disk_write(token, disk, id, offset.0, data, sync);
+                    }
+                    DiskOpKind::Flush => self.ring.disk_flush(token, disk, id),
+                    DiskOpKind::Discard { offset, len } => self.ring.disk_discard(token, disk, id, offset.0, len),
+                }
+            }
+        }
+    }
+
+    /// Ends a connection, or stops listening. Nothing more is heard of the socket.
+    pub fn close(&mut self, socket: &Socket) {
+        self.ring.cancel(socket);
+        // Tells the other side at once, though operations in flight may hold the socket open a little longer. Fails on
+        // one that was never connected, which changes nothing.
+        let _ = shutdown(socket.raw_fd(), Shutdown::Both);
+    }
+
+    /// How many operations are under way.
+    pub fn in_flight(&self) -> usize {
+        self.ring.in_flight()
+    }
+
+    /// Sleeps until something ends or `timeout` is over (`None`: for ever), and appends what has ended to `events`.
+    pub fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
+        let mut landed = std::mem::take(&mut self.landed);
+        self.ring.enter(timeout, &mut landed)?;
+        events.extend(landed.drain(..).map(event));
+        self.landed = landed;
+        Ok(())
+    }
+}
+
+fn event(landed: Landed) -> Event {
+    let Landed { token, flight, result } = landed;
+    let done = match flight {
+        Flight::Accept { .. } => Done::Accepted(checked(result).map(|_| accepted(result))),
+        Flight::Connect { .. } => Done::Connected(checked(result).map(|_| ())),
+        Flight::Receive { buffer, .. } => Done::Received(buffer, checked(result)),
+        Flight::Send { .. } => Done::Sent(checked(result).map(|_| ())),
+        Flight::Watch { .. } => Done::Readable,
+        Flight::DiskRead { id, buffer } => {
+            let expected = buffer.as_slice().len();
+            Done::Disk(DiskDone { id, result: whole(result, expected).map(|()| Some(buffer.freeze())) })
+        }
+        Flight::DiskWrite { id, len, .. } => Done::Disk(DiskDone { id, result: whole(result, len).map(|()| None) }),
+        Flight::DiskFlush { id } => Done::Disk(DiskDone { id, result: whole(result, 0).map(|()| None) }),
+        // Giving space back is a wish: a disk that cannot do it keeps the space, and nothing is wrong.
+        Flight::DiskDiscard { id } if result == -nix::libc::EOPNOTSUPP => Done::Disk(DiskDone { id, result: Ok(None) }),
+        Flight::DiskDiscard { id } => Done::Disk(DiskDone { id, result: whole(result, 0).map(|()| None) }),
+    };
+    Event { token, done }
+}
+
+fn checked(result: i32) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))
+}
+
+fn whole(result: i32, expected: usize) -> Result<(), DiskError> {
+    match usize::try_from(result) {
+        Ok(actual) if actual == expected => Ok(()),
+        Ok(actual) => Err(DiskError::Short { expected, actual }),
+        Err(_) if result == -nix::libc::ENOSPC => Err(DiskError::NoSpace),
+        Err(_) => Err(DiskError::Io(io::Error::from_raw_os_error(-result).to_string(), -result)),
+    }
+}
