@@ -43,6 +43,9 @@ pub struct GuardView {
     pub lease_held: bool,
     /// How often this guard has killed the node's guests since it started.
     pub kills: u64,
+    /// The newest command that is in effect; `None`: no `noded` has spoken since this boot of the node. Tells `noded` what
+    /// to say again, and proves to it that the guard acts under an epoch before others are told of it.
+    pub command: Option<GuardCommand>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -58,6 +58,7 @@ pub enum Change {
         spec: VmSpec,
         node: NodeId,
     },
+    /// Only when no run of it can exist.
     DeleteVm {
         vm: VmId,
     },
@@ -103,6 +104,16 @@ pub enum Change {
         node: NodeId,
         loser: Stamp,
     },
+    /// The VM's first disk holds its image; from now on it may be started.
+    VmFilled {
+        vm: VmId,
+    },
+    /// This run of a node's `noded` follows the log. When it sees its own entry committed it has applied everything that
+    /// was decided before, and may act on it; until then it replays, and acts on nothing.
+    Awake {
+        node: NodeId,
+        run: u64,
+    },
     /// Something worth telling `pollux why`, without other effect.
     Note {
         subject: Subject,
@@ -111,7 +122,7 @@ pub enum Change {
 }
 
 /// Who may decide for the cluster under an epoch.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "holder", rename_all = "snake_case")]
 pub enum Holder {
     /// All members, by majority of the log.
@@ -146,7 +157,7 @@ pub struct NodeSpec {
     pub memory_bytes: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "phase", rename_all = "snake_case")]
 pub enum NodePhase {
     Online,
@@ -175,7 +186,7 @@ pub struct VmSpec {
     pub memory: ByteCount,
     pub image: Option<ImageId>,
     pub disks: Vec<ByteCount>,
-    /// Fixed at creation, so that the guest keeps its address.
+    /// Fixed at creation, so that the guest keeps its address. Empty in a request: made from the VM's id.
     pub mac: String,
 }
 
@@ -183,25 +194,30 @@ pub struct VmSpec {
 #[serde(rename_all = "snake_case")]
 pub enum Wanted {
     Running,
+    /// Shut down by the guest itself, or ended if it takes too long.
     Stopped,
+    /// Ended at once, like a pulled plug.
+    Off,
 }
 
-/// The life of a VM reads downwards; from `Recovering` it goes back to `Starting` under the next incarnation.
+/// The life of a VM reads downwards; from `Recovering` it goes back to `Starting` under the next incarnation. The legal
+/// steps are one table: `vm_life`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VmPhase {
     Stopped,
-    /// The node may start it, once, under this incarnation.
+    /// The node may start it, once, under this incarnation, while it holds its lease.
     Starting,
     Running,
     Stopping,
-    /// Its node was lost; it starts elsewhere when that node is proven unable to act.
+    /// Its run ended unasked, or its node was lost: then it starts elsewhere when that node is proven unable to act.
     Recovering,
+    /// Given up after repeated failures; no run exists. A wish of the user makes it `Stopped` again.
     Failed,
 }
 
 /// What an event is about.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "subject", content = "id", rename_all = "snake_case")]
 pub enum Subject {
     Cluster,

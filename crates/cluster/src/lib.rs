@@ -4,10 +4,30 @@
 //! nodes fenced, gives orders to the data plane and to the VM shell, and proposes entries. It never acts on a proposal,
 //! only on what is committed. Sections 3, 5 and 8 of `docs/ARCHITECTURE.md`.
 
+pub mod core;
 pub mod entry;
+pub mod headline;
 pub mod seam;
 pub mod state;
+pub mod vm_life;
 
-pub use entry::Entry;
-pub use seam::{Input, Output};
+pub use self::core::Cluster;
+pub use entry::{Change, Entry};
+pub use headline::{Headline, Protection, Sight};
+pub use seam::{
+    Answer, EpochRecord, Input, Output, PeerHello, Refusal, Register, Setup, VmCommand, VmEvent, WitnessAnswer,
+};
 pub use state::State;
+
+use pollux_base::NodeId;
+use serde::{Deserialize, Serialize};
+
+/// Something that is wrong now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alert {
+    pub subject: entry::Subject,
+    /// The node that sees it.
+    pub by: NodeId,
+    pub text: String,
+    pub fix: Option<String>,
+}

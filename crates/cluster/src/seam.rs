@@ -1,10 +1,11 @@
 //! What goes into the core and what comes out: the seam that `noded` and the simulator both carry.
 
-use crate::entry::{Change, Entry, VmSpec};
+use crate::entry::{Change, Entry, NodeSpec, VmSpec};
 use pollux_base::config::PowerConfig;
 use pollux_base::guard::{GuardCommand, GuardView};
 use pollux_base::{Epoch, ImageId, Incarnation, NodeId, Order, Report, VmId, VolumeId};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// The value of the cluster's register at the witness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +22,9 @@ pub struct EpochRecord {
     pub epoch: Epoch,
     /// This node holds the grant for `epoch` alone.
     pub alone: bool,
+    /// This node gave up (or is about to give up) its log in favour of that newer epoch: it has no right to anything until
+    /// it is a member again.
+    pub gave_up: Option<Epoch>,
 }
 
 /// How a peer introduces itself, both ways, on the control connection; sent anew whenever it changes, at least each second.
@@ -31,8 +35,24 @@ pub struct PeerHello {
     pub alone: bool,
     /// Since when (wall clock, for people) the sender acts under this epoch.
     pub since_unix_ms: u64,
-    /// Not a voter at present: a fresh or outdated node that asks to be taken in.
+    /// A fresh or outdated node that has no log (any more), whose guests are dead, and that asks to be taken in.
     pub wants_to_join: bool,
+}
+
+/// What a core is told at its start.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub node: NodeId,
+    /// The cluster as configured: its first state, and later who is waited for.
+    pub name: String,
+    pub nodes: BTreeMap<NodeId, NodeSpec>,
+    /// Whether a witness is configured.
+    pub witness: bool,
+    /// What `Output::SaveEpoch` last saved. `None`: this node was never a member of anything.
+    pub record: Option<EpochRecord>,
+    /// Random number of this run of `noded`.
+    pub run: u64,
+    pub unix_ms: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -53,13 +73,21 @@ pub enum Input {
         voters: Vec<NodeId>,
         learners: Vec<NodeId>,
     },
-    /// An API request that changes something: validated here, answered by `Output::Answer`.
+    /// `Output::GiveUpLog` is done: what is committed from now on belongs to the new log. Entries before this are ignored.
+    LogGivenUp {
+        epoch: Epoch,
+    },
+    /// An API request that changes something: validated here, answered by exactly one `Output::Answer`. A `node` of 0 in
+    /// a creation lets the core choose. Numbers are not used twice within one run.
     Request {
         request: u64,
         unix_ms: u64,
         change: Box<Change>,
     },
+    /// What the guard sees. Where several are waiting, only the newest is given: an old one would look like silence.
     Guard(GuardView),
+    /// The connection to the guard is lost.
+    GuardGone,
     Peer(PeerHello),
     /// The control connection to the peer is lost.
     PeerGone(NodeId),
@@ -73,6 +101,8 @@ pub enum Input {
         node: NodeId,
         result: Result<(), String>,
     },
+    /// The connection to `blockd` is up: everything is ordered anew, `ReportAll` first.
+    DataConnected,
     /// What the local data plane reports; `None`: the connection to `blockd` is lost.
     Data(Option<Report>),
     Vm(VmEvent),
@@ -96,14 +126,20 @@ pub enum WitnessAnswer {
     Holds(Register),
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
+    /// The cluster is born: make a log with these voters. Asked of one node, when all nodes are fresh and in contact.
+    InitLog {
+        voters: Vec<NodeId>,
+    },
     /// Put this into the log (forwarded to the leader if that is another node). May be lost: asked again when still needed.
     Propose(Entry),
     Answer {
         request: u64,
         result: Result<Answer, Refusal>,
     },
+    /// Compare-and-swap at the witness; with `set: None` only read, answered by `Holds`. A cluster that the witness has not
+    /// seen has the register `(0, None)`. Answered within seconds, with `Err` if the witness is not reached.
     AskWitness {
         ask: u64,
         expect: Register,
@@ -111,10 +147,12 @@ pub enum Output {
     },
     SaveEpoch(EpochRecord),
     /// Make this node the only voter of its own log, now, whatever the others say (after `EpochSaved` of an `alone`).
+    /// Doing it twice changes nothing; repeated until seen in `Input::Log`.
     ForceAlone {
         epoch: Epoch,
     },
-    /// This node is outdated: give up the log and state, and ask `from` to be taken in.
+    /// This node is outdated: give up the log and state, which `from` will send anew; then `Input::LogGivenUp`. The log's
+    /// store keeps the epoch for which it was last emptied, and does not do it twice for one epoch.
     GiveUpLog {
         from: NodeId,
         epoch: Epoch,
@@ -188,6 +226,11 @@ pub enum VmEvent {
         incarnation: Incarnation,
         by_guest: bool,
         detail: String,
+    },
+    /// Every QEMU found when `noded` started, complete; sent once, before any other event. A VM that the log says runs
+    /// here and that is not named has ended.
+    Found {
+        running: Vec<(VmId, Incarnation)>,
     },
     StartFailed {
         vm: VmId,
