@@ -27,7 +27,7 @@ impl Luck {
         Luck(seed)
     }
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -37,7 +37,7 @@ impl Luck {
     /// A number below `bound` (which is not 0).
     pub fn below(&mut self, bound: u64) -> u64 {
         assert!(bound > 0, "there is no number below 0");
-        self.next() % bound
+        self.draw() % bound
     }
     /// True once in `n` times.
     pub fn one_in(&mut self, n: u64) -> bool {
@@ -75,7 +75,7 @@ impl OpClass {
     }
 }
 
-/// A change that completed but may be lost with the power. `None` is a page of zeros given back by a discard.
+/// A change that completed but may be lost with the power. `None` is a page of zeros, which takes no memory.
 #[derive(Clone)]
 struct Entry {
     number: u64,
@@ -246,7 +246,7 @@ impl FaultyDisk {
         assert!(offset.is_multiple_of(PAGE as u64) && bytes.len().is_multiple_of(PAGE), "whole pages only");
         for (index, chunk) in bytes.chunks_exact(PAGE).enumerate() {
             let number = offset / PAGE as u64 + index as u64;
-            let pages = [(number, Some(page_of(chunk)))];
+            let pages = [(number, page_of(chunk))];
             store(&mut self.visible, &pages);
             store(&mut self.durable, &pages);
             for entry in &mut self.unflushed {
@@ -383,15 +383,14 @@ impl FaultyDisk {
     }
 }
 
-fn page_of(bytes: &[u8]) -> Page {
-    let mut page = [0; PAGE];
-    page.copy_from_slice(bytes);
-    Arc::new(page)
+fn page_of(bytes: &[u8]) -> Option<Page> {
+    let page = <[u8; PAGE]>::try_from(bytes).expect("pages are cut to size");
+    (page != [0; PAGE]).then(|| Arc::new(page))
 }
 
 fn pages_of(offset: u64, data: &[Data]) -> Vec<(u64, Option<Page>)> {
     let chunks = data.iter().flat_map(|part| part.as_slice().chunks_exact(PAGE));
-    chunks.enumerate().map(|(index, chunk)| (offset / PAGE as u64 + index as u64, Some(page_of(chunk)))).collect()
+    chunks.enumerate().map(|(index, chunk)| (offset / PAGE as u64 + index as u64, page_of(chunk))).collect()
 }
 
 fn store(image: &mut BTreeMap<u64, Page>, pages: &[(u64, Option<Page>)]) {
