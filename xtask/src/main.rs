@@ -1,3 +1,63 @@
-//! Project chores: check, fix, sim, bench.
+//! Project chores. `check` never writes, `fix` does.
 
-fn main() {}
+mod check;
+mod licence;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Project chores")]
+struct Args {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Format, lints, arrows between crates, licences, lengths of files. Changes nothing.
+    Check,
+    /// Formats, and applies what clippy knows how to mend.
+    Fix,
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().chore {
+        Chore::Check => check::check(),
+        Chore::Fix => fix(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn fix() -> Result<()> {
+    let fixes = ["--workspace", "--all-targets", "--fix", "--allow-dirty", "--allow-staged"];
+    run(cargo().arg("clippy").args(fixes))?;
+    run(cargo().args(["fmt", "--all"]))
+}
+
+/// The folder of the workspace.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_path_buf()
+}
+
+fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("start {command:?}"))?;
+    if !status.success() {
+        bail!("{command:?} ended with {status}");
+    }
+    Ok(())
+}
