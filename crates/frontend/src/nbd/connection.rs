@@ -1,0 +1,423 @@
+//! One client's connection, as a machine: bytes and replies in, requests and bytes out.
+//!
+//! * Every request that came whole ends in exactly one reply to the client, or the connection ends.
+//! * What one client can make the server hold is bounded: requests and bytes in flight, bytes not yet sent, bytes not
+//!   yet parsed. At a bound the machine wants no more input, and the client's socket fills up.
+//! * Nothing a client sends can do more than end its own connection.
+
+use super::handshake::{Agreement, Handshake, Outcome, greet};
+use super::outbox::Outbox;
+use super::proto::*;
+use super::transmission::{
+    Command, Header, REQUEST_BYTES, Refusal, error_reply, read_reply, refusal_of, simple_reply, status_reply,
+};
+use crate::export::Exports;
+use pollux_base::data::Buffer;
+use pollux_base::unit::BlockRange;
+use pollux_base::{Instant, Op, Reply, Segment, VolumeId};
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// Requests of one connection that may be under way. QEMU keeps 16, nbdcopy 64, fio as many as it is told.
+const REQUESTS_MAX: usize = 128;
+/// No request is begun while so many bytes of reads and writes are under way: one of the largest requests, so that
+/// twice this is the most that a connection can hold.
+const BYTES_MAX: u64 = PAYLOAD_MAX_ACCEPTED as u64;
+/// No request is begun while so many bytes of replies wait for a client that does not read them.
+const OUTBOX_MAX: usize = PAYLOAD_MAX_ACCEPTED as usize;
+/// A client that has not agreed on an export by then is let go, so that idle connections do not pile up. People who type
+/// the protocol by hand are not expected.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(30);
+
+/// Names a request of this connection while it is under way.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Slot(pub u16);
+
+pub enum Input<'a> {
+    /// Bytes from the client. `exports`: what is offered at this moment.
+    Bytes { bytes: &'a [u8], exports: &'a Exports },
+    /// The client sends no more.
+    Ended,
+    /// The end of a request.
+    Reply(Slot, Reply),
+    /// What `take_segments` gave has been sent.
+    Sent,
+    /// To be given when `deadline` is reached.
+    Tick,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum Output {
+    Request {
+        slot: Slot,
+        volume: VolumeId,
+        op: Op,
+    },
+    /// The connection is over: close it, abandon what is in flight. Nothing follows.
+    End(End),
+}
+
+/// How a connection ended.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum End {
+    #[error("the client has ended the connection")]
+    Finished,
+    #[error("not NBD: {0}")]
+    Garbage(String),
+    #[error("the client was refused: {0}")]
+    Refused(String),
+    #[error("the client has not agreed on an export within {} s", HANDSHAKE_TIME.as_secs())]
+    Slow,
+    #[error("the volume is not served here any more")]
+    NotServed,
+}
+
+/// What the next bytes belong to. Reading down tells the life of a connection.
+enum Phase {
+    ClientFlags,
+    OptionHeader,
+    OptionData {
+        option: u32,
+        len: usize,
+    },
+    RequestHeader,
+    /// The bytes of a write.
+    Payload {
+        cookie: u64,
+        range: BlockRange,
+        fua: bool,
+        buffer: Buffer,
+        filled: usize,
+    },
+    /// The bytes of a refused write.
+    Skip {
+        cookie: u64,
+        refusal: Refusal,
+        left: usize,
+    },
+    /// The client said goodbye: what is under way is finished, then the connection ends.
+    Closing,
+    Ended,
+}
+
+/// A request under way.
+struct Pending {
+    cookie: u64,
+    kind: Kind,
+    bytes: u64,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Read(BlockRange),
+    Status { one: bool },
+    Other,
+}
+
+pub struct Connection {
+    phase: Phase,
+    handshake: Handshake,
+    agreement: Option<Agreement>,
+    /// The start of a header or of option data that has not arrived whole.
+    partial: Vec<u8>,
+    /// Bytes that had to wait because a bound was reached: at most what one receive brought. Those before `backlog_at`
+    /// are done with.
+    backlog: Vec<u8>,
+    backlog_at: usize,
+    pending: Vec<Option<Pending>>,
+    free: Vec<u16>,
+    bytes_in_flight: u64,
+    outbox: Outbox,
+    sending: bool,
+    outputs: VecDeque<Output>,
+    deadline: Option<Instant>,
+}
+
+impl Connection {
+    /// A client has just connected; the greeting waits to be sent.
+    pub fn new(now: Instant) -> Connection {
+        let mut outbox = Outbox::default();
+        greet(&mut outbox);
+        Connection {
+            phase: Phase::ClientFlags,
+            handshake: Handshake::default(),
+            agreement: None,
+            partial: Vec::new(),
+            backlog: Vec::new(),
+            backlog_at: 0,
+            pending: Vec::new(),
+            free: Vec::new(),
+            bytes_in_flight: 0,
+            outbox,
+            sending: false,
+            outputs: VecDeque::new(),
+            deadline: Some(now + HANDSHAKE_TIME),
+        }
+    }
+
+    pub fn handle(&mut self, now: Instant, input: Input<'_>) {
+        match input {
+            _ if matches!(self.phase, Phase::Ended) => {}
+            Input::Bytes { bytes, exports } if self.backlog.is_empty() => {
+                let taken = self.parse(bytes, exports);
+                self.backlog.extend_from_slice(&bytes[taken..]);
+            }
+            Input::Bytes { bytes, .. } => self.backlog.extend_from_slice(bytes),
+            Input::Ended => self.end(End::Finished),
+            Input::Reply(slot, reply) => self.on_reply(slot, reply),
+            Input::Sent => self.sending = false,
+            Input::Tick if self.deadline.is_some_and(|deadline| now >= deadline) => self.end(End::Slow),
+            Input::Tick => {}
+        }
+        self.parse_backlog();
+        if matches!(self.phase, Phase::Closing) && self.in_flight() == 0 && self.outbox.is_empty() && !self.sending {
+            self.end(End::Finished);
+        }
+    }
+
+    pub fn poll(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Bytes for the client, in order; empty when there are none or earlier ones are not yet `Sent`.
+    pub fn take_segments(&mut self) -> Vec<Segment> {
+        if self.sending || self.outbox.is_empty() {
+            return Vec::new();
+        }
+        self.sending = true;
+        self.outbox.take()
+    }
+
+    /// Whether more bytes should be received from the client.
+    pub fn wants_input(&self) -> bool {
+        self.backlog.is_empty() && !self.is_full() && !matches!(self.phase, Phase::Closing | Phase::Ended)
+    }
+
+    /// Name and volume of the export agreed on.
+    pub fn export(&self) -> Option<(&str, VolumeId)> {
+        self.agreement.as_ref().map(|agreement| (agreement.name.as_str(), agreement.volume))
+    }
+
+    /// Requests under way.
+    pub fn slots(&self) -> impl Iterator<Item = Slot> {
+        self.pending.iter().enumerate().filter(|(_, pending)| pending.is_some()).map(|(index, _)| Slot(index as u16))
+    }
+
+    fn in_flight(&self) -> usize {
+        self.pending.len() - self.free.len()
+    }
+
+    fn is_full(&self) -> bool {
+        self.in_flight() >= REQUESTS_MAX || self.bytes_in_flight >= BYTES_MAX || self.outbox.len() >= OUTBOX_MAX
+    }
+
+    fn end(&mut self, end: End) {
+        if !matches!(self.phase, Phase::Ended) {
+            self.phase = Phase::Ended;
+            self.deadline = None;
+            self.outputs.push_back(Output::End(end));
+        }
+    }
+
+    /// Goes on with bytes that had to wait. They wait only in transmission, where exports are not asked for any more.
+    fn parse_backlog(&mut self) {
+        if self.backlog.is_empty() || self.is_full() {
+            return;
+        }
+        let mut backlog = std::mem::take(&mut self.backlog);
+        self.backlog_at += self.parse(&backlog[self.backlog_at..], &Exports::default());
+        if self.backlog_at == backlog.len() {
+            backlog.clear();
+            self.backlog_at = 0;
+        }
+        self.backlog = backlog;
+    }
+
+    /// Uses bytes until there are none, a bound is reached, or the connection is over; says how many it used.
+    fn parse(&mut self, bytes: &[u8], exports: &Exports) -> usize {
+        let mut rest = bytes;
+        loop {
+            match &mut self.phase {
+                Phase::ClientFlags => {
+                    let Some(flags) = fill(&mut self.partial, &mut rest, 4) else { break };
+                    let flags = number(&flags);
+                    let known = FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES;
+                    if flags & !u64::from(known) != 0 {
+                        self.end(End::Garbage(format!("client flags {flags:#x}")));
+                        break;
+                    }
+                    self.handshake.no_zeroes = flags & u64::from(FLAG_NO_ZEROES) != 0;
+                    self.phase = Phase::OptionHeader;
+                }
+                Phase::OptionHeader => {
+                    let Some(header) = fill(&mut self.partial, &mut rest, 16) else { break };
+                    let (magic, option) = (number(&header[..8]), number(&header[8..12]));
+                    let len = number(&header[12..]);
+                    if magic != OPTION_MAGIC {
+                        self.end(End::Garbage(format!("an option that begins with {magic:#018x}")));
+                        break;
+                    }
+                    if len > u64::from(OPTION_BYTES_MAX) {
+                        self.end(End::Garbage(format!("an option of {len} bytes, more than {OPTION_BYTES_MAX}")));
+                        break;
+                    }
+                    self.phase = Phase::OptionData { option: option as u32, len: len as usize };
+                }
+                Phase::OptionData { option, len } => {
+                    let (option, len) = (*option, *len);
+                    let Some(data) = fill(&mut self.partial, &mut rest, len) else { break };
+                    self.phase = match self.handshake.on_option(option, &data, exports, &mut self.outbox) {
+                        Outcome::Haggle => Phase::OptionHeader,
+                        Outcome::Transmit(agreement) => {
+                            self.agreement = Some(agreement);
+                            self.deadline = None;
+                            Phase::RequestHeader
+                        }
+                        Outcome::Bye => Phase::Closing,
+                        Outcome::HangUp(why) => {
+                            self.end(End::Refused(why));
+                            break;
+                        }
+                    };
+                    if self.outbox.len() >= OUTBOX_MAX {
+                        // Replies to options are small: whoever gets here asks without end and never reads.
+                        self.end(End::Garbage("options without reading their replies".to_owned()));
+                        break;
+                    }
+                }
+                Phase::RequestHeader => {
+                    if self.is_full() {
+                        break;
+                    }
+                    let Some(header) = fill(&mut self.partial, &mut rest, REQUEST_BYTES) else { break };
+                    let Some(header) = Header::parse(&header) else {
+                        self.end(End::Garbage("a request without its magic number".to_owned()));
+                        break;
+                    };
+                    self.on_request(header);
+                }
+                Phase::Payload { cookie, range, fua, buffer, filled } => {
+                    let place = &mut buffer.as_mut_slice()[*filled..];
+                    let taken = rest.len().min(place.len());
+                    place[..taken].copy_from_slice(&rest[..taken]);
+                    rest = &rest[taken..];
+                    *filled += taken;
+                    if taken < place.len() {
+                        break;
+                    }
+                    let (cookie, range, fua) = (*cookie, *range, *fua);
+                    if let Phase::Payload { buffer, .. } = std::mem::replace(&mut self.phase, Phase::RequestHeader) {
+                        self.begin(cookie, Kind::Other, Op::Write { range, data: buffer.freeze(), fua });
+                    }
+                }
+                Phase::Skip { cookie, refusal, left } => {
+                    let taken = rest.len().min(*left);
+                    rest = &rest[taken..];
+                    *left -= taken;
+                    if *left > 0 {
+                        break;
+                    }
+                    simple_reply(&mut self.outbox, *cookie, refusal.error);
+                    self.phase = Phase::RequestHeader;
+                }
+                // A client says nothing after goodbye; if it does, nobody listens.
+                Phase::Closing | Phase::Ended => {
+                    rest = &[];
+                    break;
+                }
+            }
+        }
+        bytes.len() - rest.len()
+    }
+
+    fn on_request(&mut self, header: Header) {
+        let agreement = self.agreement.as_ref().expect("requests come after the agreement");
+        let structured = agreement.structured;
+        let cookie = header.cookie;
+        match Command::parse(&header, agreement) {
+            Ok(Command::Read { range }) => self.begin(cookie, Kind::Read(range), Op::Read { range }),
+            Ok(Command::Status { range, one }) => self.begin(cookie, Kind::Status { one }, Op::Status { range }),
+            Ok(Command::Zero { range, fua }) => self.begin(cookie, Kind::Other, Op::Zero { range, fua }),
+            Ok(Command::Flush) => self.begin(cookie, Kind::Other, Op::Flush),
+            Ok(Command::Nothing) => simple_reply(&mut self.outbox, cookie, 0),
+            Ok(Command::Disconnect) => self.phase = Phase::Closing,
+            Ok(Command::Write { .. }) | Err(_) if header.command == CMD_WRITE && header.len > PAYLOAD_MAX_ACCEPTED => {
+                self.end(End::Garbage(format!("a write of {} bytes", header.len)));
+            }
+            Ok(Command::Write { range, fua }) => {
+                let buffer = Buffer::zeroed(header.len as usize);
+                self.phase = Phase::Payload { cookie, range, fua, buffer, filled: 0 };
+            }
+            Err(refusal) if header.command == CMD_WRITE => {
+                self.phase = Phase::Skip { cookie, refusal, left: header.len as usize };
+            }
+            Err(refusal) => {
+                // Only reads and status must be answered in the structured form.
+                let structured = structured && matches!(header.command, CMD_READ | CMD_BLOCK_STATUS);
+                error_reply(&mut self.outbox, cookie, structured, refusal);
+            }
+        }
+    }
+
+    fn begin(&mut self, cookie: u64, kind: Kind, op: Op) {
+        let bytes = match &op {
+            Op::Read { range } | Op::Write { range, .. } => range.count.bytes().0,
+            Op::Zero { .. } | Op::Flush | Op::Status { .. } => 0,
+        };
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.pending.push(None);
+            u16::try_from(self.pending.len() - 1).expect("REQUESTS_MAX bounds the slots")
+        });
+        self.pending[usize::from(slot)] = Some(Pending { cookie, kind, bytes });
+        self.bytes_in_flight += bytes;
+        let volume = self.agreement.as_ref().expect("requests come after the agreement").volume;
+        self.outputs.push_back(Output::Request { slot: Slot(slot), volume, op });
+    }
+
+    fn on_reply(&mut self, slot: Slot, reply: Reply) {
+        let pending = self.pending.get_mut(usize::from(slot.0)).and_then(Option::take);
+        let Pending { cookie, kind, bytes } = pending.expect("a reply belongs to a request under way");
+        self.free.push(slot.0);
+        self.bytes_in_flight -= bytes;
+        let structured = self.agreement.as_ref().is_some_and(|agreement| agreement.structured);
+        let out = &mut self.outbox;
+        match (kind, reply) {
+            (Kind::Read(range), Reply::Data(data)) => {
+                assert_eq!(data.len() as u64, range.count.bytes().0, "a read brings what was asked");
+                read_reply(out, cookie, structured, range);
+                out.data(data);
+            }
+            (Kind::Status { one }, Reply::Status(runs)) => status_reply(out, cookie, &runs, one),
+            (Kind::Other, Reply::Done) => simple_reply(out, cookie, 0),
+            (kind, Reply::Failed(error)) => match refusal_of(error) {
+                Some(refusal) => {
+                    let structured = structured && !matches!(kind, Kind::Other);
+                    error_reply(out, cookie, structured, refusal);
+                }
+                None => self.end(End::NotServed),
+            },
+            (_, reply) => panic!("a reply of the wrong kind: {reply:?}"),
+        }
+    }
+}
+
+/// `len` bytes off the front of what came before and what is there now; `None` (and all is kept) while there are fewer.
+fn fill<'a>(partial: &mut Vec<u8>, rest: &mut &'a [u8], len: usize) -> Option<Cow<'a, [u8]>> {
+    let (here, after) = rest.split_at(rest.len().min(len - partial.len()));
+    *rest = after;
+    if here.len() == len {
+        return Some(Cow::Borrowed(here));
+    }
+    partial.extend_from_slice(here);
+    (partial.len() == len).then(|| Cow::Owned(std::mem::take(partial)))
+}
+
+/// Big-endian bytes as a number.
+fn number(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
