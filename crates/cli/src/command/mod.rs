@@ -1,0 +1,13 @@
+//! One file per noun. Each verb asks the API and shows the answer; none decides anything.
+
+pub mod console;
+pub mod event;
+pub mod image;
+pub mod node;
+pub mod raw;
+pub mod status;
+pub mod task;
+pub mod vm;
+pub mod volume;
+pub mod wait;
+pub mod witness;

@@ -1,0 +1,74 @@
+//! `pollux volume`.
+
+use super::wait::WaitArgs;
+use crate::context::from_client;
+use crate::failure::{Failure, Outcome};
+use crate::output::Output;
+use crate::{size, table};
+use pollux_api::{Client, CreateVolume};
+use std::time::Duration;
+
+/// An export is a committed entry and an order to the data plane: quick, or something is wrong.
+const EXPORT_WAIT: Duration = Duration::from_secs(60);
+
+#[derive(Debug, clap::Subcommand)]
+pub enum VolumeCommand {
+    /// Create a volume; it takes space as it is written
+    Create {
+        name: String,
+        #[arg(long, value_parser = size::parse, value_name = "SIZE")]
+        size: u64,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// List the volumes
+    List,
+    /// Show one volume
+    Show { volume: String },
+    /// Offer a volume to other machines and print where; a client that loses one address connects to the other
+    Export {
+        volume: String,
+        /// Over NBD
+        #[arg(long, required_unless_present = "off")]
+        nbd: bool,
+        /// No longer
+        #[arg(long, conflicts_with = "nbd")]
+        off: bool,
+    },
+    /// Delete a volume for good
+    Delete {
+        volume: String,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+}
+
+pub fn run(command: VolumeCommand, client: &Client, output: &Output) -> Outcome {
+    match command {
+        VolumeCommand::Create { name, size, wait } => {
+            let done = format!("volume {name} is created");
+            wait.finish(client, output, client.create_volume(&CreateVolume { name, size_bytes: size }), &done)
+        }
+        VolumeCommand::List => output.show(&client.volumes().map_err(from_client)?, |volumes| table::volumes(volumes)),
+        VolumeCommand::Show { volume } => output.show(&client.volume(&volume).map_err(from_client)?, table::volume),
+        VolumeCommand::Export { volume, nbd, off: _ } => export(client, output, &volume, nbd),
+        VolumeCommand::Delete { volume, wait } => {
+            output.confirm(&format!("This deletes volume {volume} for good."))?;
+            wait.finish(client, output, client.delete_volume(&volume), &format!("volume {volume} is deleted"))
+        }
+    }
+}
+
+fn export(client: &Client, output: &Output, volume: &str, exported: bool) -> Outcome {
+    let taken = client.export_volume(volume, exported).map_err(from_client)?;
+    client.wait_task(&taken.task, EXPORT_WAIT, |_| {}).map_err(from_client)?;
+    if !exported {
+        return output.say(&format!("volume {volume} is no longer exported"));
+    }
+    let uris = client.volume(volume).map_err(from_client)?.uris;
+    if uris.is_empty() {
+        return Err(Failure::other(format!("volume {volume} is exported, but no node says where"))
+            .hint(format!("look again with `pollux volume show {volume}`")));
+    }
+    output.show(&uris, |uris| uris.join("\n"))
+}

@@ -1,0 +1,271 @@
+//! Tables of what the API answers. Pure, so that golden files can hold them.
+
+use crate::output::{Table, fields, list, or_dash, time_of_day};
+use crate::size::show as size;
+use pollux_api::{Event, Group, GroupState, Image, Node, Status, Task, Vm, Volume, Witness};
+use std::fmt::Write;
+
+/// The headline, then what it is made of. Each problem is followed by what mends it.
+pub fn status(status: &Status) -> String {
+    let mut text = format!("{}: {}", status.headline.protection, status.headline.text);
+    if let Some(hint) = &status.headline.hint {
+        let _ = write!(text, "\n  fix: {hint}");
+    }
+    let authority = match &status.alone {
+        Some(node) => format!("epoch {}, {node} alone", status.epoch),
+        None => format!("epoch {}", status.epoch),
+    };
+    let leader = or_dash(status.leader.as_ref());
+    let _ = write!(
+        text,
+        "\n\ncluster {}: {authority}, leader {leader}, seen by {}\n\n{}",
+        status.cluster_name,
+        status.answered_by,
+        nodes(&status.nodes)
+    );
+    for (title, rows) in [
+        ("groups", (!status.groups.is_empty()).then(|| groups(&status.groups))),
+        ("vms", (!status.vms.is_empty()).then(|| vms(&status.vms))),
+    ] {
+        let _ = match rows {
+            Some(rows) => write!(text, "\n\n{rows}"),
+            None => write!(text, "\n\nno {title}"),
+        };
+    }
+    let _ = write!(text, "\n\n{}", witness(status.witness.as_ref()));
+    text
+}
+
+pub fn nodes(nodes: &[Node]) -> String {
+    let mut table = Table::new(&["NODE", "STATE", "LOG", "POWER SWITCH", "GUEST MEMORY", "API"]);
+    for node in nodes {
+        table.row([
+            node.name.clone(),
+            node.state.to_string(),
+            role(node).into(),
+            if node.power_switch { "yes" } else { "no" }.into(),
+            format!("{} of {}", size(node.memory_used_bytes), size(node.memory_bytes)),
+            node.api.first().cloned().unwrap_or_else(|| "-".into()),
+        ]);
+    }
+    with_reasons(table, nodes.iter().map(|node| (node.name.as_str(), &node.reason, &node.hint)))
+}
+
+pub fn node(node: &Node) -> String {
+    fields(&[
+        ("name", node.name.clone()),
+        ("id", node.id.to_string()),
+        ("state", with_reason(&node.state, node.reason.as_ref())),
+        ("fix", or_dash(node.hint.as_ref())),
+        ("log", role(node).into()),
+        ("power switch", if node.power_switch { "yes" } else { "no" }.into()),
+        ("guest memory", format!("{} of {}", size(node.memory_used_bytes), size(node.memory_bytes))),
+        ("api", list(&node.api)),
+    ])
+}
+
+fn role(node: &Node) -> &'static str {
+    match (node.leader, node.voter) {
+        (true, _) => "leader",
+        (false, true) => "voter",
+        (false, false) => "-",
+    }
+}
+
+pub fn groups(groups: &[Group]) -> String {
+    let mut table = Table::new(&["GROUP", "OF", "STATE", "GENERATION", "PRIMARY", "IN SYNC", "REPLICAS"]);
+    for group in groups {
+        table.row([
+            group.name.clone(),
+            group.kind.to_string(),
+            group_state(group),
+            group.generation.to_string(),
+            group.primary.clone(),
+            list(&group.in_sync),
+            list(&group.replicas),
+        ]);
+    }
+    with_reasons(table, groups.iter().map(|group| (group.name.as_str(), &group.reason, &None)))
+}
+
+fn group_state(group: &Group) -> String {
+    match (&group.state, &group.resync) {
+        (GroupState::Resyncing, Some(resync)) => format!("resyncing {:.0} %", resync.percent),
+        (state, _) => state.to_string(),
+    }
+}
+
+pub fn vms(vms: &[Vm]) -> String {
+    let mut table = Table::new(&["VM", "STATE", "NODE", "RUN", "CPUS", "MEMORY", "IMAGE", "MAC"]);
+    for vm in vms {
+        table.row([
+            vm.name.clone(),
+            vm.state.to_string(),
+            vm.node.clone(),
+            vm.incarnation.to_string(),
+            vm.cpus.to_string(),
+            size(vm.memory_bytes),
+            or_dash(vm.image.as_ref()),
+            vm.mac.clone(),
+        ]);
+    }
+    with_reasons(table, vms.iter().map(|vm| (vm.name.as_str(), &vm.reason, &None)))
+}
+
+pub fn vm(vm: &Vm) -> String {
+    fields(&[
+        ("name", vm.name.clone()),
+        ("id", vm.id.to_string()),
+        ("state", with_reason(&vm.state, vm.reason.as_ref())),
+        ("wanted", vm.wanted.to_string()),
+        ("node", vm.node.clone()),
+        ("run", vm.incarnation.to_string()),
+        ("cpus", vm.cpus.to_string()),
+        ("memory", size(vm.memory_bytes)),
+        ("image", or_dash(vm.image.as_ref())),
+        ("mac", vm.mac.clone()),
+        ("group", vm.group.to_string()),
+        ("disks", list(&vm.disks.iter().map(u64::to_string).collect::<Vec<_>>())),
+    ])
+}
+
+pub fn volumes(volumes: &[Volume]) -> String {
+    let mut table = Table::new(&["VOLUME", "SIZE", "STATE", "PRIMARY", "OF", "EXPORTED"]);
+    for volume in volumes {
+        table.row([
+            volume.name.clone(),
+            size(volume.size_bytes),
+            volume.state.to_string(),
+            volume.primary.clone(),
+            owner(volume),
+            if volume.uris.is_empty() { "no" } else { "nbd" }.into(),
+        ]);
+    }
+    table.to_string()
+}
+
+pub fn volume(volume: &Volume) -> String {
+    let uris = if volume.uris.is_empty() { "-".into() } else { volume.uris.join(" ") };
+    fields(&[
+        ("name", volume.name.clone()),
+        ("id", volume.id.to_string()),
+        ("size", size(volume.size_bytes)),
+        ("state", volume.state.to_string()),
+        ("group", volume.group.to_string()),
+        ("primary", volume.primary.clone()),
+        ("of", owner(volume)),
+        ("uris", uris),
+    ])
+}
+
+fn owner(volume: &Volume) -> String {
+    match (&volume.vm, &volume.image) {
+        (Some(vm), _) => format!("vm {vm}"),
+        (None, Some(image)) => format!("image {image}"),
+        (None, None) => "-".into(),
+    }
+}
+
+pub fn images(images: &[Image]) -> String {
+    let mut table = Table::new(&["IMAGE", "SIZE", "READY", "SHA256"]);
+    for image in images {
+        let sha256 = image.sha256.as_deref().map(|text| text.chars().take(12).collect::<String>());
+        table.row([image.name.clone(), size(image.size_bytes), ready(image).into(), or_dash(sha256)]);
+    }
+    table.to_string()
+}
+
+pub fn image(image: &Image) -> String {
+    fields(&[
+        ("name", image.name.clone()),
+        ("id", image.id.to_string()),
+        ("size", size(image.size_bytes)),
+        ("ready", ready(image).into()),
+        ("sha256", or_dash(image.sha256.as_ref())),
+        ("group", image.group.to_string()),
+    ])
+}
+
+fn ready(image: &Image) -> &'static str {
+    if image.ready { "yes" } else { "no" }
+}
+
+pub fn witness(witness: Option<&Witness>) -> String {
+    let Some(witness) = witness else { return "witness: none; a lost node needs a human".into() };
+    let since = witness.since_unix_ms.map_or(String::new(), |since| format!(" since {}", time_of_day(since)));
+    let state = match witness.reachable {
+        Some(true) => {
+            let holds = match (&witness.alone, witness.epoch) {
+                (Some(node), Some(epoch)) => format!(", holds epoch {epoch}, {node} alone"),
+                (None, Some(epoch)) => format!(", holds epoch {epoch}, all members"),
+                (_, None) => String::new(),
+            };
+            format!("reachable{since}{holds}")
+        }
+        Some(false) => format!("not reachable{since}: {}", or_dash(witness.error.as_ref())),
+        None => "not asked yet".into(),
+    };
+    let fix = witness.hint.as_ref().map_or(String::new(), |hint| format!("\n  fix: {hint}"));
+    format!("witness {}: {state}{fix}", witness.address)
+}
+
+pub fn events(events: &[Event]) -> String {
+    events.iter().map(event).collect::<Vec<_>>().join("\n")
+}
+
+/// One line: index, time, what it is about, what happened, who said so.
+pub fn event(event: &Event) -> String {
+    let subject = format!("{} {}", event.subject.kind, event.subject.name);
+    format!("{:>6}  {}  {subject:<14}  {}  (by {})", event.index, time_of_day(event.unix_ms), event.text, event.by)
+}
+
+pub fn tasks(tasks: &[Task]) -> String {
+    let mut table = Table::new(&["TASK", "ACTION", "SUBJECT", "STATE", "DETAIL"]);
+    for task in tasks {
+        table.row([
+            task.task.clone(),
+            task.action.clone(),
+            task.subject.clone(),
+            task.state.to_string(),
+            task.detail.clone(),
+        ]);
+    }
+    table.to_string()
+}
+
+pub fn task(task: &Task) -> String {
+    fields(&[
+        ("task", task.task.clone()),
+        ("action", task.action.clone()),
+        ("subject", task.subject.clone()),
+        ("state", task.state.to_string()),
+        ("detail", task.detail.clone()),
+        ("id", or_dash(task.id)),
+        ("started", time_of_day(task.started_unix_ms)),
+        ("ended", or_dash(task.ended_unix_ms.map(time_of_day))),
+    ])
+}
+
+fn with_reason(state: &impl ToString, reason: Option<&String>) -> String {
+    match reason {
+        Some(reason) => format!("{} ({reason})", state.to_string()),
+        None => state.to_string(),
+    }
+}
+
+/// Reasons are sentences: they stand below the table, each with what mends it.
+fn with_reasons<'a>(
+    table: Table,
+    reasons: impl Iterator<Item = (&'a str, &'a Option<String>, &'a Option<String>)>,
+) -> String {
+    let mut text = table.to_string();
+    for (name, reason, hint) in reasons {
+        if let Some(reason) = reason {
+            let _ = write!(text, "\n  {name}: {reason}");
+        }
+        if let Some(hint) = hint {
+            let _ = write!(text, "\n  fix: {hint}");
+        }
+    }
+    text
+}
