@@ -16,6 +16,9 @@ pub struct Export {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     Here,
+    /// Nothing speaks against this node, but it may not take clients yet: they wait a little in their handshake, because
+    /// a client that is refused comes back only after a pause of its own, and a longer one each time.
+    Soon,
     /// Text for a human: who serves it, and at which address, as far as known.
     Elsewhere(String),
 }
@@ -24,21 +27,34 @@ pub enum Place {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Exports {
     names: BTreeMap<String, Export>,
+    /// Whether a name that is not here is known not to exist. Just after a start nothing is known yet.
+    is_complete: bool,
+}
+
+/// What is known of a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found<'a> {
+    Here(&'a Export),
+    /// Worth waiting for; the text is for a client that has waited long enough.
+    Soon(String),
+    No(String),
 }
 
 impl Exports {
-    pub fn new(names: BTreeMap<String, Export>) -> Exports {
-        Exports { names }
+    /// These, and no others.
+    pub fn complete(names: BTreeMap<String, Export>) -> Exports {
+        Exports { names, is_complete: true }
     }
 
-    /// The export of this name, if clients are taken here; else a text for a human that says why not.
-    pub fn find(&self, name: &str) -> Result<&Export, String> {
+    pub fn find(&self, name: &str) -> Found<'_> {
         match self.names.get(name) {
-            None => Err(format!("no export is named `{name}`")),
             Some(export) => match &export.place {
-                Place::Here => Ok(export),
-                Place::Elsewhere(hint) => Err(format!("export `{name}` is not served by this node: {hint}")),
+                Place::Here => Found::Here(export),
+                Place::Soon => Found::Soon(format!("export `{name}` is not served yet")),
+                Place::Elsewhere(hint) => Found::No(format!("export `{name}` is not served by this node: {hint}")),
             },
+            None if self.is_complete => Found::No(format!("no export is named `{name}`")),
+            None => Found::Soon(format!("this node has not been told yet whether there is an export `{name}`")),
         }
     }
 

@@ -8,4 +8,4 @@
 pub mod export;
 pub mod nbd;
 
-pub use export::{Export, Exports, Place};
+pub use export::{Export, Exports, Found, Place};

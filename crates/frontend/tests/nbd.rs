@@ -18,7 +18,7 @@ fn exports() -> Exports {
     let size = ByteCount(SIZE);
     let here = Export { volume: VolumeId(5), size, place: Place::Here };
     let away = Export { volume: VolumeId(6), size, place: Place::Elsewhere("node `b` at 192.0.2.2:10809".to_owned()) };
-    Exports::new(BTreeMap::from([("disk".to_owned(), here), ("away".to_owned(), away)]))
+    Exports::complete(BTreeMap::from([("disk".to_owned(), here), ("away".to_owned(), away)]))
 }
 
 /// A client with its server.
@@ -48,8 +48,12 @@ impl Client {
         client
     }
 
+    fn handle(&mut self, now: Instant, input: Input<'_>) {
+        self.connection.handle(now, input, &self.exports);
+    }
+
     fn send(&mut self, bytes: &[u8]) {
-        self.connection.handle(START, Input::Bytes { bytes, exports: &self.exports });
+        self.handle(START, Input::Bytes(bytes));
     }
 
     /// Everything the server has to say now.
@@ -61,7 +65,7 @@ impl Client {
                 return bytes;
             }
             segments.iter().for_each(|segment| bytes.extend_from_slice(segment.as_slice()));
-            self.connection.handle(START, Input::Sent);
+            self.handle(START, Input::Sent);
         }
     }
 
@@ -86,7 +90,7 @@ impl Client {
     }
 
     fn reply(&mut self, slot: Slot, reply: Reply) -> Vec<u8> {
-        self.connection.handle(START, Input::Reply(slot, reply));
+        self.handle(START, Input::Reply(slot, reply));
         self.receive()
     }
 
@@ -363,10 +367,39 @@ fn a_client_that_asks_without_end_is_held_back_not_served_without_bound() {
 fn a_client_that_never_agrees_is_let_go() {
     let mut client = Client::connected();
     let deadline = client.connection.deadline().expect("a handshake has an end");
-    client.connection.handle(deadline, Input::Tick);
+    client.handle(deadline, Input::Tick);
     assert_eq!(client.end(), End::Slow);
     let client = Client::transmitting(false);
     assert_eq!(client.connection.deadline(), None, "a guest may be silent for ever");
+}
+
+#[test]
+fn a_client_that_comes_a_moment_too_early_waits_for_its_export() {
+    let served = exports();
+    let mut client = Client::connected();
+    client.exports = Exports::default();
+    let go_and_flush = [option_bytes(GO, &go("disk", &[3])), request_bytes(3, 0, 0, 0)].concat();
+    client.send(&go_and_flush);
+    assert_eq!(client.receive(), [], "nothing is known of exports yet");
+    client.handle(START, Input::Tick);
+    assert_eq!(client.receive(), []);
+    client.exports = served;
+    client.handle(START, Input::Exports);
+    assert!(client.receive().ends_with(&[0, 0, 0, 1, 0, 0, 0, 0]), "GO ends with ACK");
+    assert_eq!(client.begun().1, Op::Flush, "what it said meanwhile is not lost");
+}
+
+#[test]
+fn a_client_that_has_waited_long_enough_is_refused() {
+    let mut client = Client::connected();
+    client.exports = Exports::default();
+    client.option(GO, &go("disk", &[3]));
+    let deadline = client.connection.deadline().expect("waiting has an end");
+    client.handle(deadline, Input::Tick);
+    let reply = client.receive();
+    assert_eq!(reply[12..16], [0x80, 0, 0, 6]);
+    client.exports = exports();
+    assert!(client.option(GO, &go("disk", &[3])).ends_with(&[0, 0, 0, 1, 0, 0, 0, 0]), "it may ask again");
 }
 
 #[test]
@@ -439,7 +472,7 @@ proptest! {
             }
             client.receive();
         }
-        client.connection.handle(START, Input::Ended);
+        client.handle(START, Input::Ended);
         prop_assert_eq!(client.end(), End::Finished);
     }
 

@@ -26,6 +26,9 @@ const REQUESTS_MAX: usize = 128;
 const BYTES_MAX: u64 = PAYLOAD_MAX_ACCEPTED as u64;
 /// No request is begun while so many bytes of replies wait for a client that does not read them.
 const OUTBOX_MAX: usize = PAYLOAD_MAX_ACCEPTED as usize;
+/// How long a client waits in its handshake for an export that may be served here soon. Longer than a takeover or a
+/// restart takes, shorter than clients wait for the server.
+const WAIT_TIME: Duration = Duration::from_secs(10);
 /// A client that has not agreed on an export by then is let go, so that idle connections do not pile up. People who type
 /// the protocol by hand are not expected.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(30);
@@ -35,8 +38,10 @@ const HANDSHAKE_TIME: Duration = Duration::from_secs(30);
 pub struct Slot(pub u16);
 
 pub enum Input<'a> {
-    /// Bytes from the client. `exports`: what is offered at this moment.
-    Bytes { bytes: &'a [u8], exports: &'a Exports },
+    /// Bytes from the client.
+    Bytes(&'a [u8]),
+    /// What is offered has changed. Clients that have agreed on an export need not hear of it.
+    Exports,
     /// The client sends no more.
     Ended,
     /// The end of a request.
@@ -80,6 +85,12 @@ enum Phase {
     OptionData {
         option: u32,
         len: usize,
+    },
+    /// The option names an export that may be served here soon.
+    Waiting {
+        option: u32,
+        data: Vec<u8>,
+        until: Instant,
     },
     RequestHeader,
     /// The bytes of a write.
@@ -156,21 +167,22 @@ impl Connection {
         }
     }
 
-    pub fn handle(&mut self, now: Instant, input: Input<'_>) {
+    /// `exports`: what is offered at this moment.
+    pub fn handle(&mut self, now: Instant, input: Input<'_>, exports: &Exports) {
         match input {
             _ if matches!(self.phase, Phase::Ended) => {}
-            Input::Bytes { bytes, exports } if self.backlog.is_empty() => {
-                let taken = self.parse(bytes, exports);
+            Input::Bytes(bytes) if self.backlog.is_empty() => {
+                let taken = self.parse(now, bytes, exports);
                 self.backlog.extend_from_slice(&bytes[taken..]);
             }
-            Input::Bytes { bytes, .. } => self.backlog.extend_from_slice(bytes),
+            Input::Bytes(bytes) => self.backlog.extend_from_slice(bytes),
             Input::Ended => self.end(End::Finished),
             Input::Reply(slot, reply) => self.on_reply(slot, reply),
             Input::Sent => self.sending = false,
             Input::Tick if self.deadline.is_some_and(|deadline| now >= deadline) => self.end(End::Slow),
-            Input::Tick => {}
+            Input::Tick | Input::Exports => self.wait_on(now, exports),
         }
-        self.parse_backlog();
+        self.parse_backlog(now, exports);
         if matches!(self.phase, Phase::Closing) && self.in_flight() == 0 && self.outbox.is_empty() && !self.sending {
             self.end(End::Finished);
         }
@@ -181,7 +193,10 @@ impl Connection {
     }
 
     pub fn deadline(&self) -> Option<Instant> {
-        self.deadline
+        match self.phase {
+            Phase::Waiting { until, .. } => self.deadline.map(|deadline| deadline.min(until)),
+            _ => self.deadline,
+        }
     }
 
     /// Bytes for the client, in order; empty when there are none or earlier ones are not yet `Sent`.
@@ -224,13 +239,13 @@ impl Connection {
         }
     }
 
-    /// Goes on with bytes that had to wait. They wait only in transmission, where exports are not asked for any more.
-    fn parse_backlog(&mut self) {
-        if self.backlog.is_empty() || self.is_full() {
+    /// Goes on with bytes that had to wait.
+    fn parse_backlog(&mut self, now: Instant, exports: &Exports) {
+        if self.backlog.is_empty() {
             return;
         }
         let mut backlog = std::mem::take(&mut self.backlog);
-        self.backlog_at += self.parse(&backlog[self.backlog_at..], &Exports::default());
+        self.backlog_at += self.parse(now, &backlog[self.backlog_at..], exports);
         if self.backlog_at == backlog.len() {
             backlog.clear();
             self.backlog_at = 0;
@@ -238,8 +253,34 @@ impl Connection {
         self.backlog = backlog;
     }
 
+    /// Looks again whether the export that the client waits for is served here.
+    fn wait_on(&mut self, now: Instant, exports: &Exports) {
+        if let Phase::Waiting { option, data, until } = &mut self.phase {
+            let (option, data, until) = (*option, std::mem::take(data), *until);
+            self.on_option(now, option, &data, exports, until);
+        }
+    }
+
+    fn on_option(&mut self, now: Instant, option: u32, data: &[u8], exports: &Exports, until: Instant) {
+        self.phase = match self.handshake.on_option(option, data, exports, now < until, &mut self.outbox) {
+            Outcome::Haggle => Phase::OptionHeader,
+            Outcome::Wait => Phase::Waiting { option, data: data.to_vec(), until },
+            Outcome::Transmit(agreement) => {
+                self.agreement = Some(agreement);
+                self.deadline = None;
+                Phase::RequestHeader
+            }
+            Outcome::Bye => Phase::Closing,
+            Outcome::HangUp(why) => return self.end(End::Refused(why)),
+        };
+        if self.outbox.len() >= OUTBOX_MAX {
+            // Replies to options are small: whoever gets here asks without end and never reads.
+            self.end(End::Garbage("options without reading their replies".to_owned()));
+        }
+    }
+
     /// Uses bytes until there are none, a bound is reached, or the connection is over; says how many it used.
-    fn parse(&mut self, bytes: &[u8], exports: &Exports) -> usize {
+    fn parse(&mut self, now: Instant, bytes: &[u8], exports: &Exports) -> usize {
         let mut rest = bytes;
         loop {
             match &mut self.phase {
@@ -271,25 +312,9 @@ impl Connection {
                 Phase::OptionData { option, len } => {
                     let (option, len) = (*option, *len);
                     let Some(data) = fill(&mut self.partial, &mut rest, len) else { break };
-                    self.phase = match self.handshake.on_option(option, &data, exports, &mut self.outbox) {
-                        Outcome::Haggle => Phase::OptionHeader,
-                        Outcome::Transmit(agreement) => {
-                            self.agreement = Some(agreement);
-                            self.deadline = None;
-                            Phase::RequestHeader
-                        }
-                        Outcome::Bye => Phase::Closing,
-                        Outcome::HangUp(why) => {
-                            self.end(End::Refused(why));
-                            break;
-                        }
-                    };
-                    if self.outbox.len() >= OUTBOX_MAX {
-                        // Replies to options are small: whoever gets here asks without end and never reads.
-                        self.end(End::Garbage("options without reading their replies".to_owned()));
-                        break;
-                    }
+                    self.on_option(now, option, &data, exports, now + WAIT_TIME);
                 }
+                Phase::Waiting { .. } => break,
                 Phase::RequestHeader => {
                     if self.is_full() {
                         break;

@@ -2,7 +2,7 @@
 
 use super::outbox::{Outbox, Reader};
 use super::proto::*;
-use crate::export::{Export, Exports};
+use crate::export::{Export, Exports, Found};
 use pollux_base::VolumeId;
 use pollux_base::unit::BLOCK_BYTES;
 
@@ -23,6 +23,8 @@ pub struct Agreement {
 pub enum Outcome {
     /// The next option follows.
     Haggle,
+    /// The export may be served here in a moment: nothing was said yet, try again then.
+    Wait,
     Transmit(Agreement),
     /// The client said goodbye; what is in the outbox is still sent.
     Bye,
@@ -48,10 +50,17 @@ pub fn greet(out: &mut Outbox) {
 }
 
 impl Handshake {
-    /// One option, complete.
-    pub fn on_option(&mut self, option: u32, data: &[u8], exports: &Exports, out: &mut Outbox) -> Outcome {
+    /// One option, complete. `may_wait`: the client has not waited long enough yet.
+    pub fn on_option(
+        &mut self,
+        option: u32,
+        data: &[u8],
+        exports: &Exports,
+        may_wait: bool,
+        out: &mut Outbox,
+    ) -> Outcome {
         match option {
-            OPT_EXPORT_NAME => return self.on_export_name(data, exports, out),
+            OPT_EXPORT_NAME => return self.on_export_name(data, exports, may_wait, out),
             OPT_ABORT => {
                 reply(out, option, REP_ACK, &[]);
                 return Outcome::Bye;
@@ -68,23 +77,22 @@ impl Handshake {
                 self.structured = true;
                 reply(out, option, REP_ACK, &[]);
             }
-            OPT_LIST | OPT_STRUCTURED_REPLY => refuse(out, option, REP_ERR_INVALID, "this option takes no data"),
-            OPT_INFO | OPT_GO => {
-                if let Some(agreement) = self.on_go(option, data, exports, out)
-                    && option == OPT_GO
-                {
-                    return Outcome::Transmit(agreement);
-                }
+            OPT_LIST | OPT_STRUCTURED_REPLY => {
+                return refuse(out, option, REP_ERR_INVALID, "this option takes no data");
             }
-            OPT_LIST_META_CONTEXT | OPT_SET_META_CONTEXT => self.on_meta_context(option, data, exports, out),
-            _ => refuse(out, option, REP_ERR_UNSUP, "this server does not know this option"),
+            OPT_INFO | OPT_GO => {
+                return self.on_go(option, data, exports, may_wait, out);
+            }
+            OPT_LIST_META_CONTEXT | OPT_SET_META_CONTEXT => {
+                return self.on_meta_context(option, data, exports, may_wait, out);
+            }
+            _ => return refuse(out, option, REP_ERR_UNSUP, "this server does not know this option"),
         }
         Outcome::Haggle
     }
 
-    fn on_export_name(&mut self, data: &[u8], exports: &Exports, out: &mut Outbox) -> Outcome {
-        let found = name_of(data).and_then(|name| exports.find(name).map(|export| (name, export)));
-        match found {
+    fn on_export_name(&mut self, data: &[u8], exports: &Exports, may_wait: bool, out: &mut Outbox) -> Outcome {
+        match find(data, exports, may_wait) {
             Ok((name, export)) => {
                 out.u64(export.size.0);
                 out.u16(self.transmission_flags());
@@ -94,22 +102,20 @@ impl Handshake {
                 Outcome::Transmit(self.agree(name, export))
             }
             // This option has no error reply; the old clients that use it see the end of the connection.
-            Err(why) => Outcome::HangUp(why),
+            Err(Some(why)) => Outcome::HangUp(why),
+            Err(None) => Outcome::Wait,
         }
     }
 
     /// INFO and GO differ only in what follows a success.
-    fn on_go(&mut self, option: u32, data: &[u8], exports: &Exports, out: &mut Outbox) -> Option<Agreement> {
+    fn on_go(&mut self, option: u32, data: &[u8], exports: &Exports, may_wait: bool, out: &mut Outbox) -> Outcome {
         let Some((name, asks_block_size)) = parse_go(data) else {
-            refuse(out, option, REP_ERR_INVALID, "lengths inside the option do not add up");
-            return None;
+            return refuse(out, option, REP_ERR_INVALID, "lengths inside the option do not add up");
         };
-        let (name, export) = match name_of(name).and_then(|name| exports.find(name).map(|export| (name, export))) {
+        let (name, export) = match find(name, exports, may_wait) {
             Ok(found) => found,
-            Err(why) => {
-                refuse(out, option, REP_ERR_UNKNOWN, &why);
-                return None;
-            }
+            Err(Some(why)) => return refuse(out, option, REP_ERR_UNKNOWN, &why),
+            Err(None) => return Outcome::Wait,
         };
         let mut sizes = INFO_BLOCK_SIZE.to_be_bytes().to_vec();
         for size in [BLOCK_BYTES as u32, BLOCK_SIZE_PREFERRED, PAYLOAD_MAX_ADVERTISED] {
@@ -118,37 +124,39 @@ impl Handshake {
         reply(out, option, REP_INFO, &sizes);
         if !asks_block_size {
             let text = "requests must be multiples of 4096 bytes: ask for NBD_INFO_BLOCK_SIZE and keep to it";
-            refuse(out, option, REP_ERR_BLOCK_SIZE_REQD, text);
-            return None;
+            return refuse(out, option, REP_ERR_BLOCK_SIZE_REQD, text);
         }
         let mut info = INFO_EXPORT.to_be_bytes().to_vec();
         info.extend_from_slice(&export.size.0.to_be_bytes());
         info.extend_from_slice(&self.transmission_flags().to_be_bytes());
         reply(out, option, REP_INFO, &info);
         reply(out, option, REP_ACK, &[]);
-        Some(self.agree(name, export))
+        if option == OPT_GO { Outcome::Transmit(self.agree(name, export)) } else { Outcome::Haggle }
     }
 
-    fn on_meta_context(&mut self, option: u32, data: &[u8], exports: &Exports, out: &mut Outbox) {
+    fn on_meta_context(
+        &mut self,
+        option: u32,
+        data: &[u8],
+        exports: &Exports,
+        may_wait: bool,
+        out: &mut Outbox,
+    ) -> Outcome {
         let selects = option == OPT_SET_META_CONTEXT;
         if selects {
             // Each selection replaces the one before, also when it fails.
             self.context_of = None;
         }
         if !self.structured {
-            refuse(out, option, REP_ERR_INVALID, "structured replies must be agreed on first");
-            return;
+            return refuse(out, option, REP_ERR_INVALID, "structured replies must be agreed on first");
         }
         let Some((name, queries)) = parse_meta_context(data) else {
-            refuse(out, option, REP_ERR_INVALID, "lengths inside the option do not add up");
-            return;
+            return refuse(out, option, REP_ERR_INVALID, "lengths inside the option do not add up");
         };
-        let name = match name_of(name).and_then(|name| exports.find(name).map(|_| name)) {
-            Ok(name) => name,
-            Err(why) => {
-                refuse(out, option, REP_ERR_UNKNOWN, &why);
-                return;
-            }
+        let name = match find(name, exports, may_wait) {
+            Ok((name, _)) => name,
+            Err(Some(why)) => return refuse(out, option, REP_ERR_UNKNOWN, &why),
+            Err(None) => return Outcome::Wait,
         };
         let matches = match (selects, queries.as_slice()) {
             (false, []) => true,
@@ -165,6 +173,7 @@ impl Handshake {
             }
         }
         reply(out, option, REP_ACK, &[]);
+        Outcome::Haggle
     }
 
     fn transmission_flags(&self) -> u16 {
@@ -214,11 +223,17 @@ fn parse_meta_context(data: &[u8]) -> Option<(&[u8], Vec<&[u8]>)> {
     reader.0.is_empty().then_some((name, queries))
 }
 
-fn name_of(bytes: &[u8]) -> Result<&str, String> {
-    if bytes.len() > NAME_BYTES_MAX {
-        return Err(format!("a name of {} bytes is longer than {NAME_BYTES_MAX}", bytes.len()));
+/// The export of this name; else why not, or `None` if waiting may help.
+fn find<'a>(name: &'a [u8], exports: &'a Exports, may_wait: bool) -> Result<(&'a str, &'a Export), Option<String>> {
+    if name.len() > NAME_BYTES_MAX {
+        return Err(Some(format!("a name of {} bytes is longer than {NAME_BYTES_MAX}", name.len())));
     }
-    std::str::from_utf8(bytes).map_err(|_| "the name is not UTF-8".to_owned())
+    let name = std::str::from_utf8(name).map_err(|_| Some("the name is not UTF-8".to_owned()))?;
+    match exports.find(name) {
+        Found::Here(export) => Ok((name, export)),
+        Found::Soon(_) if may_wait => Err(None),
+        Found::Soon(why) | Found::No(why) => Err(Some(why)),
+    }
 }
 
 fn reply(out: &mut Outbox, option: u32, kind: u32, data: &[u8]) {
@@ -229,6 +244,7 @@ fn reply(out: &mut Outbox, option: u32, kind: u32, data: &[u8]) {
     out.bytes(data);
 }
 
-fn refuse(out: &mut Outbox, option: u32, error: u32, text: &str) {
+fn refuse(out: &mut Outbox, option: u32, error: u32, text: &str) -> Outcome {
     reply(out, option, error, text.as_bytes());
+    Outcome::Haggle
 }
