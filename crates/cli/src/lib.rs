@@ -75,6 +75,7 @@ enum Noun {
 
 /// Runs the command line; the exit code is that of the table in `failure`.
 pub fn main() -> ExitCode {
+    lab::demo::interrupt::forget_inherited();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),

@@ -110,7 +110,9 @@ pub fn run(command: LabCommand, output: &Output) -> Outcome {
         _ => {}
     }
     up::require_root()?;
-    let _alone = alone()?;
+    // Only what builds and removes must be alone; a cut is one change of the kernel's.
+    let _alone =
+        if matches!(command, LabCommand::Up { .. } | LabCommand::Down { .. }) { Some(alone()?) } else { None };
     match command {
         LabCommand::Up { nodes, pool_size, dir } => {
             let started = Instant::now();
@@ -238,7 +240,7 @@ fn machine_row(site: &Site, machine: &MachineView) -> [String; 5] {
 /// Held while a command changes the lab, so that two do not get into each other's way. An abstract socket: it needs no
 /// file and is gone with its process.
 fn alone() -> Outcome<UnixListener> {
-    // A `cut` or `status` beside a `pull` waits for it; an `up` may take a while, and then whoever waits is told.
+    // A `down` takes a moment and is waited for; an `up` may take a while, and then whoever waits is told.
     let until = Instant::now() + Duration::from_secs(10);
     loop {
         let bound = SocketAddr::from_abstract_name("pollux-lab").and_then(|name| UnixListener::bind_addr(&name));

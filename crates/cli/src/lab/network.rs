@@ -241,6 +241,13 @@ pub fn cut_cables(site: &Site) -> Outcome<BTreeSet<Cable>> {
     Ok(all_cables(site).into_iter().filter(is_cut).collect())
 }
 
+/// Bytes that a port of the switch has sent to its node.
+pub fn sent_bytes(port: &str) -> Outcome<u64> {
+    let links = ip_json(&["-n", SWITCH, "-s", "link", "show", "dev", port])?;
+    let counted = links.first().and_then(|link| link["stats64"]["tx"]["bytes"].as_u64());
+    counted.ok_or_else(|| Failure::other(format!("the switch does not count at port {port}")))
+}
+
 fn root_addresses() -> Outcome<BTreeSet<IpAddr>> {
     let interfaces = ip_json(&["addr", "show", "dev", &root_interface(Network::Mgmt)])?;
     let addresses = interfaces.iter().filter_map(|interface| interface["addr_info"].as_array()).flatten();
