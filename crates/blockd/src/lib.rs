@@ -1,1 +1,30 @@
-//! DAEMON: the data plane of one node.
+//! DAEMON: the data plane of one node: replica, store, front ends and the machine, wired together.
+//!
+//! It decides nothing. Events of the reactor become inputs of the `DataPlane`, its outputs become operations; who may
+//! serve what, and when, is said by the core and by orders.
+//!
+//! One client, peer or control connection that misbehaves loses its connection, never the daemon. A broken promise of
+//! our own code ends the process: it is restarted, and clients see a pause.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod clients;
+pub mod control;
+pub mod daemon;
+pub mod dialer;
+pub mod directory;
+pub mod peers;
+pub mod pool;
+pub mod ticket;
+
+use pollux_base::Instant;
+use pollux_host::reactor::Reactor;
+use pollux_replica::Input;
+
+/// One turn of the loop, as its parts see it.
+pub struct Turn<'a> {
+    pub now: Instant,
+    pub reactor: &'a mut Reactor,
+    /// What the core is to be told, in order.
+    pub inputs: &'a mut Vec<Input>,
+}

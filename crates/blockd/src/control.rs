@@ -1,0 +1,161 @@
+//! Orders of `noded` in, reports out: JSON lines over a unix socket, one connection at a time, the newest.
+
+use crate::Turn;
+use crate::ticket::Ticket;
+use pollux_base::{Order, Report, Segment};
+use pollux_host::link::Socket;
+use pollux_host::reactor::Op;
+use std::io;
+use tracing::{error, info, warn};
+
+/// Longest order: the names of some ten thousand exports.
+const LINE_BYTES_MAX: usize = 4 << 20;
+/// Reports that may wait for a `noded` that does not read. It is let go then, and asks for all of them when it is back.
+const REPORT_BYTES_MAX: usize = 4 << 20;
+const RECEIVE_BYTES: usize = 64 << 10;
+
+pub struct Control {
+    listener: Socket,
+    is_accepting: bool,
+    current: Option<Connection>,
+    last_id: u64,
+}
+
+struct Connection {
+    id: u64,
+    socket: Socket,
+    /// The start of an order whose end has not arrived.
+    line: Vec<u8>,
+    /// Here while no receive is under way.
+    buffer: Option<Vec<u8>>,
+    out: Vec<u8>,
+    sending: bool,
+    /// Ended as soon as what waits is sent.
+    is_closing: bool,
+}
+
+impl Control {
+    pub fn new(listener: Socket) -> Control {
+        Control { listener, is_accepting: false, current: None, last_id: 0 }
+    }
+
+    pub fn on_accepted(&mut self, turn: &mut Turn<'_>, result: io::Result<Socket>) {
+        self.is_accepting = false;
+        match result {
+            Ok(socket) => {
+                self.end(turn, "a newer control connection takes over");
+                self.last_id += 1;
+                info!("noded is connected");
+                self.current = Some(Connection {
+                    id: self.last_id,
+                    socket,
+                    line: Vec::new(),
+                    buffer: Some(vec![0; RECEIVE_BYTES]),
+                    out: Vec::new(),
+                    sending: false,
+                    is_closing: false,
+                });
+            }
+            Err(cause) => error!(%cause, "a control connection could not be accepted"),
+        }
+    }
+
+    /// The orders that have arrived whole.
+    pub fn on_received(
+        &mut self,
+        turn: &mut Turn<'_>,
+        id: u64,
+        buffer: Vec<u8>,
+        result: io::Result<usize>,
+    ) -> Vec<Order> {
+        let mut orders = Vec::new();
+        let Some(current) = self.current.as_mut().filter(|current| current.id == id) else { return orders };
+        let len = match result {
+            Ok(0) | Err(_) => {
+                self.end(turn, "noded is gone");
+                return orders;
+            }
+            Ok(len) => len,
+        };
+        for part in buffer[..len].split_inclusive(|byte| *byte == b'\n') {
+            if current.is_closing {
+                break;
+            }
+            current.line.extend_from_slice(part);
+            let parsed = match current.line.strip_suffix(b"\n") {
+                Some([]) => None,
+                Some(line) => Some(serde_json::from_slice::<Order>(line).map_err(|cause| cause.to_string())),
+                None if current.line.len() > LINE_BYTES_MAX => {
+                    Some(Err(format!("an order is longer than {LINE_BYTES_MAX} bytes")))
+                }
+                None => continue,
+            };
+            current.line.clear();
+            match parsed {
+                None => {}
+                Some(Ok(order)) => orders.push(order),
+                Some(Err(cause)) => {
+                    warn!(cause, "not an order; the control connection is ended");
+                    let reply = serde_json::json!({ "error": format!("not an order: {cause}") });
+                    current.out.extend_from_slice(reply.to_string().as_bytes());
+                    current.out.push(b'\n');
+                    current.is_closing = true;
+                }
+            }
+        }
+        current.buffer = Some(buffer);
+        orders
+    }
+
+    pub fn on_sent(&mut self, turn: &mut Turn<'_>, id: u64, result: io::Result<()>) {
+        let Some(current) = self.current.as_mut().filter(|current| current.id == id) else { return };
+        current.sending = false;
+        if let Err(cause) = result {
+            self.end(turn, &cause.to_string());
+        }
+    }
+
+    /// Dropped when nobody is connected: whoever connects asks for all of them.
+    pub fn report(&mut self, report: &Report) {
+        let Some(current) = self.current.as_mut().filter(|current| !current.is_closing) else { return };
+        match serde_json::to_writer(&mut current.out, report) {
+            Ok(()) => current.out.push(b'\n'),
+            Err(cause) => panic!("reports are plain data, which JSON always holds: {cause}"),
+        }
+    }
+
+    pub fn flush(&mut self, turn: &mut Turn<'_>) {
+        if !self.is_accepting {
+            self.is_accepting = true;
+            turn.reactor.submit(Ticket::OrdersAccept.token(), Op::Accept(self.listener.clone()));
+        }
+        let Some(current) = &mut self.current else { return };
+        if current.out.len() > REPORT_BYTES_MAX {
+            self.end(turn, "noded does not read its reports");
+            return;
+        }
+        if !current.sending && current.is_closing && current.out.is_empty() {
+            self.end(turn, "after an order that was none");
+            return;
+        }
+        if !current.sending && !current.out.is_empty() {
+            current.sending = true;
+            let segments = vec![Segment::Bytes(std::mem::take(&mut current.out))];
+            let op = Op::Send(current.socket.clone(), segments);
+            turn.reactor.submit(Ticket::OrdersSend(current.id).token(), op);
+        }
+        if !current.is_closing
+            && let Some(buffer) = current.buffer.take()
+        {
+            let op = Op::Receive(current.socket.clone(), buffer);
+            turn.reactor.submit(Ticket::OrdersReceive(current.id).token(), op);
+        }
+    }
+
+    fn end(&mut self, turn: &mut Turn<'_>, why: &str) {
+        if let Some(connection) = self.current.take() {
+            info!(why, "the control connection has ended");
+            turn.reactor.close(&connection.socket);
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The loop: what has ended goes into the core, what the core wants is begun, then sleep.
+
+use crate::Turn;
+use crate::clients::Clients;
+use crate::control::Control;
+use crate::directory::Directory;
+use crate::peers::Peers;
+use crate::ticket::Ticket;
+use anyhow::Context;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use pollux_base::config::NodeConfig;
+use pollux_base::{Order, Report};
+use pollux_host::clock;
+use pollux_host::disk::Disk;
+use pollux_host::link::{Socket, listen_tcp, listen_unix};
+use pollux_host::reactor::{Done, Event, Op, Reactor};
+use pollux_replica::{DataPlane, Input, Output};
+use std::path::PathBuf;
+use std::time::Duration;
+use tracing::{error, info};
+
+pub struct Daemon {
+    reactor: Reactor,
+    plane: DataPlane,
+    control: Control,
+    clients: Clients,
+    peers: Peers,
+    directory: Directory,
+    /// For the core; filled and emptied in every turn.
+    inputs: Vec<Input>,
+    events: Vec<Event>,
+    /// Removed when the daemon stops.
+    sockets: [PathBuf; 2],
+    is_stopping: bool,
+}
+
+impl Daemon {
+    /// Takes the pool and every address of the node. Fails when one of them is not to be had.
+    pub fn new(config: &NodeConfig) -> anyhow::Result<Daemon> {
+        let own = config.own().context("the configuration does not name this node under `nodes`")?;
+        let now = clock::now();
+        let mut reactor = Reactor::new().context("io_uring cannot be used")?;
+        let disk = Disk::open(&config.pool.path).context("the pool")?;
+        let pool_size = disk.size();
+        reactor.set_disk(disk);
+
+        let links = own.replication.iter().map(|address| listen_tcp(*address));
+        let links: Vec<Socket> = links.collect::<Result<_, _>>().context("replication")?;
+        let sockets = [config.data_socket(), config.nbd_socket()];
+        let mut clients = Clients::default();
+        for address in &own.nbd {
+            clients.listen(listen_tcp(*address).context("NBD")?, address.to_string(), true);
+        }
+        let [data_socket, nbd_socket] = &sockets;
+        clients.listen(listen_unix(nbd_socket).context("NBD")?, nbd_socket.display().to_string(), false);
+        let control = Control::new(listen_unix(data_socket).context("orders")?);
+
+        let config_of_core = pollux_replica::Config { cluster: config.cluster, node: config.node, pool_size };
+        let mut daemon = Daemon {
+            reactor,
+            plane: DataPlane::new(config_of_core, now),
+            control,
+            clients,
+            peers: Peers::new(config, links, now),
+            directory: Directory::new(config),
+            inputs: Vec::new(),
+            events: Vec::new(),
+            sockets,
+            is_stopping: false,
+        };
+        daemon.reactor.submit(Ticket::Signal.token(), Op::Watch(stop_signals()?));
+        Ok(daemon)
+    }
+
+    /// Runs until a signal asks for the end.
+    pub fn run(mut self) -> anyhow::Result<()> {
+        while !self.is_stopping {
+            self.begin();
+            self.reactor.wait(self.patience(), &mut self.events).context("io_uring")?;
+            self.take_events();
+        }
+        for socket in &self.sockets {
+            // Left over, it would be replaced by the next run.
+            let _ = std::fs::remove_file(socket);
+        }
+        Ok(())
+    }
+
+    /// Feeds the core and begins what it wants, until neither has anything for the other.
+    fn begin(&mut self) {
+        let now = clock::now();
+        loop {
+            let inputs = std::mem::take(&mut self.inputs);
+            for input in inputs {
+                self.plane.handle(now, input);
+            }
+            if self.plane.deadline().is_some_and(|deadline| deadline <= now) {
+                self.plane.handle(now, Input::Tick);
+            }
+            let mut turn = Turn { now, reactor: &mut self.reactor, inputs: &mut self.inputs };
+            while let Some(output) = self.plane.poll() {
+                match output {
+                    Output::Disk(op) => turn.reactor.submit(Ticket::Disk.token(), Op::Disk(op)),
+                    Output::Send { peer, session, frame } => self.peers.send(&mut turn, peer, session, &frame),
+                    Output::Disconnect { peer, session, reason } => {
+                        self.peers.disconnect(&mut turn, peer, session, reason);
+                    }
+                    Output::Report(report) => {
+                        if let Report::PoolFailed { reason } = &report {
+                            error!(reason, "the pool cannot be used");
+                        }
+                        self.control.report(&report);
+                    }
+                    Output::Reply(id, reply) => self.clients.on_reply(&mut turn, id, reply, self.directory.exports()),
+                    Output::Served { volume, served } => {
+                        info!(%volume, served, "served here");
+                        if self.directory.on_served(volume, served) {
+                            self.clients.on_exports(&mut turn, self.directory.exports());
+                        }
+                    }
+                }
+            }
+            self.peers.on_time(&mut turn);
+            self.clients.on_time(&mut turn, self.directory.exports());
+            self.peers.flush(&mut turn);
+            self.clients.flush(&mut turn);
+            self.control.flush(&mut turn);
+            if self.inputs.is_empty() {
+                #[cfg(debug_assertions)]
+                self.plane.check();
+                return;
+            }
+        }
+    }
+
+    /// How long to sleep at most.
+    fn patience(&self) -> Option<Duration> {
+        let deadlines = [self.plane.deadline(), self.peers.deadline(), self.clients.deadline()];
+        deadlines.into_iter().flatten().min().map(|deadline| deadline.since(clock::now()))
+    }
+
+    fn take_events(&mut self) {
+        let mut events = std::mem::take(&mut self.events);
+        let mut turn = Turn { now: clock::now(), reactor: &mut self.reactor, inputs: &mut self.inputs };
+        for Event { token, done } in events.drain(..) {
+            match (Ticket::of(token), done) {
+                (Ticket::Signal, Done::Readable) => self.is_stopping = true,
+                (Ticket::Disk, Done::Disk(done)) => turn.inputs.push(Input::Disk(done)),
+                (Ticket::OrdersAccept, Done::Accepted(result)) => self.control.on_accepted(&mut turn, result),
+                (Ticket::OrdersReceive(id), Done::Received(buffer, result)) => {
+                    for order in self.control.on_received(&mut turn, id, buffer, result) {
+                        if let Order::Peers { addresses } = &order {
+                            self.peers.set_addresses(&mut turn, addresses);
+                        }
+                        if self.directory.on_order(&order) {
+                            self.clients.on_exports(&mut turn, self.directory.exports());
+                        }
+                        turn.inputs.push(Input::Order(order));
+                    }
+                }
+                (Ticket::OrdersSend(id), Done::Sent(result)) => self.control.on_sent(&mut turn, id, result),
+                (Ticket::ClientAccept(id), Done::Accepted(result)) => self.clients.on_accepted(&mut turn, id, result),
+                (Ticket::ClientReceive(id), Done::Received(buffer, result)) => {
+                    self.clients.on_received(&mut turn, id, buffer, result, self.directory.exports());
+                }
+                (Ticket::ClientSend(id), Done::Sent(result)) => {
+                    self.clients.on_sent(&mut turn, id, result, self.directory.exports());
+                }
+                (Ticket::LinkAccept(id), Done::Accepted(result)) => self.peers.on_accepted(&mut turn, id, result),
+                (Ticket::LinkConnect(id), Done::Connected(result)) => self.peers.on_connected(&mut turn, id, result),
+                (Ticket::LinkReceive(id), Done::Received(buffer, result)) => {
+                    self.peers.on_received(&mut turn, id, buffer, result);
+                }
+                (Ticket::LinkSend(id), Done::Sent(result)) => self.peers.on_sent(&mut turn, id, result),
+                (ticket, _) => panic!("an operation of another kind ended as {ticket:?}"),
+            }
+        }
+        self.events = events;
+    }
+}
+
+/// SIGTERM and SIGINT as something to wait for.
+fn stop_signals() -> anyhow::Result<Socket> {
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    signals.thread_block().context("signals")?;
+    let watched = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC).context("signals")?;
+    Ok(Socket::from_fd(watched.into()))
+}

@@ -1,0 +1,146 @@
+//! What is offered under which name and where, made of orders and of what the core says it serves. Pure.
+
+use pollux_base::config::NodeConfig;
+use pollux_base::record::GroupSpec;
+use pollux_base::{ByteCount, GroupId, NodeId, Order, VolumeId};
+use pollux_frontend::{Export, Exports, Place};
+use std::collections::{BTreeMap, BTreeSet};
+
+pub struct Directory {
+    own: NodeId,
+    /// How each other node is called and where it serves NBD, for humans.
+    hints: BTreeMap<NodeId, String>,
+    /// `None` until the first order says.
+    names: Option<BTreeMap<String, VolumeId>>,
+    groups: BTreeMap<GroupId, GroupSpec>,
+    served: BTreeSet<VolumeId>,
+    exports: Exports,
+}
+
+impl Directory {
+    pub fn new(config: &NodeConfig) -> Directory {
+        let hint = |node: &pollux_base::config::NodeAddresses| {
+            let addresses: Vec<String> = node.nbd.iter().map(ToString::to_string).collect();
+            format!("node `{}` serves it at {}", node.name, addresses.join(" and "))
+        };
+        Directory {
+            own: config.node,
+            hints: config.peers().map(|node| (node.node, hint(node))).collect(),
+            names: None,
+            groups: BTreeMap::new(),
+            served: BTreeSet::new(),
+            exports: Exports::default(),
+        }
+    }
+
+    pub fn exports(&self) -> &Exports {
+        &self.exports
+    }
+
+    /// Whether the offer has changed.
+    pub fn on_order(&mut self, order: &Order) -> bool {
+        match order {
+            Order::Group(spec) => {
+                let known = self.groups.get(&spec.group);
+                if known.is_none_or(|known| known.record.stamp <= spec.record.stamp) {
+                    self.groups.insert(spec.group, spec.clone());
+                }
+            }
+            Order::Forget { group } => {
+                self.groups.remove(group);
+            }
+            Order::Exports { names } => self.names = Some(names.clone()),
+            Order::Fenced { .. } | Order::Peers { .. } | Order::Discard { .. } | Order::ReportAll => return false,
+        }
+        self.renew()
+    }
+
+    /// The core takes clients for a volume, or does not any more. Whether the offer has changed.
+    pub fn on_served(&mut self, volume: VolumeId, served: bool) -> bool {
+        if served {
+            self.served.insert(volume);
+        } else {
+            self.served.remove(&volume);
+        }
+        self.renew()
+    }
+
+    fn renew(&mut self) -> bool {
+        let Some(names) = &self.names else { return false };
+        let offer = names.iter().map(|(name, volume)| (name.clone(), self.export(*volume))).collect();
+        let exports = Exports::complete(offer);
+        let is_changed = exports != self.exports;
+        self.exports = exports;
+        is_changed
+    }
+
+    fn export(&self, volume: VolumeId) -> Export {
+        let known = self.groups.values().find_map(|spec| Some((spec.record.primary, *spec.volumes.get(&volume)?)));
+        // Orders come in any order: the group of a volume that has a name is about to be told.
+        let Some((primary, size)) = known else { return Export { volume, size: ByteCount(0), place: Place::Soon } };
+        let place = if self.served.contains(&volume) {
+            Place::Here
+        } else if primary == self.own {
+            Place::Soon
+        } else {
+            let unknown = || format!("node {primary} serves it");
+            Place::Elsewhere(self.hints.get(&primary).cloned().unwrap_or_else(unknown))
+        };
+        Export { volume, size, place }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pollux_base::record::{GroupRecord, Lineage, Stamp};
+    use pollux_base::{Epoch, Generation};
+    use pollux_frontend::Found;
+
+    fn directory() -> Directory {
+        Directory {
+            own: NodeId(1),
+            hints: BTreeMap::from([(NodeId(2), "node `b` serves it at 192.0.2.2:10809".to_owned())]),
+            names: None,
+            groups: BTreeMap::new(),
+            served: BTreeSet::new(),
+            exports: Exports::default(),
+        }
+    }
+
+    fn group(generation: u64, primary: u64) -> Order {
+        let stamp = Stamp { epoch: Epoch(1), generation: Generation(generation) };
+        let both = BTreeSet::from([NodeId(1), NodeId(2)]);
+        Order::Group(GroupSpec {
+            group: GroupId(1),
+            replicas: both.clone(),
+            volumes: BTreeMap::from([(VolumeId(7), ByteCount(1 << 20))]),
+            record: GroupRecord { stamp, primary: NodeId(primary), in_sync: both },
+            lineage: Lineage::default(),
+        })
+    }
+
+    fn names() -> Order {
+        Order::Exports { names: BTreeMap::from([("disk".to_owned(), VolumeId(7))]) }
+    }
+
+    #[test]
+    fn an_export_follows_its_primary() {
+        let mut directory = directory();
+        assert!(matches!(directory.exports().find("disk"), Found::Soon(_)), "nothing is known yet");
+        directory.on_order(&group(1, 1));
+        assert!(directory.on_order(&names()));
+        assert!(matches!(directory.exports().find("disk"), Found::Soon(_)), "not served yet");
+        assert!(directory.on_served(VolumeId(7), true));
+        assert!(matches!(directory.exports().find("disk"), Found::Here(export) if export.size == ByteCount(1 << 20)));
+        directory.on_served(VolumeId(7), false);
+        directory.on_order(&group(2, 2));
+        assert!(matches!(directory.exports().find("disk"), Found::No(why) if why.contains("192.0.2.2")));
+        assert!(!directory.on_order(&group(1, 1)), "an older record changes nothing");
+        assert!(matches!(directory.exports().find("other"), Found::No(_)));
+        directory.on_order(&Order::Forget { group: GroupId(1) });
+        assert!(matches!(directory.exports().find("disk"), Found::Soon(_)));
+        directory.on_order(&Order::Exports { names: BTreeMap::new() });
+        assert!(matches!(directory.exports().find("disk"), Found::No(_)));
+    }
+}
