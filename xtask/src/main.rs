@@ -2,6 +2,7 @@
 
 mod check;
 mod licence;
+mod sim;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
@@ -21,12 +22,15 @@ enum Chore {
     Check,
     /// Formats, and applies what clippy knows how to mend.
     Fix,
+    /// Runs the simulator over many seeds, or replays one.
+    Sim(sim::SimArgs),
 }
 
 fn main() -> ExitCode {
     let result = match Args::parse().chore {
         Chore::Check => check::check(),
         Chore::Fix => fix(),
+        Chore::Sim(args) => sim::sim(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -172,6 +172,11 @@ impl<E: Clone> LogNode<E> {
         self.tell_view();
     }
 
+    /// How many slots were given to the core.
+    pub fn applied(&self) -> usize {
+        self.applied
+    }
+
     pub fn deadline(&self) -> Time {
         match self.role {
             Role::Leader => self.heartbeat_at,

@@ -1,0 +1,163 @@
+//! What really lies on a node's disk at some moment, without touching it: a copy of the disk, opened as after a crash.
+
+use crate::content::value_of;
+use crate::history::{Seen, Value};
+use crate::world::{CLUSTER, POOL_BYTES, World};
+use pollux_base::unit::{BLOCK_BYTES, BlockRange, EXTENT_BLOCKS};
+use pollux_base::{BlockChecksum, BlockCount, BlockIndex, ByteCount, ExtentIndex, Instant, NodeId, VolumeId};
+use pollux_store::faulty_disk::FaultyDisk;
+use pollux_store::{Input, Output, Store, StoreError, StoreOp, StoreReply, StoreRequestId};
+use std::collections::{BTreeMap, BTreeSet};
+
+pub struct Peek {
+    store: Store,
+    disk: FaultyDisk,
+}
+
+impl Peek {
+    /// Opens a copy of the disk. What is under way on it is there, lost or torn, as after a crash at this moment.
+    pub fn open(disk: &FaultyDisk, node: NodeId) -> Result<Peek, String> {
+        let mut disk = disk.clone();
+        disk.kill(1);
+        let mut peek = Peek { store: Store::open(CLUSTER, node, ByteCount(POOL_BYTES)), disk };
+        loop {
+            match peek.step() {
+                Some(Output::Opened(result)) => return result.map(|()| peek).map_err(|error| error.to_string()),
+                Some(_) => {}
+                None => return Err("the store does not open".into()),
+            }
+        }
+    }
+
+    /// The next output that is not an operation on the disk; those are done at once.
+    fn step(&mut self) -> Option<Output> {
+        loop {
+            match self.store.poll() {
+                Some(Output::Disk(op)) => self.disk.submit(op),
+                Some(output) => return Some(output),
+                None => {
+                    let done = self.disk.complete_any()?;
+                    self.store.handle(Instant(1), Input::Disk(done));
+                }
+            }
+        }
+    }
+
+    fn ask(&mut self, op: StoreOp) -> Result<StoreReply, StoreError> {
+        self.store.handle(Instant(1), Input::Request(StoreRequestId(1), op));
+        while let Some(output) = self.step() {
+            if let Output::Ended(StoreRequestId(1), result) = output {
+                return result;
+            }
+        }
+        Err(StoreError::Disk("the store does not answer".into()))
+    }
+
+    /// The volume's size in blocks, if it is there.
+    fn blocks_of(&self, volume: VolumeId) -> Option<u64> {
+        self.store.volumes().find(|(found, _, _)| *found == volume).map(|(_, _, size)| size.0 / BLOCK_BYTES)
+    }
+
+    /// Checksums of an extent; of one that is not there: zeros.
+    fn checksums(&mut self, volume: VolumeId, extent: ExtentIndex) -> Result<Vec<BlockChecksum>, String> {
+        let nothing = vec![BlockChecksum::ZERO; EXTENT_BLOCKS as usize];
+        if self.blocks_of(volume).is_none_or(|blocks| extent.first_block().0 >= blocks) {
+            return Ok(nothing);
+        }
+        match self.ask(StoreOp::Checksums { volume, extent }) {
+            Ok(StoreReply::Checksums(checksums)) => Ok(checksums),
+            Ok(other) => Err(format!("checksums of {volume} {extent:?}: {other:?}")),
+            Err(error) => Err(format!("checksums of {volume} {extent:?}: {error}")),
+        }
+    }
+
+    /// Every block that is stored, with what it means.
+    pub fn contents(&mut self, volume: VolumeId) -> Result<BTreeMap<u64, (Value, BlockChecksum)>, String> {
+        let mut contents = BTreeMap::new();
+        for extent in self.store.allocated(volume) {
+            let checksums = self.checksums(volume, extent)?;
+            let stored = (0..EXTENT_BLOCKS).zip(&checksums).filter(|(_, checksum)| !checksum.is_zero());
+            for (index, checksum) in stored {
+                let block = extent.first_block().0 + index;
+                let range = BlockRange::new(BlockIndex(block), BlockCount(1));
+                let data = match self.ask(StoreOp::Read { volume, range }) {
+                    Ok(StoreReply::Read { data, .. }) => data,
+                    other => return Err(format!("{volume} block {block} cannot be read: {other:?}")),
+                };
+                contents.insert(block, (value_of(volume, block, data.as_slice()), *checksum));
+            }
+        }
+        Ok(contents)
+    }
+
+    fn known(&self, volume: VolumeId) -> bool {
+        self.blocks_of(volume).is_some()
+    }
+}
+
+impl World {
+    /// Before a data plane starts: where its replicas differ from a replica that is in sync, a resync must look.
+    pub fn look_behind(&mut self, behind: NodeId) {
+        if self.rotted || self.newest.is_empty() {
+            return;
+        }
+        let Ok(mut own) = Peek::open(&self.nodes[&behind].disk, behind) else { return };
+        for (group, record) in self.newest.clone() {
+            let records = self.records.range((group, LEAST)..).take_while(|((other, _), _)| *other == group);
+            let Some(since) = records.filter(|(_, r)| r.in_sync.contains(&behind)).map(|((_, stamp), _)| *stamp).last()
+            else {
+                continue;
+            };
+            let volumes = self
+                .nodes
+                .values()
+                .find_map(|node| Some(node.noded.as_ref()?.core.state().groups.get(&group)?.volumes.clone()));
+            for source in record.in_sync.iter().filter(|source| **source != behind) {
+                let Ok(mut other) = Peek::open(&self.nodes[source].disk, *source) else { continue };
+                for (volume, size) in volumes.clone().unwrap_or_default() {
+                    let mut candidates = BTreeSet::new();
+                    for peek in [&own, &other] {
+                        if peek.known(volume) {
+                            candidates.extend(peek.store.hot(volume));
+                            candidates.extend(peek.store.changed_since(volume, since.generation));
+                        }
+                    }
+                    let mut differing = BTreeSet::new();
+                    for extent in BlockRange::new(BlockIndex(0), BlockCount(size.0 / BLOCK_BYTES)).extents() {
+                        match (own.checksums(volume, extent), other.checksums(volume, extent)) {
+                            (Ok(a), Ok(b)) if a == b => {}
+                            (Ok(_), Ok(_)) => {
+                                differing.insert(extent);
+                            }
+                            (Err(text), _) | (_, Err(text)) => self.trace.line(self.now, || text),
+                        }
+                    }
+                    self.see(Seen::Behind { volume, source: *source, behind, differing, candidates });
+                }
+            }
+        }
+    }
+
+    /// All is healed and quiet: what does every replica hold?
+    pub fn look_at_replicas(&mut self) {
+        for id in self.ids() {
+            let mut peek = match Peek::open(&self.nodes[&id].disk, id) {
+                Ok(peek) => peek,
+                Err(text) => return self.fail("replicas_converge", format!("{id}: {text}")),
+            };
+            let volumes: Vec<_> = peek.store.volumes().collect();
+            for (volume, group, _) in volumes {
+                let Some(record) = self.newest.get(&group) else { continue };
+                let in_sync = record.in_sync.contains(&id);
+                match peek.contents(volume) {
+                    Ok(blocks) => self.see(Seen::Replica { node: id, volume, in_sync, blocks }),
+                    Err(text) => self.fail("replicas_converge", format!("{id}: {text}")),
+                }
+            }
+        }
+    }
+}
+
+/// Below every stamp.
+const LEAST: pollux_base::Stamp =
+    pollux_base::Stamp { epoch: pollux_base::Epoch(0), generation: pollux_base::Generation(0) };

@@ -1,0 +1,73 @@
+//! Faults that Pollux does not promise to survive, put in on purpose: a simulator that does not notice them would not
+//! notice a bug either. They sit at the seams of the world (what is carried, what is answered), never inside a core.
+
+use pollux_base::{GroupId, GroupRecord};
+use pollux_replica::wire::{Frame, Message};
+use std::collections::BTreeMap;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sabotage {
+    /// A write is acknowledged to the guest before any replica has it.
+    AckEarly,
+    /// Disks say that they flushed, and did not.
+    DiskLies,
+    /// A replica that joins does not tell which of its extents may differ.
+    CandidatesForgotten,
+    /// Blocks that differ are not reported.
+    DifferencesIgnored,
+    /// What is said under an old record is taken as said under the newest.
+    OldGenerationsHeard,
+    /// A takeover does not wait for the end of the lease, as if the old primary were proven dead.
+    LeaseIgnored,
+    /// The witness says yes to everybody.
+    WitnessGrantsBoth,
+    /// The guard's signals reach nobody.
+    GuardDoesNotKill,
+}
+
+pub const ALL: [Sabotage; 8] = [
+    Sabotage::AckEarly,
+    Sabotage::DiskLies,
+    Sabotage::CandidatesForgotten,
+    Sabotage::DifferencesIgnored,
+    Sabotage::OldGenerationsHeard,
+    Sabotage::LeaseIgnored,
+    Sabotage::WitnessGrantsBoth,
+    Sabotage::GuardDoesNotKill,
+];
+
+impl Sabotage {
+    /// Changes a frame on its way.
+    pub fn alter(self, frame: &mut Frame, newest: &BTreeMap<GroupId, GroupRecord>) {
+        match self {
+            Sabotage::CandidatesForgotten => {
+                if let Message::Join { extents, .. } = &mut frame.message {
+                    extents.clear();
+                }
+            }
+            Sabotage::DifferencesIgnored => {
+                if let Message::Differs { runs, .. } = &mut frame.message {
+                    runs.clear();
+                }
+            }
+            Sabotage::OldGenerationsHeard => {
+                if let Message::Write { group, stamp, .. }
+                | Message::Zero { group, stamp, .. }
+                | Message::Flush { group, stamp, .. }
+                | Message::Done { group, stamp, .. } = &mut frame.message
+                    && let Some(record) = newest.get(group)
+                {
+                    *stamp = record.stamp;
+                }
+                if let Message::LeaseGrant { refused, .. } = &mut frame.message {
+                    refused.clear();
+                }
+            }
+            Sabotage::AckEarly
+            | Sabotage::DiskLies
+            | Sabotage::LeaseIgnored
+            | Sabotage::WitnessGrantsBoth
+            | Sabotage::GuardDoesNotKill => {}
+        }
+    }
+}

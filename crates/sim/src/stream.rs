@@ -1,0 +1,224 @@
+//! Connections between data planes: what is sent arrives whole, once and in order, or the connection ends. A cut holds
+//! back what is under way; the power of one end going off leaves the other end to notice by itself.
+
+use crate::net::{MANAGEMENT, STORAGE};
+use crate::node::{Input, Process};
+use crate::time::Time;
+use crate::world::{Event, World};
+use pollux_base::guard::Network;
+use pollux_base::{NodeId, Session};
+use pollux_replica::wire::Frame;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+/// How often a data plane without a connection tries to make one.
+const RECONNECT: Duration = Duration::from_millis(100);
+/// The kernel gives a connection up when what was sent is not acknowledged for so long (TCP_USER_TIMEOUT).
+const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Debug)]
+pub enum Item {
+    Up,
+    Frame(Box<Frame>),
+    /// The other end closed it.
+    End,
+}
+
+struct Stream {
+    network: Network,
+    /// Ends that are open, and the run of the process that holds it.
+    ends: BTreeMap<NodeId, u64>,
+    pair: [NodeId; 2],
+    /// Per receiver: what is under way, when the last of it arrives, how much should have arrived but for a cut, and
+    /// since when nothing gets through.
+    wire: BTreeMap<NodeId, VecDeque<Item>>,
+    last: BTreeMap<NodeId, Time>,
+    overdue: BTreeMap<NodeId, usize>,
+    stuck: BTreeMap<NodeId, Time>,
+}
+
+impl Stream {
+    fn other(&self, node: NodeId) -> NodeId {
+        if self.pair[0] == node { self.pair[1] } else { self.pair[0] }
+    }
+}
+
+#[derive(Default)]
+pub struct Streams {
+    streams: BTreeMap<u64, Stream>,
+}
+
+impl Streams {
+    /// The node's ends are gone without a word.
+    pub fn power_cut(&mut self, node: NodeId) {
+        for stream in self.streams.values_mut() {
+            stream.ends.remove(&node);
+        }
+        self.streams.retain(|_, stream| !stream.ends.is_empty());
+    }
+    fn ended_by(&self, node: NodeId) -> Vec<u64> {
+        self.streams.iter().filter(|(_, stream)| stream.ends.contains_key(&node)).map(|(session, _)| *session).collect()
+    }
+}
+
+impl World {
+    /// Sends on the session, if this end of it is still open.
+    pub fn send(&mut self, from: NodeId, session: Session, frame: Frame) {
+        let Some(stream) = self.streams.streams.get(&session.0) else { return };
+        if stream.ends.contains_key(&from) {
+            let to = stream.other(from);
+            self.send_item(session.0, to, Item::Frame(Box::new(frame)));
+        }
+    }
+
+    fn send_item(&mut self, session: u64, to: NodeId, item: Item) {
+        let at = self.now + self.net.some_delay(&mut self.luck);
+        let Some(stream) = self.streams.streams.get_mut(&session) else { return };
+        let last = stream.last.entry(to).or_default();
+        let at = at.max(*last + Duration::from_nanos(1));
+        *last = at;
+        stream.wire.entry(to).or_default().push_back(item);
+        self.at(at.since(self.now), Event::Stream { session, to });
+    }
+
+    /// The next item that is under way to this end is due.
+    pub fn on_stream(&mut self, session: u64, to: NodeId) {
+        let now = self.now;
+        let Some(stream) = self.streams.streams.get_mut(&session) else { return };
+        let from = stream.other(to);
+        if !self.net.delivers(stream.network, from, to) {
+            *stream.overdue.entry(to).or_default() += 1;
+            stream.stuck.entry(to).or_insert(now);
+            return;
+        }
+        let Some(item) = stream.wire.get_mut(&to).and_then(VecDeque::pop_front) else { return };
+        if !self.nodes[&to].on {
+            stream.stuck.entry(to).or_insert(now);
+            return;
+        }
+        let Some(life) = stream.ends.get(&to).copied() else {
+            // Nobody holds this end any more: the kernel there says so.
+            if !matches!(item, Item::End) && stream.ends.contains_key(&from) {
+                self.send_item(session, from, Item::End);
+            }
+            return;
+        };
+        let session = Session(session);
+        let input = match item {
+            Item::Up => pollux_replica::Input::LinkUp { peer: from, session },
+            Item::Frame(mut frame) => {
+                if let Some(sabotage) = self.settings.sabotage {
+                    sabotage.alter(&mut frame, &self.newest);
+                }
+                self.trace.line(now, || format!("{from} -> {to} {session:?} {:?}", frame.message));
+                pollux_replica::Input::Frame { peer: from, session, frame: *frame }
+            }
+            Item::End => {
+                stream.ends.remove(&to);
+                pollux_replica::Input::LinkDown { peer: from, session }
+            }
+        };
+        self.give(to, Process::Blockd, life, Input::Blockd(input));
+        self.streams.streams.retain(|_, stream| !stream.ends.is_empty());
+    }
+
+    /// What cuts held back goes on its way, where they are mended.
+    pub fn release_streams(&mut self) {
+        let sessions: Vec<u64> = self.streams.streams.keys().copied().collect();
+        for session in sessions {
+            for index in 0..2 {
+                let stream = self.streams.streams.get_mut(&session).expect("only events remove streams");
+                let (to, from) = (stream.pair[index], stream.pair[1 - index]);
+                if self.net.delivers(stream.network, from, to) {
+                    stream.stuck.remove(&to);
+                    for _ in 0..stream.overdue.remove(&to).unwrap_or(0) {
+                        let after = self.net.some_delay(&mut self.luck);
+                        self.at(after, Event::Stream { session, to });
+                    }
+                }
+            }
+        }
+    }
+
+    /// This end is closed; the other end is told.
+    pub fn close(&mut self, node: NodeId, session: Session) {
+        let Some(stream) = self.streams.streams.get_mut(&session.0) else { return };
+        if stream.ends.remove(&node).is_some() {
+            let other = stream.other(node);
+            self.send_item(session.0, other, Item::End);
+        }
+    }
+
+    /// The node's data plane is gone, its kernel is not.
+    pub fn close_streams(&mut self, node: NodeId) {
+        for session in self.streams.ended_by(node) {
+            self.close(node, Session(session));
+        }
+    }
+
+    /// Connects data planes that are not connected, and gives up what is stuck.
+    pub fn connect(&mut self) {
+        self.at(RECONNECT, Event::Connect);
+        let now = self.now;
+        let mut given_up = Vec::new();
+        for (session, stream) in &self.streams.streams {
+            for (to, since) in &stream.stuck {
+                let from = stream.other(*to);
+                if now.since(*since) > UNACKNOWLEDGED
+                    && let Some(life) = stream.ends.get(&from)
+                {
+                    given_up.push((*session, from, *to, *life));
+                }
+            }
+        }
+        for (session, node, peer, life) in given_up {
+            if let Some(stream) = self.streams.streams.get_mut(&session) {
+                stream.ends.remove(&node);
+                let input = pollux_replica::Input::LinkDown { peer, session: Session(session) };
+                self.give(node, Process::Blockd, life, Input::Blockd(input));
+            }
+        }
+        self.streams.streams.retain(|_, stream| !stream.ends.is_empty());
+        let ids = self.ids();
+        for (index, a) in ids.iter().enumerate() {
+            for b in &ids[index + 1..] {
+                self.connect_pair(*a, *b);
+            }
+        }
+    }
+
+    fn connect_pair(&mut self, a: NodeId, b: NodeId) {
+        let active = |node: &NodeId| self.nodes[node].is_active(Process::Blockd);
+        if !active(&a) || !active(&b) {
+            return;
+        }
+        let streams = self.streams.streams.values();
+        let is_open = |stream: &Stream| stream.ends.contains_key(&a) && stream.ends.contains_key(&b);
+        if streams.clone().any(is_open) {
+            return;
+        }
+        let Some(network) = self.net.path([STORAGE, MANAGEMENT], a, b) else { return };
+        // An end that does not know yet that the other is gone is overtaken by the new session.
+        for stream in self.streams.streams.values_mut() {
+            if stream.pair == [a, b] {
+                stream.ends.clear();
+            }
+        }
+        self.streams.streams.retain(|_, stream| !stream.ends.is_empty());
+        let session = self.number();
+        let life = |node: &NodeId| self.nodes[node].life(Process::Blockd).expect("active, as just seen");
+        let stream = Stream {
+            network,
+            ends: [(a, life(&a)), (b, life(&b))].into(),
+            pair: [a, b],
+            wire: BTreeMap::new(),
+            last: BTreeMap::new(),
+            overdue: BTreeMap::new(),
+            stuck: BTreeMap::new(),
+        };
+        self.streams.streams.insert(session, stream);
+        self.trace.line(self.now, || format!("{a} and {b} connect as s{session} on {network:?}"));
+        self.send_item(session, a, Item::Up);
+        self.send_item(session, b, Item::Up);
+    }
+}

@@ -1,0 +1,147 @@
+//! Batches of simulator seeds, in parallel, and the replay of one.
+
+use anyhow::{Context, Result, bail};
+use pollux_sim::{Counts, Failure, Sabotage, Scenario, Trace, sabotage};
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+/// A batch that fails so often has told enough.
+const FAILURES_MAX: usize = 20;
+
+#[derive(clap::Args)]
+pub struct SimArgs {
+    /// How many seeds, from `--seed` on.
+    #[arg(long, default_value_t = 1)]
+    seeds: u64,
+    /// The first seed.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Print every step. With one seed only.
+    #[arg(long)]
+    trace: bool,
+    /// Threads; by default one per processor.
+    #[arg(long)]
+    jobs: Option<usize>,
+    /// Put in a fault that Pollux does not promise to survive, to see that it is noticed (a name such as `AckEarly`).
+    #[arg(long)]
+    sabotage: Option<String>,
+    /// Go on after many failures.
+    #[arg(long)]
+    keep_going: bool,
+}
+
+pub fn sim(args: &SimArgs) -> Result<()> {
+    let sabotage = match &args.sabotage {
+        None => None,
+        Some(name) => Some(
+            *sabotage::ALL
+                .iter()
+                .find(|sabotage| format!("{sabotage:?}") == *name)
+                .with_context(|| format!("no sabotage `{name}`; there are {:?}", sabotage::ALL))?,
+        ),
+    };
+    if args.trace {
+        if args.seeds != 1 {
+            bail!("--trace shows one seed; choose it with --seed");
+        }
+        return replay(args.seed, sabotage);
+    }
+    // A panic of a core is a failure of its seed, told with it.
+    std::panic::set_hook(Box::new(|_| {}));
+    let jobs = args.jobs.or_else(|| std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1);
+    let began = Instant::now();
+    let next = AtomicU64::new(args.seed);
+    let end = args.seed.saturating_add(args.seeds);
+    let results = Mutex::new(Results::default());
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= end {
+                        return;
+                    }
+                    let outcome = Scenario::of_seed(seed, sabotage).run(Trace::Off);
+                    let mut results = results.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    results.seeds += 1;
+                    results.steps += outcome.steps;
+                    results.virtual_seconds += outcome.virtual_time.as_secs_f64();
+                    results.add(&outcome.counts);
+                    if let Some(failure) = outcome.failure {
+                        println!("seed {seed}: {} at {:?}: {}", failure.rule, failure.at, failure.text);
+                        results.failures.insert(seed, failure);
+                        if !args.keep_going && results.failures.len() >= FAILURES_MAX {
+                            next.store(end, Ordering::Relaxed);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let results = results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let counts = &results.counts;
+    println!(
+        "sim: {} seeds, {:.0} s of virtual time in {:.1} s, {} steps; {} writes acknowledged, {} reads, {} records, {} runs, \
+         {} grants, {} fences, {} kills by guards, {} faults",
+        results.seeds,
+        results.virtual_seconds,
+        began.elapsed().as_secs_f64(),
+        results.steps,
+        counts.writes_acked,
+        counts.reads,
+        counts.records,
+        counts.runs,
+        counts.grants,
+        counts.fences,
+        counts.kills,
+        counts.faults,
+    );
+    let mut by_rule: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
+    for (seed, failure) in &results.failures {
+        by_rule.entry(&failure.rule).or_default().push(*seed);
+    }
+    for (rule, seeds) in &by_rule {
+        println!("  {rule}: {} seeds: {:?}", seeds.len(), &seeds[..seeds.len().min(20)]);
+    }
+    match results.failures.keys().next() {
+        None => Ok(()),
+        Some(seed) => {
+            bail!("{} seeds failed; see one with `cargo xtask sim --seed {seed} --trace`", results.failures.len())
+        }
+    }
+}
+
+#[derive(Default)]
+struct Results {
+    seeds: u64,
+    steps: u64,
+    virtual_seconds: f64,
+    counts: Counts,
+    failures: BTreeMap<u64, Failure>,
+}
+
+impl Results {
+    fn add(&mut self, counts: &Counts) {
+        let own = &mut self.counts;
+        own.writes_acked += counts.writes_acked;
+        own.reads += counts.reads;
+        own.flushes += counts.flushes;
+        own.records += counts.records;
+        own.runs += counts.runs;
+        own.kills += counts.kills;
+        own.fences += counts.fences;
+        own.grants += counts.grants;
+        own.faults += counts.faults;
+    }
+}
+
+fn replay(seed: u64, sabotage: Option<Sabotage>) -> Result<()> {
+    let outcome = Scenario::of_seed(seed, sabotage).run(Trace::Print(Box::new(|line| println!("{line}"))));
+    println!("seed {seed}: {} steps, {:?} of virtual time, {:?}", outcome.steps, outcome.virtual_time, outcome.counts);
+    match outcome.failure {
+        None => Ok(()),
+        Some(failure) => bail!("{} at {:?}: {}", failure.rule, failure.at, failure.text),
+    }
+}
