@@ -4,12 +4,21 @@
 //! nodes fenced, gives orders to the data plane and to the VM shell, and proposes entries. It never acts on a proposal,
 //! only on what is committed. Sections 3, 5 and 8 of `docs/ARCHITECTURE.md`.
 
-pub mod core;
+mod apply;
+mod authority;
+mod core;
 pub mod entry;
+mod fencing;
+mod groups;
 pub mod headline;
+mod peers;
+pub mod requests;
 pub mod seam;
 pub mod state;
+mod status;
 pub mod vm_life;
+mod vms;
+mod witness;
 
 pub use self::core::Cluster;
 pub use entry::{Change, Entry};

@@ -1,0 +1,226 @@
+//! Records of groups (W3, W4, W6, W9) and orders to the data plane.
+//!
+//! A record is proposed by one node only: that of the group's primary, or whoever goes on alone. Orders state what is to
+//! hold; they are given when the log changes and anew after each connection.
+
+use crate::core::Cluster;
+use crate::entry::{Change, NodePhase};
+use crate::seam::Output;
+use crate::state::Owner;
+use pollux_base::order::GroupReport;
+use pollux_base::record::GroupSpec;
+use pollux_base::{Epoch, Generation, GroupId, Instant, NodeId, Order, Report, Stamp, VolumeId};
+use std::collections::{BTreeMap, BTreeSet};
+
+#[derive(Default)]
+pub(crate) struct Groups {
+    pub is_connected: bool,
+    pub reports: BTreeMap<GroupId, GroupReport>,
+    pub pool_failure: Option<String>,
+    /// The primary here is frozen until these are out of the in-sync set.
+    lost: BTreeMap<(GroupId, NodeId), (Generation, String)>,
+    /// The primary here writes to these too: they may enter the in-sync set.
+    current: BTreeMap<(GroupId, NodeId), Generation>,
+    pub to_discard: BTreeMap<GroupId, Stamp>,
+    sent: Sent,
+}
+
+/// What the data plane was told on this connection.
+#[derive(Default)]
+struct Sent {
+    groups: BTreeMap<GroupId, GroupSpec>,
+    exports: Option<BTreeMap<String, VolumeId>>,
+    fenced: BTreeSet<(NodeId, Epoch)>,
+    forgotten: BTreeSet<GroupId>,
+}
+
+impl Cluster {
+    pub(crate) fn on_data_connected(&mut self) {
+        self.groups.is_connected = true;
+        self.groups.sent = Sent::default();
+        self.groups.reports.clear();
+        self.groups.pool_failure = None;
+        self.output(Output::Data(Order::ReportAll));
+        let others = self.setup.nodes.iter().filter(|(node, _)| **node != self.me);
+        let addresses = others.map(|(node, spec)| (*node, spec.replication.clone())).collect();
+        self.output(Output::Data(Order::Peers { addresses }));
+    }
+
+    pub(crate) fn on_data(&mut self, report: Option<Report>) {
+        match report {
+            None => {
+                self.groups.is_connected = false;
+                self.groups.sent = Sent::default();
+                // A restarted data plane reports what still holds.
+                self.groups.lost.clear();
+                self.groups.current.clear();
+            }
+            Some(Report::Group(report)) => {
+                self.groups.reports.insert(report.group, report);
+            }
+            Some(Report::ReplicaLost { group, generation, node, reason }) => {
+                self.groups.current.remove(&(group, node));
+                self.groups.lost.insert((group, node), (generation, reason));
+            }
+            Some(Report::ReplicaCurrent { group, generation, node }) => {
+                self.groups.lost.remove(&(group, node));
+                self.groups.current.insert((group, node), generation);
+            }
+            Some(Report::PoolFailed { reason }) => self.groups.pool_failure = Some(reason),
+        }
+    }
+
+    /// Newest reports of the local data plane.
+    pub fn group_reports(&self) -> impl Iterator<Item = &GroupReport> {
+        self.groups.reports.values()
+    }
+
+    pub(crate) fn reconcile_groups(&mut self, now: Instant) {
+        let groups = &self.state.groups;
+        // A report about an older record than the present one asks for nothing any more.
+        let is_present = |group: &GroupId, generation: Generation| {
+            groups.get(group).is_some_and(|found| found.record.stamp.generation <= generation)
+        };
+        self.groups.lost.retain(|(group, _), (generation, _)| !self.is_awake || is_present(group, *generation));
+        self.groups.current.retain(|(group, _), generation| !self.is_awake || is_present(group, *generation));
+        if self.may_act() {
+            self.drop_lost_nodes(now);
+            self.drop_lost_replicas(now);
+            self.add_current_replicas(now);
+        }
+        if self.groups.is_connected && self.is_awake {
+            self.order_groups();
+        }
+    }
+
+    /// Alone: every group that has a good copy here goes on with it, and without the lost node.
+    fn drop_lost_nodes(&mut self, now: Instant) {
+        if !self.acts_alone() {
+            return;
+        }
+        let me = self.me;
+        let mut changes = Vec::new();
+        for (id, group) in &self.state.groups {
+            let record = &group.record;
+            let has_others = record.primary != me || record.in_sync.iter().any(|node| *node != me);
+            if record.in_sync.contains(&me) && has_others {
+                let others = record.in_sync.iter().chain([&record.primary]).find(|node| **node != me);
+                let name = others.map_or_else(String::new, |node| self.name_of(*node));
+                let reason = format!("`{name}` is lost, `{}` goes on alone", self.name_of(me));
+                changes.push((*id, record.stamp, reason));
+            }
+        }
+        for (group, expect, reason) in changes {
+            self.set_group(now, group, expect, me, BTreeSet::from([me]), reason);
+        }
+    }
+
+    /// W3, W6: the primary's node has the record without the lost replica committed.
+    fn drop_lost_replicas(&mut self, now: Instant) {
+        for ((id, node), (generation, reason)) in self.groups.lost.clone() {
+            let Some(group) = self.state.groups.get(&id) else {
+                continue;
+            };
+            let record = group.record.clone();
+            let mut in_sync = record.in_sync.clone();
+            let is_asked = record.primary == self.me && record.stamp.generation == generation && in_sync.remove(&node);
+            if is_asked && !in_sync.is_empty() {
+                let reason = format!("`{}` is out: {reason}", self.name_of(node));
+                self.set_group(now, id, record.stamp, record.primary, in_sync, reason);
+            }
+        }
+    }
+
+    /// W9: a replica enters when the primary says that it is up to date, and its node is a member.
+    fn add_current_replicas(&mut self, now: Instant) {
+        for ((id, node), generation) in self.groups.current.clone() {
+            let Some(group) = self.state.groups.get(&id) else {
+                continue;
+            };
+            let record = group.record.clone();
+            let is_online = self.state.nodes.get(&node).is_some_and(|node| node.phase == NodePhase::Online);
+            let mut in_sync = record.in_sync.clone();
+            let is_asked = record.primary == self.me && record.stamp.generation == generation;
+            if is_asked && is_online && group.replicas.contains(&node) && in_sync.insert(node) {
+                let reason = format!("`{}` is up to date", self.name_of(node));
+                self.set_group(now, id, record.stamp, record.primary, in_sync, reason);
+            }
+        }
+    }
+
+    fn set_group(
+        &mut self,
+        now: Instant,
+        group: GroupId,
+        expect: Stamp,
+        primary: NodeId,
+        in_sync: BTreeSet<NodeId>,
+        reason: String,
+    ) {
+        let change = Change::SetGroup { group, expect, primary, in_sync, reason };
+        self.propose(now, ("group", group.0, expect.generation.0), change);
+    }
+
+    fn order_groups(&mut self) {
+        let mut orders = Vec::new();
+        // An old run of a fenced node binds no longer; before the records that lean on it.
+        for (id, node) in self.state.nodes.iter().filter(|(_, node)| node.phase == NodePhase::Fenced) {
+            if *id != self.me
+                && node.proof.is_some()
+                && self.groups.sent.fenced.insert((*id, self.state.authority.epoch))
+            {
+                orders.push(Order::Fenced { node: *id });
+            }
+        }
+        for (id, group) in &self.state.groups {
+            if !group.replicas.contains(&self.me) {
+                continue;
+            }
+            let Some(spec) = self.state.group_spec(*id) else {
+                continue;
+            };
+            if self.groups.sent.groups.get(id) != Some(&spec) {
+                self.groups.sent.groups.insert(*id, spec.clone());
+                orders.push(Order::Group(spec));
+            }
+        }
+        // Ids are never minted twice, so what the log does not know but must have minted is deleted. What it can not have
+        // minted is none of ours to erase.
+        let known = self.groups.reports.keys().chain(self.groups.sent.groups.keys());
+        let gone: BTreeSet<GroupId> =
+            known.copied().filter(|id| !self.state.groups.contains_key(id) && id.0 <= self.state.last_id).collect();
+        for group in gone {
+            self.groups.sent.groups.remove(&group);
+            self.groups.reports.remove(&group);
+            if self.groups.sent.forgotten.insert(group) {
+                orders.push(Order::Forget { group });
+            }
+        }
+        let names = self.exports();
+        if self.groups.sent.exports.as_ref() != Some(&names) {
+            self.groups.sent.exports = Some(names.clone());
+            orders.push(Order::Exports { names });
+        }
+        for (group, loser) in std::mem::take(&mut self.groups.to_discard) {
+            orders.push(Order::Discard { group, loser });
+        }
+        for order in orders {
+            self.output(Output::Data(order));
+        }
+    }
+
+    /// Names under which volumes with a replica here are offered: those of VMs and images always, the user's own by wish.
+    fn exports(&self) -> BTreeMap<String, VolumeId> {
+        let mut names = BTreeMap::new();
+        for (id, volume) in &self.state.volumes {
+            let Some(group) = self.state.groups.get(&volume.group) else {
+                continue;
+            };
+            let is_offered = volume.exported || !matches!(group.owner, Owner::Volume(_));
+            if is_offered && group.replicas.contains(&self.me) {
+                names.insert(volume.name.clone(), *id);
+            }
+        }
+        names
+    }
+}

@@ -1,0 +1,126 @@
+//! What this node sees and what is wrong, for people.
+
+use crate::Alert;
+use crate::authority::Stand;
+use crate::core::Cluster;
+use crate::entry::{Holder, NodePhase, Subject, VmPhase};
+use crate::headline::Sight;
+use crate::seam::Register;
+use pollux_base::NodeId;
+use pollux_base::order::ReplicaState;
+
+impl Cluster {
+    /// What this node sees beside the log.
+    pub fn sight(&self) -> Sight {
+        Sight {
+            log_works: self.may_act(),
+            witness: self.witness.sight(),
+            register_is_right: self.witness.known == Some(self.right_register()),
+            peers_heard: self.peers.each.iter().map(|(node, peer)| (*node, peer.is_up)).collect(),
+            guard: self.guard.is_some(),
+            data_plane: self.groups.is_connected && self.groups.pool_failure.is_none(),
+            isolated: self.why_not_acting(),
+        }
+    }
+
+    fn right_register(&self) -> Register {
+        let authority = &self.state.authority;
+        let alone = match authority.holder {
+            Holder::Members => None,
+            Holder::Alone { node } => Some(node),
+        };
+        Register { epoch: authority.epoch, alone }
+    }
+
+    /// The word for a node, as this node knows it.
+    pub fn node_word(&self, node: NodeId) -> &'static str {
+        if node == self.me {
+            return match self.stand {
+                Stand::Forming => "joining",
+                Stand::Outdated { .. } if self.gave_up => "joining",
+                Stand::Outdated { .. } => "isolated",
+                _ if self.may_act() => "online",
+                _ => "suspect",
+            };
+        }
+        let asks = self.peers.each.get(&node).and_then(|peer| peer.hello.as_ref());
+        let wants_to_join = asks.is_some_and(|(_, hello)| hello.wants_to_join);
+        match self.state.nodes.get(&node).map(|node| node.phase) {
+            Some(NodePhase::Online) if self.is_up(node) => "online",
+            Some(NodePhase::Online) => "suspect",
+            Some(NodePhase::Lost) => "fencing",
+            Some(NodePhase::Fenced) if wants_to_join || self.log.learners.contains(&node) => "joining",
+            Some(NodePhase::Fenced) => "down",
+            None => "joining",
+        }
+    }
+
+    /// What is wrong at present, each with the command that mends it where there is one.
+    pub fn alerts(&self) -> Vec<Alert> {
+        let mut alerts = Vec::new();
+        let by = self.me;
+        let mut alert = |subject: Subject, text: String, fix: Option<String>| {
+            alerts.push(Alert { subject, by, text, fix });
+        };
+        if let Some(reason) = self.why_not_acting() {
+            let fix = self.partner().and_then(|node| self.confirm_fix(node));
+            alert(Subject::Cluster, reason, fix);
+        }
+        if let Some(Err((since, reason))) = self.witness.sight() {
+            let since = crate::headline::since_text(since);
+            alert(
+                Subject::Cluster,
+                format!("the witness is not reachable{since}: {reason}"),
+                Some("pollux witness test".into()),
+            );
+        }
+        if self.guard.is_none() {
+            let fix = "systemctl restart pollux-guard".to_owned();
+            alert(Subject::Node(by), "the guard does not run".into(), Some(fix));
+        }
+        if !self.groups.is_connected {
+            alert(Subject::Node(by), "blockd does not run".into(), Some("systemctl restart blockd".into()));
+        }
+        if let Some(reason) = &self.groups.pool_failure {
+            alert(Subject::Node(by), format!("the pool can not be used: {reason}"), None);
+        }
+        for (node, peer) in &self.peers.each {
+            let name = self.name_of(*node);
+            if peer.is_up && !peer.is_connected {
+                let text = format!("noded of `{name}` is not reached, though the node lives");
+                alert(Subject::Node(*node), text, Some(format!("on `{name}`: systemctl restart noded")));
+            }
+            if let Some(trouble) = self.fencing.trouble(*node) {
+                alert(Subject::Node(*node), format!("`{name}` could not be switched off: {trouble}"), None);
+            }
+        }
+        for report in self.group_reports() {
+            let text = match &report.state {
+                ReplicaState::Diverged { .. } => {
+                    "the replica here holds writes that the others lack; a human must choose".into()
+                }
+                ReplicaState::Failed { reason } => format!("the replica here failed: {reason}"),
+                _ => continue,
+            };
+            alert(Subject::Group(report.group), text, None);
+        }
+        for (id, vm) in &self.state.vms {
+            let name = &vm.spec.name;
+            if let Some(reason) = self.vm_blocked(*id).filter(|_| self.may_act()) {
+                alert(Subject::Vm(*id), format!("VM `{name}` waits: {reason}"), Some(format!("pollux vm why {name}")));
+            }
+            if vm.phase == VmPhase::Failed {
+                let fix = format!("pollux vm start {name}");
+                alert(Subject::Vm(*id), format!("VM `{name}` was given up: {}", vm.reason), Some(fix));
+            }
+        }
+        alerts
+    }
+
+    /// What a human may do when nobody else can decide.
+    fn confirm_fix(&self, node: NodeId) -> Option<String> {
+        let is_stuck = self.stand == Stand::Asking && (!self.setup.witness || self.witness.is_unreachable());
+        let name = self.name_of(node);
+        is_stuck.then(|| format!("make sure that `{name}` is off, then: pollux node confirm-down {name}"))
+    }
+}
