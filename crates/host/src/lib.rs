@@ -3,5 +3,6 @@
 pub mod clock;
 pub mod disk;
 pub mod link;
+pub mod power;
 pub mod reactor;
 mod ring;
