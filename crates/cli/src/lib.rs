@@ -25,14 +25,14 @@ use std::sync::Arc;
 #[derive(Debug, Parser)]
 #[command(name = "pollux", version, disable_help_subcommand = true, max_term_width = 100, after_help = EXIT_CODES)]
 pub struct Cli {
-    #[command(flatten)]
-    context: ContextArgs,
     /// How results are printed
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table, value_name = "FORMAT", hide_possible_values = true)]
     output: Format,
     /// Confirm what a destructive verb asks
     #[arg(long, global = true)]
     yes: bool,
+    #[command(flatten)]
+    context: ContextArgs,
     #[command(subcommand)]
     noun: Noun,
 }

@@ -7,7 +7,10 @@ use std::fmt::Write;
 
 /// The headline, then what it is made of. Each problem is followed by what mends it.
 pub fn status(status: &Status) -> String {
-    let mut text = format!("{}: {}", status.headline.protection, status.headline.text);
+    // The first word is the protection, also where the sentence does not begin with it.
+    let protection = status.headline.protection.to_string();
+    let sentence = status.headline.text.trim_start_matches(&protection).trim_start_matches([':', ';', ',', ' ']);
+    let mut text = format!("{protection}: {sentence}");
     if let Some(hint) = &status.headline.hint {
         let _ = write!(text, "\n  fix: {hint}");
     }

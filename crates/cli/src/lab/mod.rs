@@ -111,8 +111,7 @@ pub fn run(command: LabCommand, output: &Output) -> Outcome {
     }
     up::require_root()?;
     // Only what builds and removes must be alone; a cut is one change of the kernel's.
-    let _alone =
-        if matches!(command, LabCommand::Up { .. } | LabCommand::Down { .. }) { Some(alone()?) } else { None };
+    let _alone = if matches!(command, LabCommand::Up { .. } | LabCommand::Down { .. }) { Some(alone()?) } else { None };
     match command {
         LabCommand::Up { nodes, pool_size, dir } => {
             let started = Instant::now();

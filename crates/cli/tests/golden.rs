@@ -1,0 +1,240 @@
+//! What people read is changed knowingly: help and tables are compared with files.
+//!
+//! `POLLUX_GOLDEN=update cargo test -p pollux-cli --test golden` writes them anew; the difference is then reviewed as text.
+
+use pollux_api::*;
+use pollux_cli::table;
+use std::fmt::Write;
+use std::path::Path;
+
+fn compare(name: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    if std::env::var_os("POLLUX_GOLDEN").is_some_and(|value| value == "update") {
+        std::fs::write(&path, text).expect("a golden file can be written");
+        return;
+    }
+    let golden = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(golden == text, "{name} differs from what is printed now:\n{text}");
+}
+
+#[test]
+fn help_is_as_reviewed() {
+    let mut text = String::new();
+    describe(&mut pollux_cli::tree(), "pollux", &mut text);
+    compare("help.txt", &text);
+}
+
+fn describe(command: &mut clap::Command, path: &str, text: &mut String) {
+    let help = command.clone().bin_name(path).render_long_help().to_string();
+    let lines: Vec<&str> = help.lines().map(str::trim_end).collect();
+    let _ = writeln!(text, "==== {path}\n{}\n", lines.join("\n").trim_end());
+    for child in command.get_subcommands_mut().filter(|child| !child.is_hide_set()) {
+        let path = format!("{path} {}", child.get_name());
+        // Flags of every command are described once, at the top.
+        describe(child, &path, text);
+    }
+}
+
+fn node(name: &str, state: NodeState) -> Node {
+    let id = if name == "a" { 1 } else { 2 };
+    Node {
+        id,
+        name: name.into(),
+        state,
+        reason: None,
+        hint: None,
+        leader: id == 1,
+        voter: true,
+        api: vec![format!("10.76.0.{id}:7443"), format!("10.75.0.{id}:7443")],
+        power_switch: true,
+        memory_bytes: 4 << 30,
+        memory_used_bytes: if id == 1 { 256 << 20 } else { 0 },
+    }
+}
+
+fn group(name: &str, kind: GroupKind) -> Group {
+    Group {
+        id: 3,
+        name: name.into(),
+        kind,
+        state: GroupState::Healthy,
+        reason: None,
+        resync: None,
+        generation: 4,
+        epoch: 1,
+        primary: "a".into(),
+        in_sync: vec!["a".into(), "b".into()],
+        replicas: vec!["a".into(), "b".into()],
+        volumes: vec![5],
+        used_bytes: Some(57 << 20),
+    }
+}
+
+fn vm() -> Vm {
+    Vm {
+        id: 7,
+        name: "web1".into(),
+        state: VmState::Running,
+        reason: None,
+        wanted: Wanted::Running,
+        node: "a".into(),
+        incarnation: 2,
+        cpus: 1,
+        memory_bytes: 256 << 20,
+        image: Some("debian".into()),
+        mac: "52:54:00:00:00:07".into(),
+        group: 3,
+        disks: vec![5],
+    }
+}
+
+fn well() -> Status {
+    Status {
+        cluster: "0".repeat(32),
+        cluster_name: "lab".into(),
+        headline: Headline {
+            protection: Protection::Protected,
+            text: "if a node dies now, its VMs restart on the other".into(),
+            hint: None,
+        },
+        epoch: 1,
+        alone: None,
+        leader: Some("a".into()),
+        answered_by: "b".into(),
+        unix_ms: 1_700_000_000_000,
+        nodes: vec![node("a", NodeState::Online), node("b", NodeState::Online)],
+        groups: vec![group("web1", GroupKind::Vm), group("debian", GroupKind::Image)],
+        vms: vec![vm()],
+        witness: Some(Witness {
+            address: "10.76.0.253:7500".into(),
+            reachable: Some(true),
+            since_unix_ms: Some(1_700_000_000_000),
+            epoch: Some(1),
+            alone: None,
+            error: None,
+            hint: None,
+        }),
+    }
+}
+
+/// The same after the death of a, with everything that can be said about it.
+fn ill() -> Status {
+    let mut status = well();
+    status.headline = Headline {
+        protection: Protection::Unprotected,
+        text: "unprotected: a is down since 14:02".into(),
+        hint: Some("give a its power back".into()),
+    };
+    status.epoch = 2;
+    status.alone = Some("b".into());
+    status.leader = Some("b".into());
+    status.nodes[0] = Node {
+        state: NodeState::Down,
+        reason: Some("power is off (read back)".into()),
+        hint: Some("pollux lab return a".into()),
+        leader: false,
+        voter: false,
+        ..status.nodes[0].clone()
+    };
+    status.groups[0] = Group {
+        state: GroupState::Resyncing,
+        resync: Some(Resync {
+            node: "a".into(),
+            percent: 41.2,
+            extents_total: 17,
+            extents_left: 10,
+            sent_bytes: 1 << 20,
+        }),
+        primary: "b".into(),
+        in_sync: vec!["b".into()],
+        generation: 5,
+        ..status.groups[0].clone()
+    };
+    status.groups[1] = Group {
+        state: GroupState::Degraded,
+        reason: Some("the replica on a is stale".into()),
+        ..status.groups[1].clone()
+    };
+    status.vms[0] = Vm {
+        state: VmState::Blocked,
+        reason: Some("b has too little memory".into()),
+        node: "b".into(),
+        incarnation: 3,
+        ..status.vms[0].clone()
+    };
+    status.witness = Some(Witness {
+        address: "10.76.0.253:7500".into(),
+        reachable: Some(false),
+        since_unix_ms: Some(1_700_000_000_000),
+        epoch: None,
+        alone: None,
+        error: Some("no answer in time".into()),
+        hint: Some("pollux witness status".into()),
+    });
+    status
+}
+
+#[test]
+fn status_tells_the_headline_first_and_every_problem_with_what_mends_it() {
+    let mut empty = well();
+    (empty.groups, empty.vms, empty.witness) = (Vec::new(), Vec::new(), None);
+    let text = [well(), ill(), empty].map(|status| table::status(&status)).join("\n\n--------\n\n");
+    compare("status.txt", &format!("{text}\n"));
+}
+
+#[test]
+fn one_of_each_is_shown_as_reviewed() {
+    let volume = Volume {
+        id: 5,
+        name: "data".into(),
+        size_bytes: 10 << 30,
+        group: 3,
+        state: GroupState::Healthy,
+        primary: "a".into(),
+        vm: None,
+        image: None,
+        uris: vec!["nbd://10.76.0.1:10809/data".into(), "nbd://10.76.0.2:10809/data".into()],
+    };
+    let disk = Volume { vm: Some("web1".into()), uris: Vec::new(), name: "web1-0".into(), ..volume.clone() };
+    let image = Image {
+        id: 2,
+        name: "debian".into(),
+        size_bytes: 57 << 20,
+        ready: true,
+        sha256: Some("0123456789abcdef".repeat(4)),
+        group: 3,
+        volume: 5,
+    };
+    let filling = Image { ready: false, sha256: None, name: "other".into(), ..image.clone() };
+    let event = Event {
+        index: 12,
+        unix_ms: 1_700_000_000_000,
+        by: "b".into(),
+        subject: Subject { kind: SubjectKind::Vm, id: Some(7), name: "web1".into() },
+        text: "starts on b as run 2, because a is fenced".into(),
+    };
+    let task = Task {
+        task: "n1-17".into(),
+        action: "vm start".into(),
+        subject: "web1".into(),
+        state: TaskState::Running,
+        detail: "waits for the guest to start".into(),
+        id: None,
+        started_unix_ms: 1_700_000_000_000,
+        ended_unix_ms: None,
+        error: None,
+    };
+    let parts = [
+        table::node(&ill().nodes[0]),
+        table::vm(&vm()),
+        table::volumes(&[volume.clone(), disk]),
+        table::volume(&volume),
+        table::images(&[image.clone(), filling]),
+        table::image(&image),
+        table::events(&[event]),
+        table::tasks(std::slice::from_ref(&task)),
+        table::task(&task),
+        table::witness(None),
+    ];
+    compare("nouns.txt", &format!("{}\n", parts.join("\n\n")));
+}
