@@ -1,42 +1,462 @@
-//! The data plane of one node.
+//! The data plane of one node: takes inputs to the group, the link or the store that they are about, and sees to it that
+//! what follows from them happens before the next.
 
+use crate::group::Group;
+use crate::local::Origin;
+use crate::node::{Node, Purpose};
+use crate::note::Note;
+use crate::primary::MemberState;
+use crate::wire::{Frame, Message};
 use crate::{Config, Input, Output};
-use pollux_base::Instant;
-use pollux_store::Store;
-use std::collections::VecDeque;
+use pollux_base::timing::{LEASE_RENEW, REPLICA_LOST};
+use pollux_base::{BlockError, GroupId, Instant, NodeId, Order, Reply, Report, Request, Session, Stamp};
+use pollux_store::{Store, StoreError, StoreReply};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// Inputs that came while the pool was being opened. Peers and the control plane say a few things per group and then wait
+/// for an answer, clients are bounded by front ends.
+const EARLY_MAX: usize = 65536;
 
 /// Replication of all groups on one node. Owns the node's store.
 pub struct DataPlane {
-    store: Store,
-    out: VecDeque<Output>,
+    node: Node,
+    groups: BTreeMap<GroupId, Group>,
+    /// Groups that were deleted: a late announcement does not bring them back.
+    forgotten: BTreeSet<GroupId>,
+    /// Discards that came before their group.
+    discards: BTreeMap<GroupId, Stamp>,
+    is_open: bool,
+    early: VecDeque<Input>,
+    pool_failure_told: bool,
+    /// Groups that something happened to in this call.
+    touched: BTreeSet<GroupId>,
+    /// Frames whose blocks did not match their checksums, per peer, since start (W11).
+    damaged_frames: BTreeMap<NodeId, u64>,
 }
 
 impl DataPlane {
-    /// Begins opening the pool.
-    pub fn new(config: Config, _now: Instant) -> DataPlane {
-        DataPlane { store: Store::open(config.cluster, config.node, config.pool_size), out: VecDeque::new() }
+    /// Begins opening the pool; nothing is served and nothing is said to peers before it is open.
+    pub fn new(config: Config, now: Instant) -> DataPlane {
+        let store = Store::open(config.cluster, config.node, config.pool_size);
+        let mut plane = DataPlane {
+            node: Node::new(now, config.node, store),
+            groups: BTreeMap::new(),
+            forgotten: BTreeSet::new(),
+            discards: BTreeMap::new(),
+            is_open: false,
+            early: VecDeque::new(),
+            pool_failure_told: false,
+            touched: BTreeSet::new(),
+            damaged_frames: BTreeMap::new(),
+        };
+        plane.drain_store();
+        plane
     }
+
     /// Takes one input.
     pub fn handle(&mut self, now: Instant, input: Input) {
-        if let Input::Disk(done) = input {
-            self.store.handle(now, pollux_store::Input::Disk(done));
+        self.node.now = self.node.now.max(now);
+        match input {
+            Input::Disk(done) => self.node.store.handle(self.node.now, pollux_store::Input::Disk(done)),
+            Input::Tick => {}
+            input if self.is_open => self.on_input(input),
+            Input::LinkDown { peer, session } => {
+                let over = |input: &Input| {
+                    matches!(input, Input::LinkUp { peer: other, session: ended } | Input::Frame { peer: other, session: ended, .. }
+                        if *other == peer && *ended == session)
+                };
+                self.early.retain(|input| !over(input));
+            }
+            input if self.early.len() < EARLY_MAX => self.early.push_back(input),
+            Input::Frame { peer, session, .. } => {
+                let reason = "the pool is still being opened".to_string();
+                self.node.out.push_back(Output::Disconnect { peer, session, reason });
+            }
+            // ignore_beyond_bound: orders are given again, and a client whose request is lost has a time-out of its own.
+            _ => {}
         }
-        while let Some(output) = self.store.poll() {
-            if let pollux_store::Output::Disk(op) = output {
-                self.out.push_back(Output::Disk(op));
+        self.drain_store();
+        self.on_time();
+        self.settle();
+    }
+
+    /// The next output, until there is none.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.node.out.pop_front()
+    }
+
+    /// When `Input::Tick` is to be given at the latest.
+    pub fn deadline(&self) -> Option<Instant> {
+        if !self.is_open {
+            return self.node.store.deadline();
+        }
+        let groups = self.groups.values().filter_map(|group| group.wake(&self.node));
+        let links = self.node.links.values().filter_map(|link| {
+            link.session?;
+            let ask = link.next_ask?;
+            let lease = link.lease_held.then(|| link.lease.until());
+            Some(lease.into_iter().chain([ask, link.heard + REPLICA_LOST]).min().unwrap_or(ask))
+        });
+        let leases = self.node.links.values().filter(|link| link.lease_held).map(|link| link.lease.until());
+        groups.chain(links).chain(leases).chain(self.node.store.deadline()).min()
+    }
+
+    /// Asserts the invariants; called by tests and debug builds after every step.
+    pub fn check(&self) {
+        if self.is_open {
+            self.node.store.check();
+        }
+        for group in self.groups.values() {
+            group.check(&self.node);
+        }
+    }
+
+    /// Frames of this peer whose blocks did not match their checksums, since start.
+    pub fn damaged_frames(&self, peer: NodeId) -> u64 {
+        self.damaged_frames.get(&peer).copied().unwrap_or(0)
+    }
+
+    /// The store, to be looked at: by reports to people and by checkers.
+    pub fn store(&self) -> &Store {
+        &self.node.store
+    }
+
+    fn on_input(&mut self, input: Input) {
+        match input {
+            Input::LinkUp { peer, session } => self.on_link_up(peer, session),
+            Input::LinkDown { peer, session } => {
+                if self.node.session(peer) == Some(session) {
+                    let now = self.node.now;
+                    self.on_link_down(peer, now);
+                }
+            }
+            Input::Frame { peer, session, frame } => self.on_frame(peer, session, frame),
+            Input::Order(order) => self.on_order(order),
+            Input::Request(request) => self.on_request(request),
+            Input::Abandon(id) => self.groups.values_mut().for_each(|group| group.on_abandon(id)),
+            Input::Disk(_) | Input::Tick => unreachable!("handled before"),
+        }
+    }
+
+    /// Carries what the store asks and answers, until it is quiet.
+    fn drain_store(&mut self) {
+        while let Some(output) = self.node.store.poll() {
+            match output {
+                pollux_store::Output::Disk(op) => self.node.out.push_back(Output::Disk(op)),
+                pollux_store::Output::Opened(result) => self.on_opened(result.map_err(|error| error.to_string())),
+                pollux_store::Output::Ended(id, result) => {
+                    let (group, purpose) = self.node.owner(id);
+                    self.on_ended(group, purpose, result);
+                }
             }
         }
     }
-    /// The next output, until there is none.
-    pub fn poll(&mut self) -> Option<Output> {
-        self.out.pop_front()
+
+    fn on_opened(&mut self, result: Result<(), String>) {
+        self.is_open = true;
+        match result {
+            Ok(()) => {
+                let notes: Vec<(GroupId, Result<Note, _>)> =
+                    self.node.store.notes().map(|(group, bytes)| (group, Note::decode(bytes))).collect();
+                for (id, note) in notes {
+                    match note {
+                        Ok(note) => {
+                            self.groups.insert(id, Group::new(id, Some(note)));
+                        }
+                        // Without its note a replica would be taken for an empty one; better none at all.
+                        Err(error) => self.node.fail_pool(&format!("the note of {id} cannot be read: {error}")),
+                    }
+                }
+            }
+            Err(reason) => self.node.fail_pool(&reason),
+        }
+        for input in std::mem::take(&mut self.early) {
+            self.on_input(input);
+        }
     }
-    /// When `Input::Tick` is to be given at the latest.
-    pub fn deadline(&self) -> Option<Instant> {
-        self.store.deadline()
+
+    fn on_ended(&mut self, id: GroupId, purpose: Purpose, result: Result<StoreReply, StoreError>) {
+        let node = &mut self.node;
+        // A group that was forgotten; or a background task, which only a failing disk ends with an error.
+        if let Err(StoreError::Disk(reason)) = &result {
+            node.fail_pool(reason);
+        }
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        self.touched.insert(id);
+        match purpose {
+            Purpose::Adopt(round) => group.on_adopt_step(node, round, result.map(|_| ())),
+            Purpose::NoteCurrent { peer, session, sequence, stamp } => match result {
+                Ok(_) => group.on_noted_current(node, peer, session, sequence, stamp),
+                Err(error) => group.on_store_error(node, &error),
+            },
+            Purpose::NotePrimary(stamp) => match result {
+                Ok(_) => group.on_primary_noted(node, stamp),
+                Err(error) => group.on_store_error(node, &error),
+            },
+            Purpose::Heat { key, attempt } => group.on_heated(node, key, attempt, result.map(|_| ())),
+            Purpose::Job(key) => {
+                let generation = group.generation();
+                let Some((origin, result)) = group.on_local_ended(node, generation, key, result) else { return };
+                match origin {
+                    Origin::Request { key, attempt } => group.on_request_job(node, key, attempt, result),
+                    Origin::Peer { peer, session, sequence, stamp } => {
+                        group.on_peer_job(node, peer, session, sequence, stamp, result);
+                    }
+                    Origin::Repair { key } => group.on_repair_job(node, key, result),
+                    Origin::Copy { peer, key } => group.on_copy_job(node, peer, key, result),
+                }
+            }
+            Purpose::Background => {}
+        }
     }
-    /// Asserts the invariants.
-    pub fn check(&self) {
-        self.store.check();
+
+    fn on_link_up(&mut self, peer: NodeId, session: Session) {
+        if self.node.session(peer).is_some() {
+            let heard = self.node.link(peer).heard;
+            self.on_link_down(peer, heard);
+        }
+        let now = self.node.now;
+        let link = self.node.link(peer);
+        link.session = Some(session);
+        link.heard = now;
+        // The first question follows the announcements, so that the peer knows what it grants.
+        link.next_ask = None;
+        for (id, group) in &mut self.groups {
+            group.on_link_up(&mut self.node, peer);
+            if needs_lease(group, &self.node, peer) {
+                group.want_lease(&mut self.node, peer);
+            }
+            self.touched.insert(*id);
+        }
     }
+
+    fn on_link_down(&mut self, peer: NodeId, since: Instant) {
+        let link = self.node.link(peer);
+        link.session = None;
+        link.next_ask = None;
+        link.lease.forget_asks();
+        for (id, group) in &mut self.groups {
+            group.on_link_down(&mut self.node, peer, since);
+            self.touched.insert(*id);
+        }
+    }
+
+    /// The connection is of no use: it is ended, and everything goes on as if it had ended by itself.
+    fn disconnect(&mut self, peer: NodeId, since: Instant, reason: String) {
+        if let Some(session) = self.node.session(peer) {
+            self.on_link_down(peer, since);
+            self.node.out.push_back(Output::Disconnect { peer, session, reason });
+        }
+    }
+
+    fn on_frame(&mut self, peer: NodeId, session: Session, frame: Frame) {
+        if self.node.session(peer) != Some(session) {
+            return; // ignore_earlier_session
+        }
+        if let Err(error) = frame.verify() {
+            *self.damaged_frames.entry(peer).or_default() += 1;
+            let now = self.node.now;
+            return self.disconnect(peer, now, error.to_string());
+        }
+        let now = self.node.now;
+        self.node.link(peer).heard = now;
+        let id = match &frame.message {
+            Message::LeaseAsk { number } => return self.on_lease_ask(peer, *number),
+            Message::LeaseGrant { number, refused } => return self.on_lease_grant(peer, *number, refused),
+            Message::Announce { spec } => spec.group,
+            Message::Newer { group, .. }
+            | Message::Join { group, .. }
+            | Message::Write { group, .. }
+            | Message::Zero { group, .. }
+            | Message::Flush { group, .. }
+            | Message::ReadAsk { group, .. }
+            | Message::ReadData { group, .. }
+            | Message::Compare { group, .. }
+            | Message::Differs { group, .. }
+            | Message::Cool { group, .. }
+            | Message::Current { group, .. }
+            | Message::Done { group, .. }
+            | Message::Held { group, .. }
+            | Message::Refused { group, .. } => *group,
+        };
+        // ignore_unknown_group: only an order makes a group known, so that a deleted one does not come back by a peer.
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        self.touched.insert(id);
+        group.on_frame(&mut self.node, peer, session, frame);
+    }
+
+    /// W5: a peer that is primary of something asks for the right to serve.
+    fn on_lease_ask(&mut self, peer: NodeId, number: u64) {
+        let now = self.node.now;
+        self.node.link(peer).lease.promise(now);
+        let refused = self
+            .groups
+            .values()
+            .filter(|group| group.claims.contains(&peer) && group.known_primary() != Some(peer))
+            .map(|group| group.id)
+            .collect();
+        self.node.send_bare(peer, Message::LeaseGrant { number, refused });
+    }
+
+    fn on_lease_grant(&mut self, peer: NodeId, number: u64, refused: &[GroupId]) {
+        let now = self.node.now;
+        let link = self.node.link(peer);
+        link.lease.on_grant(number);
+        let begins = !link.lease_held && link.lease.holds(now);
+        link.lease_held = link.lease.holds(now);
+        for id in refused {
+            if let Some(group) = self.groups.get_mut(id) {
+                group.on_lease_refused(&mut self.node, peer);
+                self.touched.insert(*id);
+            }
+        }
+        if begins {
+            self.touched.extend(self.groups.keys());
+        }
+    }
+
+    fn on_order(&mut self, order: Order) {
+        match order {
+            Order::Group(spec) => {
+                let id = spec.group;
+                if self.forgotten.contains(&id) {
+                    return; // ignore_deleted: ids are never used twice
+                }
+                let group = self.groups.entry(id).or_insert_with(|| Group::new(id, None));
+                if let Some(loser) = self.discards.remove(&id) {
+                    group.discard = Some(loser);
+                }
+                group.on_record(&mut self.node, spec, true);
+                self.touched.insert(id);
+            }
+            Order::Forget { group: id } => {
+                self.forgotten.insert(id);
+                if let Some(mut group) = self.groups.remove(&id) {
+                    group.forget(&mut self.node);
+                }
+                self.touched.remove(&id);
+            }
+            Order::Fenced { node: fenced } => {
+                self.node.link(fenced).lease.on_fenced();
+                for (id, group) in &mut self.groups {
+                    if let Some(primary) = &mut group.primary
+                        && primary.wait_old.is_some_and(|(old, _)| old == fenced)
+                    {
+                        primary.wait_old = None;
+                    }
+                    self.touched.insert(*id);
+                }
+            }
+            Order::Discard { group: id, loser } => match self.groups.get_mut(&id) {
+                Some(group) => {
+                    group.on_discard(&mut self.node, loser);
+                    self.touched.insert(id);
+                }
+                None => {
+                    self.discards.insert(id, loser);
+                }
+            },
+            Order::ReportAll => {
+                if let Some(reason) = self.node.pool_failed.clone() {
+                    self.node.report(Report::PoolFailed { reason });
+                }
+                for (id, group) in &mut self.groups {
+                    group.report_again(&mut self.node);
+                    self.touched.insert(*id);
+                }
+            }
+            // For the shell: who listens where.
+            Order::Peers { .. } | Order::Exports { .. } => {}
+        }
+    }
+
+    fn on_request(&mut self, request: Request) {
+        let serves = |group: &&mut Group| group.blocks(request.volume).is_some();
+        match self.groups.values_mut().find(serves) {
+            Some(group) => {
+                self.touched.insert(group.id);
+                group.on_request(&mut self.node, request);
+            }
+            None => self.node.out.push_back(Output::Reply(request.id, Reply::Failed(BlockError::NoVolume))),
+        }
+    }
+
+    /// What is due by now.
+    fn on_time(&mut self) {
+        if !self.is_open {
+            return;
+        }
+        let now = self.node.now;
+        let peers: Vec<NodeId> = self.node.links.keys().copied().collect();
+        for peer in peers {
+            let link = self.node.link(peer);
+            if link.lease_held && !link.lease.holds(now) {
+                link.lease_held = false;
+                self.touched.extend(self.groups.keys());
+            }
+            let link = self.node.link(peer);
+            if link.session.is_none() || link.next_ask.is_none() {
+                continue;
+            }
+            let heard = link.heard;
+            if now >= heard + REPLICA_LOST {
+                let reason = format!("nothing was heard for {} ms", REPLICA_LOST.as_millis());
+                self.disconnect(peer, heard, reason);
+            } else if link.next_ask.is_some_and(|at| at <= now) {
+                self.ask_lease(peer);
+            }
+        }
+        for (id, group) in &mut self.groups {
+            if group.wake(&self.node).is_some_and(|wake| wake <= now) {
+                group.on_time(&mut self.node);
+                self.touched.insert(*id);
+            }
+        }
+    }
+
+    fn ask_lease(&mut self, peer: NodeId) {
+        let needed = self.groups.values().any(|group| needs_lease(group, &self.node, peer));
+        let now = self.node.now;
+        let link = self.node.link(peer);
+        if !needed {
+            link.next_ask = None;
+            return;
+        }
+        link.next_ask = Some(now + LEASE_RENEW);
+        let number = link.lease.ask(now);
+        self.node.send_bare(peer, Message::LeaseAsk { number });
+    }
+
+    /// Ends a call: what the input made possible begins, until nothing more follows.
+    fn settle(&mut self) {
+        loop {
+            if self.node.pool_failed.is_some() && !self.pool_failure_told && self.is_open {
+                self.pool_failure_told = true;
+                for (id, group) in &mut self.groups {
+                    group.on_pool_failed(&mut self.node);
+                    self.touched.insert(*id);
+                }
+            }
+            for id in std::mem::take(&mut self.touched) {
+                let Some(group) = self.groups.get_mut(&id) else { continue };
+                if group.primary.is_some() {
+                    group.pump(&mut self.node);
+                    group.report_members(&mut self.node);
+                }
+                group.report_changes(&mut self.node);
+            }
+            self.drain_store();
+            if self.touched.is_empty() && (self.node.pool_failed.is_none() || self.pool_failure_told) {
+                return;
+            }
+        }
+    }
+}
+
+/// Whether the group's primary is here and may need the peer's lease.
+fn needs_lease(group: &Group, node: &Node, peer: NodeId) -> bool {
+    let Some(primary) = &group.primary else { return false };
+    let confirming =
+        primary.members.get(&peer).is_some_and(|member| matches!(member.state, MemberState::Confirming { .. }));
+    confirming || group.required(node.me).contains(&peer)
 }

@@ -4,7 +4,21 @@
 //! frames and requests; the simulator carries the same values. Rules W1-W12 of `docs/ARCHITECTURE.md` live here; each is
 //! named where it is kept.
 
+mod cooling;
 mod data_plane;
+mod group;
+mod lease;
+mod local;
+mod node;
+mod note;
+mod primary;
+mod range_queue;
+mod repair;
+mod report;
+mod requests;
+mod resync;
+mod secondary;
+mod verdict;
 pub mod wire;
 
 pub use data_plane::DataPlane;

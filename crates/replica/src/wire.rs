@@ -185,8 +185,11 @@ pub enum Message {
 /// How a replica stands to the record it joins.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Standing {
-    /// The record names it, and it was last in sync by the record `at` (which may be older).
-    InSync { at: Stamp },
+    /// The record names it, and it was last in sync by the record `at` (which may be older). `blank`: nothing was ever
+    /// written to it.
+    InSync { at: Stamp, blank: bool },
+    /// The record names it because nothing exists yet, which the other replicas have not confirmed (W12).
+    Born,
     /// It lacks writes since it was last in sync; `None`: it never was.
     Stale { since: Option<Stamp> },
     /// The record names it, but there is nothing here: its disk was replaced. It must not count (W12).

@@ -1,0 +1,109 @@
+//! When extents are hot no more. The primary decides, because only it knows that every replica has finished every write to
+//! an extent: with three replicas a write may have reached one survivor and not the other, and only the mark tells of it.
+
+use crate::group::Group;
+use crate::node::Node;
+use crate::primary::{MemberState, Primary};
+use crate::wire::Message;
+use pollux_base::{ExtentIndex, Instant, VolumeId};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// An extent that was not written for so long is cooled. Long enough that a working set stays hot (its overwrites cost no
+/// metadata write), short enough that little is compared after a crash.
+const COOL_AFTER: Duration = Duration::from_secs(5);
+/// Hot extents that one node's primaries cause at most: three quarters of the store's bound, halved because the peers'
+/// primaries mark as many here. Beyond it the longest idle are cooled at once; if none is idle the store makes marks wait.
+const WARM_MAX: usize = pollux_store::HOT_EXTENTS_MAX * 3 / 4 / 2;
+/// Extents cooled at once under pressure, so that it is not done for each request.
+const COOL_BATCH: usize = 32;
+
+impl Group {
+    pub(crate) fn cool_later(&mut self, node: &Node) {
+        if let Some(primary) = &mut self.primary
+            && primary.cool_at.is_none()
+            && !primary.warm.is_empty()
+        {
+            primary.cool_at = Some(node.now + COOL_AFTER);
+        }
+    }
+
+    /// Cools what has been idle for long.
+    pub(crate) fn cool_on_time(&mut self, node: &mut Node) {
+        let Some(primary) = &mut self.primary else { return };
+        if primary.cool_at.is_none_or(|at| node.now < at) {
+            return;
+        }
+        primary.cool_at = None;
+        if may_cool(primary) && self.freeze(node).is_none() {
+            let idle_since = node.now - COOL_AFTER;
+            self.cool(node, |at| at <= idle_since, usize::MAX);
+        }
+        self.cool_later(node);
+    }
+
+    /// Cools the longest idle if there are too many.
+    pub(crate) fn cool_under_pressure(&mut self, node: &mut Node) {
+        let Some(primary) = &mut self.primary else { return };
+        if primary.warm.len() > WARM_MAX && may_cool(primary) && self.freeze(node).is_none() {
+            let mut idle: Vec<Instant> = primary_idle(self.primary.as_ref()).collect();
+            idle.sort_unstable();
+            if let Some(limit) = idle.get(COOL_BATCH.min(idle.len().saturating_sub(1))).copied() {
+                self.cool(node, |at| at <= limit, COOL_BATCH);
+            }
+        }
+    }
+
+    fn cool(&mut self, node: &mut Node, is_old: impl Fn(Instant) -> bool, count_max: usize) {
+        let group = self.id;
+        let Some(stamp) = self.acting().map(|spec| spec.record.stamp) else { return };
+        let is_member = self.is_member(node);
+        let Some(primary) = &mut self.primary else { return };
+        // A mark at a replica that has not been compared yet may be all that tells of a difference: only replicas that
+        // hold everything, or for which the extent was compared, hear of it.
+        let covered = |volume: VolumeId, extent: ExtentIndex| {
+            primary.members.values().any(|member| match &member.state {
+                MemberState::Settling(sync) | MemberState::Copying(sync) => sync.covers(volume, extent),
+                _ => false,
+            })
+        };
+        let cold: Vec<(VolumeId, ExtentIndex)> = primary
+            .warm
+            .iter()
+            .filter(|((volume, extent), (under_way, at))| *under_way == 0 && is_old(*at) && !covered(*volume, *extent))
+            .map(|(extent, _)| *extent)
+            .take(count_max)
+            .collect();
+        let mut by_volume: BTreeMap<VolumeId, Vec<ExtentIndex>> = BTreeMap::new();
+        for (volume, extent) in cold {
+            primary.warm.remove(&(volume, extent));
+            by_volume.entry(volume).or_default().push(extent);
+        }
+        let hears = |state: &MemberState| {
+            matches!(state, MemberState::Current | MemberState::Confirming { .. } | MemberState::Copying(_))
+        };
+        let peers: Vec<_> =
+            primary.members.iter().filter(|(_, member)| hears(&member.state)).map(|(peer, _)| *peer).collect();
+        for (volume, extents) in by_volume {
+            for peer in &peers {
+                node.send_bare(*peer, Message::Cool { group, stamp, volume, extents: extents.clone() });
+            }
+            if is_member {
+                self.cool_here(node, volume, extents);
+            }
+        }
+    }
+}
+
+fn primary_idle(primary: Option<&Primary>) -> impl Iterator<Item = Instant> {
+    primary
+        .into_iter()
+        .flat_map(|primary| primary.warm.values())
+        .filter(|(under_way, _)| *under_way == 0)
+        .map(|(_, at)| *at)
+}
+
+/// While a replica is being settled or copied to, the comparison decides about marks.
+fn may_cool(primary: &Primary) -> bool {
+    !primary.members.values().any(|member| matches!(member.state, MemberState::Settling(_)))
+}

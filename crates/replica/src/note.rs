@@ -1,0 +1,81 @@
+//! What a node durably remembers of a group, in the store's notes. Only durable facts decide how a replica stands after
+//! a restart or towards a peer; nothing kept only in memory does.
+
+use pollux_base::{NodeId, Stamp};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
+/// First byte of a note.
+const NOTE_VERSION: u8 = 1;
+
+/// Durable before anything is done under the record `newest`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Note {
+    /// Newest record adopted here. What was said under an older one is refused (W2), also after a restart.
+    pub newest: Stamp,
+    /// Primary of that record.
+    pub primary: NodeId,
+    /// The primary before, while a promise given to it may still bind (W5).
+    pub before: Option<NodeId>,
+    /// The last record that named this replica in sync and was adopted here: where its candidates begin (W8).
+    pub in_sync_at: Option<Stamp>,
+    /// The record under which a primary last said that this replica holds everything. A later record may name it.
+    pub joined_at: Option<Stamp>,
+    /// In sync only because nothing existed yet, and not yet confirmed by the other replicas (W12).
+    pub born: bool,
+    /// As primary: replicas offered to the control plane under `newest`. A record that names them may exist already, so
+    /// nothing is acknowledged without them under this one, also after a restart (W9).
+    pub offered: BTreeSet<NodeId>,
+}
+
+/// A note that cannot be read.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoteError {
+    #[error("a note of version {0}, not {NOTE_VERSION}")]
+    Version(u8),
+    #[error("a note that is damaged: {0}")]
+    Damaged(String),
+}
+
+impl Note {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let body = postcard::to_stdvec(self).expect("a note is plain data, which postcard always encodes");
+        let mut bytes = vec![NOTE_VERSION];
+        bytes.extend(body);
+        bytes
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Note, NoteError> {
+        let (version, body) = bytes.split_first().ok_or(NoteError::Damaged("it is empty".to_string()))?;
+        if *version != NOTE_VERSION {
+            return Err(NoteError::Version(*version));
+        }
+        postcard::from_bytes(body).map_err(|error| NoteError::Damaged(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pollux_base::{Epoch, Generation};
+
+    #[test]
+    fn notes_on_disk_stay_readable() {
+        let stamp = |epoch, generation| Stamp { epoch: Epoch(epoch), generation: Generation(generation) };
+        let note = Note {
+            newest: stamp(3, 9),
+            primary: NodeId(2),
+            before: Some(NodeId(1)),
+            in_sync_at: Some(stamp(3, 8)),
+            joined_at: None,
+            born: false,
+            offered: BTreeSet::from([NodeId(3)]),
+        };
+        let bytes = [1, 3, 9, 2, 1, 1, 1, 3, 8, 0, 0, 1, 3];
+        assert_eq!(note.encode(), bytes);
+        assert_eq!(Note::decode(&bytes), Ok(note));
+        assert_eq!(Note::decode(&[9, 0]), Err(NoteError::Version(9)));
+        assert!(matches!(Note::decode(&[1, 3]), Err(NoteError::Damaged(_))));
+        assert!(matches!(Note::decode(&[]), Err(NoteError::Damaged(_))));
+    }
+}

@@ -1,0 +1,616 @@
+//! The primary's view of its group: every other replica, what each is asked, and whether requests may go on.
+//!
+//! A replica's life, seen from here (in `MemberState`): it is away; it is greeted and joins; what may differ is settled or
+//! copied (`resync.rs`); it is current. Whoever the record names, or was offered to the control plane to be named, is
+//! *required*: nothing is acknowledged and nothing is served without it, until a newer record says otherwise (W1, W3, W5).
+
+use crate::group::Group;
+use crate::node::{Node, Purpose};
+use crate::note::Note;
+use crate::range_queue::{Key, RangeQueue};
+use crate::repair::Repair;
+use crate::requests::Pending;
+use crate::resync::Sync;
+use crate::verdict::Verdict;
+use crate::wire::{Message, Sequence, Standing};
+use pollux_base::order::FreezeReason;
+use pollux_base::timing::REPLICA_LOST;
+use pollux_base::unit::BlockRange;
+use pollux_base::{ExtentIndex, Instant, NodeId, Report, Request, Stamp, VolumeId};
+use pollux_store::StoreOp;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// How often a loss or a finished resync is reported again until a newer record is ordered: reports may be lost with a
+/// connection to the control plane, and it may have been unable to decide.
+const REPORT_REPEAT: Duration = Duration::from_millis(500);
+/// A replica (this node's own included) that leaves a question unanswered for so long has a hanging disk. Longer than any
+/// disk's own error recovery that ends well, shorter than a guest's patience (30 s).
+const ANSWER_LATE: Duration = Duration::from_secs(5);
+
+/// The life of a replica as its primary sees it reads downwards; from any state it goes back to `Away`.
+pub(crate) enum MemberState {
+    /// No connection.
+    Away,
+    /// The record was announced to it; it has not joined yet.
+    Greeting,
+    /// Required, and what was in flight at the last interruption is being compared and mended.
+    Settling(Sync),
+    /// Not in sync, and being brought up to date.
+    Copying(Sync),
+    /// It holds everything and is told so; its durable answer is awaited. `required`: the record names it already.
+    Confirming { required: bool },
+    /// It holds everything and is needed for every acknowledgement.
+    Current,
+    /// It cannot take part: replaced, diverged or failed.
+    Unfit { reason: String },
+}
+
+pub(crate) struct Member {
+    pub state: MemberState,
+    /// Since when it has been away or was asked to join.
+    pub since: Instant,
+    /// When its loss, or that it is current, was last reported.
+    pub reported: Option<Instant>,
+    /// Its pool is full.
+    pub is_full: bool,
+}
+
+/// A question to a peer that was not answered yet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked {
+    pub peer: NodeId,
+    pub at: Instant,
+    pub what: What,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum What {
+    /// A part of a client's write, zero or flush.
+    Piece(Key),
+    /// A part of a client's read.
+    Read { key: Key, part: BlockRange },
+    /// A good copy of bad blocks.
+    Repair(Key),
+    /// The differences of an extent.
+    Compare(Key),
+    /// Blocks that differed.
+    Copy(Key),
+    /// That it is current.
+    Current,
+}
+
+/// State that a node has only as primary.
+#[derive(Default)]
+pub(crate) struct Primary {
+    /// A record was adopted as primary in this run.
+    pub began: bool,
+    /// The primary before, and until when a promise to it binds (W5).
+    pub wait_old: Option<(NodeId, Instant)>,
+    pub members: BTreeMap<NodeId, Member>,
+    /// Peers that gave their lease but not for this group.
+    pub refused_by: BTreeSet<NodeId>,
+    /// Replicas that are being noted as offered.
+    pub noting_offer: BTreeSet<NodeId>,
+    /// The note that is being written for that, or for the confirmed birth. One at a time.
+    pub noting: Option<Note>,
+    /// When the loss of this node's own replica was last reported.
+    pub own_loss_reported: Option<Instant>,
+    /// Requests that wait for the group to thaw, in the order in which they came. Not bounded here, because a request may
+    /// not be failed: front ends bound what each client may have under way, and how many clients there are.
+    pub held: BTreeMap<Key, Request>,
+    pub queue: RangeQueue,
+    pub requests: BTreeMap<Key, Pending>,
+    /// Requests whose hot marks wait for space.
+    pub full_heats: BTreeSet<Key>,
+    pub asked: BTreeMap<Sequence, Asked>,
+    pub repairs: BTreeMap<Key, Repair>,
+    /// Extents that are hot on any replica, with how many requests are under way on them and when the last ended.
+    pub warm: BTreeMap<(VolumeId, ExtentIndex), (usize, Instant)>,
+    pub cool_at: Option<Instant>,
+    /// The record under which `Reap` was asked.
+    pub reaped: Option<Stamp>,
+}
+
+impl Primary {
+    /// The primary before, if a promise to it still binds.
+    pub(crate) fn waits_for(&self, now: Instant) -> Option<NodeId> {
+        self.wait_old.filter(|(_, until)| now < *until).map(|(node, _)| node)
+    }
+
+    pub(crate) fn member(&mut self, peer: NodeId) -> Option<&mut Member> {
+        self.members.get_mut(&peer)
+    }
+
+    pub(crate) fn is_current(&self, peer: NodeId) -> bool {
+        matches!(self.members.get(&peer), Some(Member { state: MemberState::Current, .. }))
+    }
+}
+
+impl Group {
+    /// Replicas other than this node's without which nothing is acknowledged.
+    pub(crate) fn required(&self, me: NodeId) -> BTreeSet<NodeId> {
+        let Some(spec) = &self.spec else { return BTreeSet::new() };
+        let offered = self.note.iter().filter(|note| note.newest == spec.record.stamp).flat_map(|note| &note.offered);
+        let noting = self.primary.iter().flat_map(|primary| &primary.noting_offer);
+        spec.record.in_sync.iter().chain(offered).chain(noting).copied().filter(|node| *node != me).collect()
+    }
+
+    /// Why requests are held, if they are.
+    pub(crate) fn freeze(&self, node: &Node) -> Option<FreezeReason> {
+        let Some(primary) = &self.primary else { return Some(FreezeReason::Outdated) };
+        let Some(spec) = self.acting() else { return Some(FreezeReason::Recording) };
+        if self.outdated.is_some() {
+            return Some(FreezeReason::Outdated);
+        }
+        if let Some(old) = primary.waits_for(node.now) {
+            return Some(FreezeReason::OldPrimaryLease { node: old });
+        }
+        if spec.record.in_sync.contains(&node.me) && !self.is_member(node) {
+            return Some(FreezeReason::ReplicaLost { node: node.me });
+        }
+        for peer in self.required(node.me) {
+            match primary.members.get(&peer).map(|member| &member.state) {
+                None | Some(MemberState::Away | MemberState::Unfit { .. }) => {
+                    return Some(FreezeReason::ReplicaLost { node: peer });
+                }
+                Some(MemberState::Greeting | MemberState::Settling(_) | MemberState::Copying(_)) => {
+                    return Some(FreezeReason::Settling { node: peer });
+                }
+                Some(MemberState::Confirming { required: true }) => return Some(FreezeReason::Settling { node: peer }),
+                Some(MemberState::Confirming { required: false } | MemberState::Current) => {
+                    if primary.refused_by.contains(&peer) || !node.holds_lease_of(peer) {
+                        return Some(FreezeReason::NoLease { node: peer });
+                    }
+                }
+            }
+        }
+        if self.note.as_ref().is_some_and(|note| note.born) {
+            return Some(FreezeReason::Recording); // the birth is being confirmed (W12)
+        }
+        None
+    }
+
+    /// A record under which this node is primary is durable.
+    pub(crate) fn on_adopted_as_primary(&mut self, node: &mut Node) {
+        let spec = self.spec.clone().expect("adopted");
+        let required = self.required(node.me);
+        let before = self.note.as_ref().and_then(|note| note.before).filter(|before| *before != node.me);
+        let wait_old = before.map(|before| (before, node.link(before).lease.promised_until()));
+        let primary = self.primary.as_mut().expect("called for a primary");
+        primary.wait_old = wait_old;
+        primary.asked.clear();
+        primary.refused_by.clear();
+        primary.noting_offer.clear();
+        primary.noting = None;
+        primary.own_loss_reported = None;
+        if !primary.began {
+            primary.began = true;
+            for volume in spec.volumes.keys() {
+                for extent in node.store.hot(*volume) {
+                    primary.warm.insert((*volume, extent), (0, node.now));
+                }
+            }
+        }
+        // Comparisons begin anew with the replica's `Join` under the new record. What is current and still required stays
+        // so: this primary has had it in its hands without a break.
+        let replicas = spec.replicas.iter().chain(&spec.record.in_sync).copied();
+        let replicas: BTreeSet<NodeId> = replicas.filter(|replica| *replica != node.me).collect();
+        let mut old = std::mem::take(&mut primary.members);
+        let mut ended = Vec::new();
+        for replica in replicas {
+            let is_linked = node.session(replica).is_some();
+            let mut member = old.remove(&replica).unwrap_or(Member {
+                state: MemberState::Away,
+                since: node.now,
+                reported: None,
+                is_full: false,
+            });
+            member.reported = None;
+            let was_current = matches!(member.state, MemberState::Current);
+            if !(was_current && required.contains(&replica)) {
+                if was_current || !matches!(member.state, MemberState::Away) {
+                    member.since = node.now;
+                }
+                let state = if is_linked { MemberState::Greeting } else { MemberState::Away };
+                ended.push(std::mem::replace(&mut member.state, state));
+            }
+            primary.members.insert(replica, member);
+        }
+        ended.extend(old.into_values().map(|member| member.state));
+        for state in ended {
+            self.end_sync(node, state);
+        }
+        for peer in &required {
+            self.want_lease(node, *peer);
+        }
+        self.resume_requests(node);
+        self.confirm_birth(node);
+        self.reap(node);
+    }
+
+    /// The record names another primary: what clients have under way here is not answered any more (their connections end
+    /// with `Served`), and what is not on its way to the disk is dropped.
+    pub(crate) fn step_down(&mut self, node: &mut Node) {
+        let generation = self.generation();
+        self.primary = None;
+        self.local
+            .drop_unbegun(node, self.id, generation, |origin| !matches!(origin, crate::local::Origin::Peer { .. }));
+    }
+
+    /// Asks for the peer's lease at once, if that is not going on already.
+    pub(crate) fn want_lease(&self, node: &mut Node, peer: NodeId) {
+        let now = node.now;
+        let link = node.link(peer);
+        if link.next_ask.is_none() {
+            link.next_ask = Some(now);
+            link.heard = now; // quiet because nothing was asked is not silent
+        }
+    }
+
+    pub(crate) fn on_link_up(&mut self, node: &mut Node, peer: NodeId) {
+        self.claims.remove(&peer);
+        if self.acting().is_some()
+            && let Some(member) = self.primary.as_mut().and_then(|primary| primary.member(peer))
+        {
+            member.state = MemberState::Greeting;
+        }
+        self.announce(node, peer);
+        if self.acting().is_some_and(|spec| spec.record.primary == peer) {
+            self.send_join(node);
+        }
+    }
+
+    /// The session with the peer is over. `since`: when it was last heard.
+    pub(crate) fn on_link_down(&mut self, node: &mut Node, peer: NodeId, since: Instant) {
+        self.claims.remove(&peer);
+        let generation = self.generation();
+        self.peer_asks.retain(|(from, _, _), _| *from != peer);
+        self.local.drop_unbegun(
+            node,
+            self.id,
+            generation,
+            |origin| matches!(origin, crate::local::Origin::Peer { peer: from, .. } if *from == peer),
+        );
+        let Some(primary) = &mut self.primary else { return };
+        primary.asked.retain(|_, asked| asked.peer != peer);
+        if let Some(member) = primary.member(peer) {
+            if !matches!(member.state, MemberState::Away | MemberState::Greeting | MemberState::Unfit { .. }) {
+                member.since = since;
+            }
+            member.is_full = false;
+            let state = std::mem::replace(&mut member.state, MemberState::Away);
+            self.end_sync(node, state);
+        }
+        self.without_peer(node, peer);
+        self.repair_without(node, peer);
+    }
+
+    /// This node's own replica fell out, as primary (W6).
+    pub(crate) fn on_own_replica_lost(&mut self, node: &mut Node) {
+        // What was under way with the lost disk goes on, or begins anew, once the record without it is ordered.
+        let stopped: Vec<NodeId> = self.primary.iter().flat_map(|primary| primary.members.keys().copied()).collect();
+        for peer in stopped {
+            let required = self.required(node.me).contains(&peer);
+            if let Some(member) = self.primary.as_mut().and_then(|primary| primary.member(peer))
+                && matches!(member.state, MemberState::Settling(_) | MemberState::Copying(_))
+            {
+                let next = match required {
+                    // Its requests under way are sent anew; there is nothing here to compare with.
+                    true => MemberState::Current,
+                    false => MemberState::Unfit { reason: "the primary has no replica to copy from".to_string() },
+                };
+                let state = std::mem::replace(&mut member.state, next);
+                self.end_sync(node, state);
+            }
+        }
+        self.resume_requests(node);
+    }
+
+    /// A replica tells how it stands to the record under which we both act.
+    pub(crate) fn on_join(
+        &mut self,
+        node: &mut Node,
+        peer: NodeId,
+        standing: Standing,
+        extents: Vec<(VolumeId, Vec<ExtentIndex>)>,
+    ) {
+        let required = self.required(node.me).contains(&peer);
+        let named = self.spec.as_ref().is_some_and(|spec| spec.record.in_sync.contains(&peer));
+        let foreign = |stamp: &Stamp| self.spec.as_ref().is_some_and(|spec| !spec.lineage.contains(*stamp));
+        let foreign = match &standing {
+            Standing::InSync { at, .. } | Standing::Stale { since: Some(at) } => foreign(at),
+            _ => false,
+        };
+        let is_born = self.note.as_ref().is_some_and(|note| note.born);
+        let Some(primary) = &mut self.primary else { return };
+        primary.refused_by.remove(&peer);
+        if primary.wait_old.is_some_and(|(old, _)| old == peer) {
+            primary.wait_old = None; // the old primary has durably adopted this record: it serves no more (W5)
+        }
+        let Some(member) = primary.member(peer) else { return };
+        let joins = matches!(member.state, MemberState::Away | MemberState::Greeting | MemberState::Unfit { .. });
+        let unfit = match &standing {
+            Standing::Failed { reason } => Some(reason.clone()),
+            Standing::Absent => Some("it carries no replica".to_string()),
+            Standing::Empty => Some("its disk is empty although the record names it in sync".to_string()),
+            Standing::Diverged { own } => Some(format!("it holds writes of another history, {own:?}")),
+            _ if foreign => Some("it holds writes of another history".to_string()),
+            Standing::Stale { .. } if named => {
+                Some("it says that it is stale although the record names it".to_string())
+            }
+            // Born, while this node knows that the birth was confirmed by everybody: its disk was replaced (W12).
+            Standing::Born if !is_born => Some("its disk was replaced after the group's birth".to_string()),
+            Standing::InSync { .. } | Standing::Stale { .. } | Standing::Born => None,
+        };
+        if let Some(reason) = unfit {
+            self.make_unfit(node, peer, reason);
+            return;
+        }
+        if !joins {
+            return; // ignore_join_again: it answers each announcement
+        }
+        // The other way round: the other has data of a confirmed birth, and nothing is here (W12).
+        if is_born && matches!(standing, Standing::InSync { blank: false, .. }) {
+            self.verdict = Verdict::Empty;
+            return;
+        }
+        let since = match standing {
+            Standing::InSync { at, .. } => Some(at),
+            Standing::Stale { since } => since,
+            _ => None,
+        };
+        self.begin_sync(node, peer, required, since, extents);
+        if required {
+            self.resend_to(node, peer);
+        }
+        self.step_sync(node, peer);
+    }
+
+    /// The replica cannot take part. If it is required, its loss is reported at once.
+    pub(crate) fn make_unfit(&mut self, node: &mut Node, peer: NodeId, reason: String) {
+        let Some(member) = self.primary.as_mut().and_then(|primary| primary.member(peer)) else { return };
+        if matches!(member.state, MemberState::Unfit { .. }) {
+            return;
+        }
+        member.since = node.now;
+        member.is_full = false;
+        let state = std::mem::replace(&mut member.state, MemberState::Unfit { reason });
+        if let Some(primary) = &mut self.primary {
+            primary.asked.retain(|_, asked| asked.peer != peer);
+        }
+        self.end_sync(node, state);
+        self.without_peer(node, peer);
+        self.repair_without(node, peer);
+    }
+
+    /// Everything it may lack is there: it is told, and notes it durably, before it may be named or counted on.
+    pub(crate) fn confirm_member(&mut self, node: &mut Node, peer: NodeId) {
+        let named = self.spec.as_ref().is_some_and(|spec| spec.record.in_sync.contains(&peer));
+        let is_born = self.note.as_ref().is_some_and(|note| note.born);
+        let Some(member) = self.primary.as_mut().and_then(|primary| primary.member(peer)) else { return };
+        if named && !is_born {
+            member.state = MemberState::Current;
+            self.reap(node);
+            return;
+        }
+        member.state = MemberState::Confirming { required: named };
+        self.want_lease(node, peer);
+        let Some((sequence, stamp)) = self.ask(node, peer, What::Current) else { return };
+        node.send_bare(peer, Message::Current { group: self.id, stamp, sequence });
+    }
+
+    /// The replica has flushed and noted that it is current.
+    pub(crate) fn on_confirmed(&mut self, node: &mut Node, peer: NodeId) {
+        let Some(primary) = &mut self.primary else { return };
+        let Some(member) = primary.members.get_mut(&peer) else { return };
+        let MemberState::Confirming { required } = member.state else { return };
+        if required {
+            member.state = MemberState::Current;
+            self.confirm_birth(node);
+            self.reap(node);
+        } else {
+            // W9: needed for every acknowledgement from now on, durably so before anybody hears that it may be named.
+            primary.noting_offer.insert(peer);
+            self.note_as_primary(node);
+        }
+    }
+
+    /// The birth is real when every replica that the record names has confirmed that nothing existed (W12).
+    fn confirm_birth(&mut self, node: &mut Node) {
+        let is_born = self.note.as_ref().is_some_and(|note| note.born);
+        let Some(primary) = &self.primary else { return };
+        if is_born && self.is_member(node) && self.required(node.me).iter().all(|peer| primary.is_current(*peer)) {
+            self.note_as_primary(node);
+        }
+    }
+
+    /// Writes the note with what this primary has to add: its offers, and that its birth is confirmed.
+    fn note_as_primary(&mut self, node: &mut Node) {
+        let confirmed = self.required(node.me);
+        let (Some(mut note), Some(primary), id) = (self.note.clone(), &mut self.primary, self.id) else { return };
+        if primary.noting.is_some() {
+            return; // it is called again when that note is durable
+        }
+        note.offered.extend(&primary.noting_offer);
+        if note.born && confirmed.iter().all(|peer| primary.is_current(*peer)) {
+            note.born = false;
+            note.in_sync_at = Some(note.newest);
+        }
+        primary.noting = Some(note.clone());
+        let op = StoreOp::PutNote { group: id, note: Some(note.encode()) };
+        node.request(id, Purpose::NotePrimary(note.newest), op);
+    }
+
+    /// The note is durable.
+    pub(crate) fn on_primary_noted(&mut self, node: &mut Node, stamp: Stamp) {
+        if self.acting().is_none_or(|spec| spec.record.stamp != stamp) {
+            return; // ignore_superseded: a newer record came meanwhile
+        }
+        let Some(primary) = &mut self.primary else { return };
+        let Some(note) = primary.noting.take() else { return };
+        if !note.born && self.verdict == Verdict::Born {
+            self.verdict = Verdict::Member { at: stamp };
+        }
+        for peer in &note.offered {
+            if primary.noting_offer.remove(peer)
+                && let Some(member) = primary.members.get_mut(peer)
+                && matches!(member.state, MemberState::Confirming { required: false })
+            {
+                member.state = MemberState::Current;
+            }
+        }
+        let again = !primary.noting_offer.is_empty();
+        self.note = Some(note);
+        if again {
+            self.note_as_primary(node);
+        }
+        self.confirm_birth(node);
+    }
+
+    /// A question to the peer under the record under which this node acts.
+    pub(crate) fn ask(&mut self, node: &mut Node, peer: NodeId, what: What) -> Option<(Sequence, Stamp)> {
+        let stamp = self.acting()?.record.stamp;
+        let sequence = node.next_sequence();
+        self.primary.as_mut()?.asked.insert(sequence, Asked { peer, at: node.now, what });
+        Some((sequence, stamp))
+    }
+
+    /// All replicas have everything: extents kept to tell of their change are not needed any more.
+    fn reap(&mut self, node: &mut Node) {
+        let Some(spec) = self.acting() else { return };
+        let stamp = spec.record.stamp;
+        let complete = spec.replicas.is_subset(&spec.record.in_sync) && self.is_member(node);
+        let required = self.required(node.me);
+        let id = self.id;
+        let Some(primary) = &mut self.primary else { return };
+        if complete && primary.reaped != Some(stamp) && required.iter().all(|peer| primary.is_current(*peer)) {
+            primary.reaped = Some(stamp);
+            node.request(id, Purpose::Background, StoreOp::Reap { group: id });
+        }
+    }
+
+    /// Reports required replicas that are lost, and offered ones that may be named, again and again until a newer record
+    /// is ordered.
+    pub(crate) fn report_members(&mut self, node: &mut Node) {
+        let Some(spec) = self.acting() else { return };
+        let (generation, in_sync) = (spec.record.stamp.generation, spec.record.in_sync.clone());
+        let (now, me, group) = (node.now, node.me, self.id);
+        let own_loss = match self.fit(node) {
+            Err(reason) if in_sync.contains(&me) => Some(reason),
+            _ => self
+                .local
+                .late_since()
+                .filter(|since| in_sync.contains(&me) && now >= *since + ANSWER_LATE)
+                .map(|_| format!("the disk has not answered for {} s", ANSWER_LATE.as_secs())),
+        };
+        let required = self.required(me);
+        let Some(primary) = &mut self.primary else { return };
+        let is_due = |reported: Option<Instant>| reported.is_none_or(|at| now >= at + REPORT_REPEAT);
+        if let Some(reason) = own_loss
+            && is_due(primary.own_loss_reported)
+        {
+            primary.own_loss_reported = Some(now);
+            node.report(Report::ReplicaLost { group, generation, node: me, reason });
+        }
+        let late: BTreeSet<NodeId> = primary
+            .asked
+            .values()
+            .take_while(|asked| now >= asked.at + ANSWER_LATE)
+            .filter(|asked| !primary.members.get(&asked.peer).is_some_and(|member| member.is_full))
+            .map(|asked| asked.peer)
+            .collect();
+        for peer in required {
+            let Some(member) = primary.members.get_mut(&peer) else { continue };
+            if !is_due(member.reported) {
+                continue;
+            }
+            let gone = now >= member.since + REPLICA_LOST;
+            let reason = match &member.state {
+                MemberState::Unfit { reason } => Some(reason.clone()),
+                MemberState::Away if gone => Some("it is not connected".to_string()),
+                MemberState::Greeting if gone => Some("it does not join".to_string()),
+                _ if late.contains(&peer) => Some(format!("it has not answered for {} s", ANSWER_LATE.as_secs())),
+                _ => None,
+            };
+            if let Some(reason) = reason {
+                member.reported = Some(now);
+                node.report(Report::ReplicaLost { group, generation, node: peer, reason });
+            } else if matches!(member.state, MemberState::Current)
+                && !in_sync.contains(&peer)
+                && !primary.noting_offer.contains(&peer)
+            {
+                member.reported = Some(now);
+                node.report(Report::ReplicaCurrent { group, generation, node: peer });
+            }
+        }
+        let unneeded: Vec<NodeId> = late.into_iter().filter(|peer| !self.required(me).contains(peer)).collect();
+        for peer in unneeded {
+            self.make_unfit(node, peer, format!("it has not answered for {} s", ANSWER_LATE.as_secs()));
+        }
+    }
+
+    pub(crate) fn on_time_as_primary(&mut self, node: &mut Node) {
+        self.report_members(node);
+        self.cool_on_time(node);
+    }
+
+    pub(crate) fn wake_as_primary(&self, node: &Node) -> Option<Instant> {
+        let primary = self.primary.as_ref()?;
+        let mut wake: Vec<Instant> = primary.cool_at.into_iter().collect();
+        wake.extend(primary.wait_old.map(|(_, until)| until).filter(|until| node.now < *until));
+        if let Some(spec) = self.acting() {
+            let in_sync = &spec.record.in_sync;
+            if in_sync.contains(&node.me) {
+                match primary.own_loss_reported {
+                    Some(reported) if self.fit(node).is_err() => wake.push(reported + REPORT_REPEAT),
+                    None if self.fit(node).is_err() => wake.push(node.now),
+                    Some(reported) => {
+                        wake.extend(self.local.late_since().map(|at| (at + ANSWER_LATE).max(reported + REPORT_REPEAT)))
+                    }
+                    None => wake.extend(self.local.late_since().map(|since| since + ANSWER_LATE)),
+                }
+            }
+            for peer in self.required(node.me) {
+                let Some(member) = primary.members.get(&peer) else { continue };
+                let repeat = member.reported.map(|reported| reported + REPORT_REPEAT);
+                match member.state {
+                    MemberState::Unfit { .. } => wake.push(repeat.unwrap_or(node.now)),
+                    MemberState::Away | MemberState::Greeting => {
+                        wake.push((member.since + REPLICA_LOST).max(repeat.unwrap_or(Instant(0))));
+                    }
+                    MemberState::Current if !in_sync.contains(&peer) => wake.push(repeat.unwrap_or(node.now)),
+                    _ => {}
+                }
+            }
+            if let Some(asked) = primary
+                .asked
+                .values()
+                .find(|asked| !primary.members.get(&asked.peer).is_some_and(|member| member.is_full))
+            {
+                let repeat = primary.members.get(&asked.peer).and_then(|member| member.reported);
+                let late = asked.at + ANSWER_LATE;
+                wake.push(repeat.map_or(late, |reported| late.max(reported + REPORT_REPEAT)));
+            }
+        }
+        wake.into_iter().min()
+    }
+
+    pub(crate) fn check_primary(&self, node: &Node) {
+        let Some(primary) = &self.primary else { return };
+        let me = node.me;
+        assert!(!primary.members.contains_key(&me), "a primary is not its own peer");
+        for (key, pending) in &primary.requests {
+            pending.check(*key);
+        }
+        for (peer, member) in &primary.members {
+            if let MemberState::Settling(sync) | MemberState::Copying(sync) = &member.state {
+                assert!(node.session(*peer).is_some(), "a resync has a session");
+                sync.check();
+            }
+            if matches!(member.state, MemberState::Current) && self.acting().is_some() {
+                assert!(self.required(me).contains(peer), "what counts as current is required");
+            }
+        }
+    }
+}

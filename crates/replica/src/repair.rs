@@ -1,0 +1,158 @@
+//! Mending blocks that do not match their checksums on this node's disk, from a replica that has them (W11). Whoever
+//! needed the blocks holds them locked meanwhile, so what the peer gives is what belongs there.
+
+use crate::group::Group;
+use crate::local::{Act, Job, JobResult, Origin};
+use crate::node::Node;
+use crate::primary::{MemberState, What};
+use crate::range_queue::Key;
+use crate::wire::Message;
+use pollux_base::unit::BlockRange;
+use pollux_base::{BlockChecksum, Data, NodeId, VolumeId};
+use std::collections::{BTreeSet, VecDeque};
+
+/// Who needs the blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum For {
+    /// A client's read.
+    Request(Key),
+    /// An extent that is brought to a peer.
+    Copy { peer: NodeId, key: Key },
+}
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Mended,
+    /// A replica that may have the blocks is not there at present.
+    Wait,
+    NoCopy,
+}
+
+#[derive(Debug)]
+pub(crate) struct Repair {
+    whom: For,
+    volume: VolumeId,
+    /// Still bad, each within one extent.
+    ranges: VecDeque<BlockRange>,
+    /// Replicas that have no good copy of the first.
+    tried: BTreeSet<NodeId>,
+    asking: Option<NodeId>,
+}
+
+impl Repair {
+    pub(crate) fn is_for(&self, key: Key) -> bool {
+        matches!(self.whom, For::Request(own) | For::Copy { key: own, .. } if own == key)
+    }
+}
+
+impl Group {
+    pub(crate) fn begin_repair(&mut self, node: &mut Node, whom: For, volume: VolumeId, ranges: Vec<BlockRange>) {
+        let ranges = ranges.into_iter().flat_map(BlockRange::split_by_extent).collect();
+        let key = node.next_key();
+        let Some(primary) = &mut self.primary else { return };
+        primary.repairs.insert(key, Repair { whom, volume, ranges, tried: BTreeSet::new(), asking: None });
+        self.step_repair(node, key);
+    }
+
+    fn step_repair(&mut self, node: &mut Node, key: Key) {
+        let group = self.id;
+        let Some(repair) = self.primary.as_ref().and_then(|primary| primary.repairs.get(&key)) else { return };
+        let (volume, whom) = (repair.volume, repair.whom);
+        let Some(range) = repair.ranges.front().copied() else {
+            return self.end_repair(node, key, Outcome::Mended);
+        };
+        // A replica that is just being settled differs only in what was never acknowledged: either copy is right.
+        let settling = match whom {
+            For::Copy { peer, .. } => Some(peer).filter(|peer| !repair.tried.contains(peer) && self.is_settling(*peer)),
+            For::Request(_) => None,
+        };
+        let Some(from) = self.reader(&repair.tried).or(settling) else {
+            let in_sync = self.spec.iter().flat_map(|spec| &spec.record.in_sync);
+            let untried = in_sync.filter(|peer| **peer != node.me && !repair.tried.contains(*peer)).count();
+            return self.end_repair(node, key, if untried > 0 { Outcome::Wait } else { Outcome::NoCopy });
+        };
+        let Some((sequence, stamp)) = self.ask(node, from, What::Repair(key)) else { return };
+        if let Some(repair) = self.repair(key) {
+            repair.asking = Some(from);
+        }
+        node.send_bare(from, Message::ReadAsk { group, stamp, sequence, volume, range });
+    }
+
+    fn repair(&mut self, key: Key) -> Option<&mut Repair> {
+        self.primary.as_mut()?.repairs.get_mut(&key)
+    }
+
+    fn is_settling(&self, peer: NodeId) -> bool {
+        let member = self.primary.as_ref().and_then(|primary| primary.members.get(&peer));
+        member.is_some_and(|member| matches!(member.state, MemberState::Settling(_)))
+    }
+
+    /// A replica gave the blocks, or has no good copy either.
+    pub(crate) fn on_repair_data(
+        &mut self,
+        node: &mut Node,
+        key: Key,
+        peer: NodeId,
+        blocks: Option<(Data, Vec<BlockChecksum>)>,
+    ) {
+        let (id, generation) = (self.id, self.generation());
+        let now = node.now;
+        let Some(primary) = &mut self.primary else { return };
+        let Some(repair) = primary.repairs.get_mut(&key) else { return };
+        repair.asking = None;
+        let Some(range) = repair.ranges.front().copied() else { return };
+        let volume = repair.volume;
+        match blocks {
+            Some((data, checksums)) if checksums.len() as u64 == range.count.0 => {
+                for extent in range.extents() {
+                    primary.warm.entry((volume, extent)).or_insert((0, now));
+                }
+                let act = Act::Write { data, checksums };
+                let job = Job { origin: Origin::Repair { key }, volume, range, act, fua: false };
+                self.local.submit(node, id, generation, job);
+                self.cool_later(node);
+            }
+            _ => {
+                repair.tried.insert(peer);
+                self.step_repair(node, key);
+            }
+        }
+    }
+
+    /// The good blocks are on the disk.
+    pub(crate) fn on_repair_job(&mut self, node: &mut Node, key: Key, result: JobResult) {
+        match result {
+            Ok(_) => {
+                let Some(repair) = self.repair(key) else { return };
+                repair.tried.clear();
+                if let Some(range) = repair.ranges.pop_front() {
+                    self.healed += range.count.0;
+                }
+                self.step_repair(node, key);
+            }
+            Err(error) => self.on_store_error(node, &error),
+        }
+    }
+
+    fn end_repair(&mut self, node: &mut Node, key: Key, outcome: Outcome) {
+        let Some(repair) = self.primary.as_mut().and_then(|primary| primary.repairs.remove(&key)) else { return };
+        match repair.whom {
+            For::Request(key) => self.on_request_repaired(node, key, outcome),
+            For::Copy { peer, key } => self.on_copy_repaired(node, peer, key, outcome),
+        }
+    }
+
+    /// A peer that was asked is gone: another is.
+    pub(crate) fn repair_without(&mut self, node: &mut Node, peer: NodeId) {
+        let Some(primary) = &mut self.primary else { return };
+        let asked = |repair: &Repair| repair.asking == Some(peer);
+        let keys: Vec<Key> = primary.repairs.iter().filter(|(_, repair)| asked(repair)).map(|(key, _)| *key).collect();
+        for key in keys {
+            if let Some(repair) = self.repair(key) {
+                repair.asking = None;
+            }
+            self.step_repair(node, key);
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! What the control plane hears of a group: its state when that changes, and how far a resync is once a second.
+
+use crate::group::Group;
+use crate::node::Node;
+use crate::primary::MemberState;
+use crate::verdict::Verdict;
+use pollux_base::order::{FreezeReason, GroupReport, ReplicaState};
+use pollux_base::{Instant, NodeId, Report, Stamp};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// How often figures that move all the time are reported.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// What was last reported.
+#[derive(Debug, Default)]
+pub(crate) struct Reported {
+    facts: Option<Facts>,
+    at: Instant,
+    healed: u64,
+}
+
+/// What is reported at once when it changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Facts {
+    stamp: Option<Stamp>,
+    state: ReplicaState,
+    resync: BTreeSet<NodeId>,
+    connected: BTreeSet<NodeId>,
+}
+
+impl Group {
+    fn facts(&self, node: &Node) -> Facts {
+        let replicas = self.spec.iter().flat_map(|spec| spec.replicas.iter().copied());
+        let copied = self.primary.iter().flat_map(|primary| primary.members.iter());
+        Facts {
+            stamp: self.spec.as_ref().map(|spec| spec.record.stamp),
+            state: self.state(node),
+            resync: copied
+                .filter(|(_, member)| matches!(member.state, MemberState::Copying(_)))
+                .map(|(peer, _)| *peer)
+                .collect(),
+            connected: replicas.filter(|peer| node.session(*peer).is_some()).collect(),
+        }
+    }
+
+    /// What this node's replica is doing.
+    fn state(&self, node: &Node) -> ReplicaState {
+        if self.primary.is_some() {
+            return match self.freeze(node) {
+                Some(reason) => ReplicaState::Frozen { reason },
+                None if self.is_full(node) => ReplicaState::Frozen { reason: FreezeReason::PoolFull },
+                None => ReplicaState::Serving,
+            };
+        }
+        if let Err(reason) = self.fit(node)
+            && !matches!(self.verdict, Verdict::Diverged { .. })
+        {
+            return ReplicaState::Failed { reason };
+        }
+        match self.verdict {
+            Verdict::Diverged { own } => ReplicaState::Diverged { own },
+            Verdict::Member { .. } | Verdict::Born => ReplicaState::Secondary,
+            _ => ReplicaState::Stale,
+        }
+    }
+
+    /// Reports what has changed. Groups of which only a note is known are not reported: nothing is known of them that the
+    /// control plane does not know better.
+    pub(crate) fn report_changes(&mut self, node: &mut Node) {
+        if self.spec.is_none() {
+            return;
+        }
+        let facts = self.facts(node);
+        let changed = self.reported.facts.as_ref() != Some(&facts);
+        if changed || self.report_due(node).is_some_and(|due| due <= node.now) {
+            self.report(node, facts);
+        }
+    }
+
+    /// Everything anew.
+    pub(crate) fn report_again(&mut self, node: &mut Node) {
+        self.reported.facts = None;
+        if let Some(primary) = &mut self.primary {
+            primary.own_loss_reported = None;
+            for member in primary.members.values_mut() {
+                member.reported = None;
+            }
+        }
+        self.report_changes(node);
+    }
+
+    fn report(&mut self, node: &mut Node, facts: Facts) {
+        let members = self.primary.iter().flat_map(|primary| primary.members.iter());
+        let resync = members.filter_map(|(peer, member)| match &member.state {
+            MemberState::Copying(sync) => Some((*peer, sync.progress())),
+            _ => None,
+        });
+        let report = GroupReport {
+            group: self.id,
+            stamp: facts.stamp,
+            state: facts.state.clone(),
+            used_bytes: node.store.used(self.id).0,
+            healed_blocks: self.healed,
+            resync: resync.collect(),
+            connected: facts.connected.clone(),
+        };
+        self.reported = Reported { facts: Some(facts), at: node.now, healed: self.healed };
+        node.report(Report::Group(report));
+    }
+
+    /// When figures are due, if any moves.
+    pub(crate) fn report_due(&self, _node: &Node) -> Option<Instant> {
+        let facts = self.reported.facts.as_ref()?;
+        (!facts.resync.is_empty() || self.reported.healed != self.healed).then(|| self.reported.at + PROGRESS_EVERY)
+    }
+}

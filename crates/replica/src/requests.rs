@@ -1,0 +1,638 @@
+//! Clients' requests at the primary.
+//!
+//! The life of a write: held while the group is frozen; queued behind earlier requests on the same blocks; its extents are
+//! marked hot (W7); sent to every required replica and to this node's own disk in parallel; answered when all have it
+//! (W1). Each request is answered once, and never before that.
+//!
+//! A replica that falls out keeps the requests that it has not finished from ending, until a newer record does without it
+//! (W3) or it comes back and has been sent them again. The lease is looked at when a request begins and again before
+//! what was read is given out (W5).
+
+use crate::Output;
+use crate::group::Group;
+use crate::local::{Act, Job, JobResult, Origin, cold_extents};
+use crate::node::{Node, Purpose};
+use crate::primary::{MemberState, What};
+use crate::range_queue::{Access, Key};
+use crate::wire::{Frame, Message};
+use pollux_base::data::Buffer;
+use pollux_base::unit::{BLOCK_BYTES, BlockRange};
+use pollux_base::{BlockChecksum, BlockError, Data, Instant, NodeId, Op, Reply, Request, RequestId};
+use pollux_store::{StoreError, StoreOp, StoreReply};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How often the blocks of one read are mended from peers before it is given up as unreadable: the first time mends what
+/// was bad; more means that this disk returns something else each time.
+const REPAIRS_MAX: u32 = 3;
+
+enum Step {
+    /// Behind earlier requests.
+    Queued,
+    /// The extents' hot marks are being made durable.
+    Heating,
+    /// At the replicas.
+    Sent,
+    /// At the local disk, or being mended for it.
+    ReadingHere,
+    /// At a peer, because this node has no replica that may be read (W6).
+    ReadingThere { from: NodeId, tried: BTreeSet<NodeId>, buffer: Option<Buffer>, left: usize },
+}
+
+pub(crate) struct Pending {
+    request: Request,
+    /// The client went away.
+    is_abandoned: bool,
+    /// Tells what is under way from what was given up when the request was begun anew.
+    attempt: u32,
+    step: Step,
+    checksums: Vec<BlockChecksum>,
+    /// Replicas whose answers are awaited, with how many.
+    targets: BTreeMap<NodeId, u32>,
+    /// Replicas that have all of it.
+    done_by: BTreeSet<NodeId>,
+    repairs: u32,
+}
+
+impl Pending {
+    pub(crate) fn check(&self, key: Key) {
+        let twice = self.targets.keys().any(|target| self.done_by.contains(target));
+        assert!(!twice, "{key:?}: nobody is awaited who is done");
+        if matches!(self.step, Step::Sent) {
+            assert!(!self.targets.is_empty(), "{key:?}: a request at the replicas awaits somebody");
+        }
+    }
+
+    fn is_change(&self) -> bool {
+        matches!(self.request.op, Op::Write { .. } | Op::Zero { .. })
+    }
+
+    /// Blocks it touches; none for a flush.
+    fn range(&self) -> Option<BlockRange> {
+        range_of(&self.request.op)
+    }
+}
+
+fn range_of(op: &Op) -> Option<BlockRange> {
+    match op {
+        Op::Read { range } | Op::Write { range, .. } | Op::Zero { range, .. } | Op::Status { range } => Some(*range),
+        Op::Flush => None,
+    }
+}
+
+/// The bytes of `part` in data that holds `whole`.
+fn slice(data: &Data, whole: BlockRange, part: BlockRange) -> Data {
+    let start = ((part.start.0 - whole.start.0) * BLOCK_BYTES) as usize;
+    data.slice(start..start + part.count.bytes().0 as usize)
+}
+
+impl Group {
+    /// Takes a request for a volume of this group.
+    pub(crate) fn on_request(&mut self, node: &mut Node, request: Request) {
+        let fail = |node: &mut Node, error| node.out.push_back(Output::Reply(request.id, Reply::Failed(error)));
+        let Some(blocks) = self.blocks(request.volume) else { return fail(node, BlockError::NoVolume) };
+        if self.primary.is_none() {
+            return fail(node, BlockError::NotServed);
+        }
+        if let Some(range) = range_of(&request.op) {
+            if range.start.0.checked_add(range.count.0).is_none_or(|end| end > blocks) {
+                return fail(node, BlockError::OutOfRange);
+            }
+            if let Op::Write { data, .. } = &request.op {
+                assert_eq!(data.len() as u64, range.count.bytes().0, "a front end gives as many bytes as it names");
+            }
+            if range.count.0 == 0 {
+                let reply = match request.op {
+                    Op::Read { .. } => Reply::Data(Data::zeroed(0)),
+                    Op::Status { .. } => Reply::Status(Vec::new()),
+                    _ => Reply::Done,
+                };
+                node.out.push_back(Output::Reply(request.id, reply));
+                return;
+            }
+        }
+        let key = node.next_key();
+        if let Some(primary) = &mut self.primary {
+            primary.held.insert(key, request);
+        }
+    }
+
+    /// The client is gone. What it began is finished, what it had not is dropped.
+    pub(crate) fn on_abandon(&mut self, id: RequestId) {
+        let Some(primary) = &mut self.primary else { return };
+        primary.held.retain(|_, request| request.id != id);
+        for pending in primary.requests.values_mut().filter(|pending| pending.request.id == id) {
+            pending.is_abandoned = true;
+        }
+    }
+
+    /// Begins held requests if the group is not frozen. Called after everything that may have thawed it.
+    pub(crate) fn pump(&mut self, node: &mut Node) {
+        let Some(primary) = &self.primary else { return };
+        if primary.held.is_empty() || self.freeze(node).is_some() {
+            return;
+        }
+        let held = self.primary.as_mut().map(|primary| std::mem::take(&mut primary.held)).unwrap_or_default();
+        for request in held.into_values() {
+            self.begin(node, request);
+        }
+    }
+
+    fn begin(&mut self, node: &mut Node, request: Request) {
+        if let Op::Status { range } = request.op {
+            let runs = match self.is_member(node) {
+                true => node.store.status(request.volume, range),
+                false => vec![(range, true)], // it may hold data: the peer knows
+            };
+            node.out.push_back(Output::Reply(request.id, Reply::Status(runs)));
+            return;
+        }
+        let key = node.next_key();
+        let (volume, op) = (request.volume, &request.op);
+        let access = if matches!(op, Op::Read { .. }) { Access::Read } else { Access::Write };
+        let range = range_of(op);
+        let checksums = match op {
+            // Once, for the local disk and every peer (W11).
+            Op::Write { data, .. } => BlockChecksum::of_all(data.as_slice()),
+            _ => Vec::new(),
+        };
+        let pending = Pending {
+            request,
+            is_abandoned: false,
+            attempt: 0,
+            step: Step::Queued,
+            checksums,
+            targets: BTreeMap::new(),
+            done_by: BTreeSet::new(),
+            repairs: 0,
+        };
+        let Some(primary) = &mut self.primary else { return };
+        primary.requests.insert(key, pending);
+        // A flush overtakes nothing: it promises what was acknowledged, and that is at every replica already.
+        if range.is_none_or(|range| primary.queue.push(key, volume, range, access)) {
+            self.run_ready(node, vec![key]);
+        }
+    }
+
+    /// Starts requests and comparisons whose blocks are free now. A request that finds the group frozen goes back to
+    /// those held, so that it is in nobody's way.
+    pub(crate) fn run_ready(&mut self, node: &mut Node, mut ready: Vec<Key>) {
+        ready.reverse();
+        while let Some(key) = ready.pop() {
+            let frozen = self.freeze(node).is_some();
+            let Some(primary) = &mut self.primary else { return };
+            if !primary.requests.contains_key(&key) {
+                self.on_extent_locked(node, key);
+            } else if frozen {
+                let pending = primary.requests.remove(&key).expect("looked up above");
+                if !pending.is_abandoned {
+                    primary.held.insert(key, pending.request);
+                }
+                let mut more = primary.queue.remove(key);
+                more.reverse();
+                ready.extend(more);
+            } else {
+                self.start(node, key);
+            }
+        }
+    }
+
+    fn start(&mut self, node: &mut Node, key: Key) {
+        let generation = self.generation();
+        let is_member = self.is_member(node);
+        let id = self.id;
+        let Some(primary) = &mut self.primary else { return };
+        let Some(pending) = primary.requests.get_mut(&key) else { return };
+        let volume = pending.request.volume;
+        match pending.range() {
+            _ if matches!(pending.request.op, Op::Read { .. }) => self.start_read(node, key),
+            None => self.send_change(node, key),
+            Some(range) => {
+                for extent in range.extents() {
+                    let warm = primary.warm.entry((volume, extent)).or_insert((0, node.now));
+                    warm.0 += 1;
+                }
+                // W7: before anything is written here or sent.
+                let cold = if is_member { cold_extents(node, volume, range, generation) } else { Vec::new() };
+                if cold.is_empty() {
+                    self.send_change(node, key);
+                } else {
+                    pending.step = Step::Heating;
+                    let purpose = Purpose::Heat { key, attempt: pending.attempt };
+                    node.request(id, purpose, StoreOp::Heat { volume, extents: cold, generation });
+                }
+                self.cool_under_pressure(node);
+            }
+        }
+    }
+
+    /// The hot marks of a request are durable, unless the generation has moved on.
+    pub(crate) fn on_heated(&mut self, node: &mut Node, key: Key, attempt: u32, result: Result<(), StoreError>) {
+        let generation = self.generation();
+        let is_member = self.is_member(node);
+        let Some(pending) = self.primary.as_mut().and_then(|primary| primary.requests.get_mut(&key)) else { return };
+        if !matches!(pending.step, Step::Heating) || pending.attempt != attempt {
+            return; // ignore_superseded: it went on without the local disk
+        }
+        if let Err(error) = result {
+            if error == StoreError::Full
+                && let Some(primary) = &mut self.primary
+            {
+                primary.full_heats.insert(key);
+            }
+            self.on_store_error(node, &error);
+            return;
+        }
+        if self.adopting.is_some() {
+            return; // taken up again when the newer record is durable
+        }
+        let (volume, range) = (pending.request.volume, pending.range().expect("only changes are heated"));
+        let cold = if is_member { cold_extents(node, volume, range, generation) } else { Vec::new() };
+        if cold.is_empty() {
+            self.send_change(node, key);
+        } else {
+            node.request(self.id, Purpose::Heat { key, attempt }, StoreOp::Heat { volume, extents: cold, generation });
+        }
+    }
+
+    /// Gives a write, zero or flush to every replica that must have it and does not.
+    fn send_change(&mut self, node: &mut Node, key: Key) {
+        let mut needed = self.required(node.me);
+        if self.is_member(node) {
+            needed.insert(node.me);
+        }
+        let Some(primary) = &mut self.primary else { return };
+        let Some(pending) = primary.requests.get_mut(&key) else { return };
+        let volume = pending.request.volume;
+        let extents: Vec<_> = pending.range().into_iter().flat_map(BlockRange::extents).collect();
+        for (peer, member) in &primary.members {
+            match &member.state {
+                // What is still to be compared is brought by the comparison. Everything else goes to a replica that is
+                // being brought up to date as it goes to the others, in the same order.
+                MemberState::Copying(sync) if !extents.is_empty() && !sync.awaits_all(volume, &extents) => {
+                    needed.insert(*peer);
+                }
+                MemberState::Confirming { .. } => {
+                    needed.insert(*peer);
+                }
+                _ => {}
+            }
+        }
+        pending.step = Step::Sent;
+        let local_under_way = pending.targets.contains_key(&node.me);
+        pending.targets.clear();
+        needed.retain(|target| !pending.done_by.contains(target));
+        for target in needed {
+            if target == node.me {
+                if let Some(pending) = self.pending(key) {
+                    pending.targets.insert(target, 1);
+                }
+                if !local_under_way {
+                    self.change_here(node, key);
+                }
+            } else {
+                self.change_there(node, key, target);
+            }
+        }
+        self.finish_if_done(node, key);
+    }
+
+    fn pending(&mut self, key: Key) -> Option<&mut Pending> {
+        self.primary.as_mut()?.requests.get_mut(&key)
+    }
+
+    fn change_here(&mut self, node: &mut Node, key: Key) {
+        let (id, generation) = (self.id, self.generation());
+        let Some(pending) = self.pending(key) else { return };
+        let origin = Origin::Request { key, attempt: pending.attempt };
+        let volume = pending.request.volume;
+        let nothing = BlockRange::new(pollux_base::BlockIndex(0), pollux_base::BlockCount(0));
+        let (range, act, fua) = match &pending.request.op {
+            Op::Write { range, data, fua } => {
+                (*range, Act::Write { data: data.clone(), checksums: pending.checksums.clone() }, *fua)
+            }
+            Op::Zero { range, fua } => (*range, Act::Zero, *fua),
+            Op::Flush => (nothing, Act::Flush, false),
+            Op::Read { .. } | Op::Status { .. } => unreachable!("only changes and flushes are sent"),
+        };
+        self.local.submit(node, id, generation, Job { origin, volume, range, act, fua });
+    }
+
+    /// Sends the request to one peer, in pieces of at most an extent. Without a session nothing is sent; the peer stays
+    /// awaited.
+    fn change_there(&mut self, node: &mut Node, key: Key, peer: NodeId) {
+        let group = self.id;
+        let Some(pending) = self.pending(key) else { return };
+        let volume = pending.request.volume;
+        let op = pending.request.op.clone();
+        let pieces: Vec<Option<BlockRange>> = match range_of(&op) {
+            Some(range) => range.split_by_extent().map(Some).collect(),
+            None => vec![None],
+        };
+        pending.targets.insert(peer, pieces.len() as u32);
+        if node.session(peer).is_none() {
+            return;
+        }
+        for piece in pieces {
+            let Some((sequence, stamp)) = self.ask(node, peer, What::Piece(key)) else { return };
+            let frame = match (&op, piece) {
+                (Op::Write { range: whole, data, fua }, Some(range)) => {
+                    let at = (range.start.0 - whole.start.0) as usize;
+                    let Some(pending) = self.pending(key) else { return };
+                    Frame {
+                        message: Message::Write { group, stamp, sequence, volume, range, fua: *fua },
+                        checksums: pending.checksums[at..at + range.count.0 as usize].to_vec(),
+                        data: Some(slice(data, *whole, range)),
+                    }
+                }
+                (Op::Zero { fua, .. }, Some(range)) => {
+                    Frame::bare(Message::Zero { group, stamp, sequence, volume, range, fua: *fua })
+                }
+                _ => Frame::bare(Message::Flush { group, stamp, sequence }),
+            };
+            node.send(peer, frame);
+        }
+    }
+
+    /// A replica has done one piece of a request.
+    pub(crate) fn on_piece_done(&mut self, node: &mut Node, key: Key, target: NodeId) {
+        let Some(pending) = self.pending(key) else { return };
+        let Some(left) = pending.targets.get_mut(&target) else { return };
+        *left -= 1;
+        if *left == 0 {
+            pending.targets.remove(&target);
+            pending.done_by.insert(target);
+            self.finish_if_done(node, key);
+        }
+    }
+
+    /// W1: acknowledged when every replica that must have it has it.
+    fn finish_if_done(&mut self, node: &mut Node, key: Key) {
+        let Some(pending) = self.pending(key) else { return };
+        if matches!(pending.step, Step::Sent) && pending.targets.is_empty() {
+            self.finish(node, key, Reply::Done);
+        }
+    }
+
+    /// Answers and frees the blocks.
+    fn finish(&mut self, node: &mut Node, key: Key, reply: Reply) {
+        let Some(primary) = &mut self.primary else { return };
+        let Some(pending) = primary.requests.remove(&key) else { return };
+        if !pending.is_abandoned {
+            node.out.push_back(Output::Reply(pending.request.id, reply));
+        }
+        if pending.is_change() {
+            for extent in pending.range().into_iter().flat_map(BlockRange::extents) {
+                if let Some(warm) = primary.warm.get_mut(&(pending.request.volume, extent)) {
+                    *warm = (warm.0 - 1, node.now);
+                }
+            }
+        }
+        let ready = primary.queue.remove(key);
+        self.cool_later(node);
+        self.run_ready(node, ready);
+    }
+
+    fn start_read(&mut self, node: &mut Node, key: Key) {
+        let (id, generation, is_member) = (self.id, self.generation(), self.is_member(node));
+        let Some(pending) = self.pending(key) else { return };
+        let range = pending.range().expect("a read names blocks");
+        if is_member {
+            pending.step = Step::ReadingHere;
+            let origin = Origin::Request { key, attempt: pending.attempt };
+            let job = Job { origin, volume: pending.request.volume, range, act: Act::Read, fua: false };
+            self.local.submit(node, id, generation, job);
+        } else {
+            self.read_there(node, key, BTreeSet::new());
+        }
+    }
+
+    /// W6: this node's own disk is out of use, a member's is read.
+    fn read_there(&mut self, node: &mut Node, key: Key, tried: BTreeSet<NodeId>) {
+        let group = self.id;
+        let Some(from) = self.reader(&tried) else {
+            return self.finish(node, key, Reply::Failed(BlockError::Unreadable));
+        };
+        let Some(pending) = self.pending(key) else { return };
+        let (volume, range) = (pending.request.volume, pending.range().expect("a read names blocks"));
+        let parts: Vec<BlockRange> = range.split_by_extent().collect();
+        let buffer = Some(Buffer::zeroed(range.count.bytes().0 as usize));
+        pending.step = Step::ReadingThere { from, tried, buffer, left: parts.len() };
+        for part in parts {
+            let Some((sequence, stamp)) = self.ask(node, from, What::Read { key, part }) else { return };
+            node.send_bare(from, Message::ReadAsk { group, stamp, sequence, volume, range: part });
+        }
+    }
+
+    /// A member that can be read from now.
+    pub(crate) fn reader(&self, tried: &BTreeSet<NodeId>) -> Option<NodeId> {
+        let (spec, primary) = (self.acting()?, self.primary.as_ref()?);
+        spec.record.in_sync.iter().copied().find(|peer| primary.is_current(*peer) && !tried.contains(peer))
+    }
+
+    /// A peer's answer to a read: its blocks, or that it has no good copy.
+    pub(crate) fn on_read_there(
+        &mut self,
+        node: &mut Node,
+        key: Key,
+        part: BlockRange,
+        peer: NodeId,
+        data: Option<Data>,
+    ) {
+        let frozen = self.freeze(node).is_some();
+        let Some(pending) = self.pending(key) else { return };
+        let whole = pending.range().expect("a read names blocks");
+        let Step::ReadingThere { from, tried, buffer, left } = &mut pending.step else { return };
+        if *from != peer {
+            return; // ignore_superseded: another member is read by now
+        }
+        let Some(data) = data.filter(|data| data.len() as u64 == part.count.bytes().0) else {
+            let mut tried = std::mem::take(tried);
+            tried.insert(peer);
+            if let Some(primary) = &mut self.primary {
+                primary.asked.retain(|_, asked| !matches!(asked.what, What::Read { key: other, .. } if other == key));
+            }
+            return self.read_there(node, key, tried);
+        };
+        if let Some(buffer) = buffer {
+            let start = ((part.start.0 - whole.start.0) * BLOCK_BYTES) as usize;
+            buffer.as_mut_slice()[start..start + data.len()].copy_from_slice(data.as_slice());
+        }
+        *left -= 1;
+        if *left == 0 {
+            let data = buffer.take().expect("taken once, with the last part").freeze();
+            if frozen { self.hold_again(node, key) } else { self.finish(node, key, Reply::Data(data)) }
+        }
+    }
+
+    /// The local disk's share of a request has ended.
+    pub(crate) fn on_request_job(&mut self, node: &mut Node, key: Key, attempt: u32, result: JobResult) {
+        let frozen = self.freeze(node).is_some();
+        let me = node.me;
+        let Some(pending) = self.pending(key).filter(|pending| pending.attempt == attempt) else { return };
+        match result {
+            Ok(StoreReply::Read { data, .. }) if matches!(pending.step, Step::ReadingHere) => {
+                // W5: what was read is given out only under a lease that holds now.
+                if frozen { self.hold_again(node, key) } else { self.finish(node, key, Reply::Data(data)) }
+            }
+            Ok(_) => self.on_piece_done(node, key, me),
+            Err(StoreError::Corrupt(ranges)) => {
+                pending.repairs += 1;
+                if pending.repairs > REPAIRS_MAX {
+                    return self.finish(node, key, Reply::Failed(BlockError::Unreadable));
+                }
+                let volume = pending.request.volume;
+                self.begin_repair(node, crate::repair::For::Request(key), volume, ranges);
+            }
+            Err(StoreError::NoVolume | StoreError::OutOfRange) => {
+                unreachable!("volumes are made known before a record is acted upon")
+            }
+            Err(error) => self.on_store_error(node, &error),
+        }
+    }
+
+    /// The blocks of a read were mended, or cannot be.
+    pub(crate) fn on_request_repaired(&mut self, node: &mut Node, key: Key, outcome: crate::repair::Outcome) {
+        match outcome {
+            crate::repair::Outcome::Mended => {
+                if let Some(pending) = self.pending(key) {
+                    pending.attempt += 1;
+                }
+                self.start_read(node, key);
+            }
+            crate::repair::Outcome::Wait => self.hold_again(node, key),
+            crate::repair::Outcome::NoCopy => self.finish(node, key, Reply::Failed(BlockError::Unreadable)),
+        }
+    }
+
+    /// A read that may not be answered now begins anew when the group thaws.
+    fn hold_again(&mut self, node: &mut Node, key: Key) {
+        let Some(primary) = &mut self.primary else { return };
+        let Some(pending) = primary.requests.remove(&key) else { return };
+        if !pending.is_abandoned {
+            primary.held.insert(key, pending.request);
+        }
+        let ready = primary.queue.remove(key);
+        self.run_ready(node, ready);
+    }
+
+    /// A peer's session is over: if it is required it must be sent everything that is under way again, whatever it has
+    /// answered (it may have lost power since); else it is awaited no more.
+    pub(crate) fn without_peer(&mut self, node: &mut Node, peer: NodeId) {
+        // While a record is being made durable everybody is: it is sorted out when it is.
+        let required = self.acting().is_none() || self.required(node.me).contains(&peer);
+        let Some(primary) = &mut self.primary else { return };
+        let (mut changed, mut reads) = (Vec::new(), Vec::new());
+        for (key, pending) in &mut primary.requests {
+            match &pending.step {
+                Step::Sent => {
+                    pending.done_by.remove(&peer);
+                    if required {
+                        pending.targets.insert(peer, 1);
+                    } else {
+                        pending.targets.remove(&peer);
+                        changed.push(*key);
+                    }
+                }
+                Step::ReadingThere { from, .. } if *from == peer => reads.push(*key),
+                _ => {}
+            }
+        }
+        for key in changed {
+            self.finish_if_done(node, key);
+        }
+        for key in reads {
+            self.hold_again(node, key);
+        }
+    }
+
+    /// A required replica is back in the same generation: what is under way goes to it anew.
+    pub(crate) fn resend_to(&mut self, node: &mut Node, peer: NodeId) {
+        let Some(primary) = &self.primary else { return };
+        let sent = |pending: &Pending| matches!(pending.step, Step::Sent) && !pending.done_by.contains(&peer);
+        let keys: Vec<Key> =
+            primary.requests.iter().filter(|(_, pending)| sent(pending)).map(|(key, _)| *key).collect();
+        for key in keys {
+            self.change_there(node, key, peer);
+        }
+    }
+
+    /// A newer record holds, or this node's own replica fell out: everything under way goes on under what holds now.
+    pub(crate) fn resume_requests(&mut self, node: &mut Node) {
+        let is_member = self.is_member(node);
+        let (me, generation, id) = (node.me, self.generation(), self.id);
+        let Some(primary) = &mut self.primary else { return };
+        let keys: Vec<Key> = primary.requests.keys().copied().collect();
+        for key in keys {
+            let Some(pending) = self.pending(key) else { continue };
+            if !is_member {
+                // What the lost disk still answers is of no account.
+                pending.attempt += 1;
+                pending.targets.remove(&me);
+                pending.done_by.remove(&me);
+            }
+            match &pending.step {
+                Step::Queued => {}
+                Step::Heating if is_member => {
+                    let volume = pending.request.volume;
+                    let extents: Vec<_> = pending.range().into_iter().flat_map(BlockRange::extents).collect();
+                    let purpose = Purpose::Heat { key, attempt: pending.attempt };
+                    node.request(id, purpose, StoreOp::Heat { volume, extents, generation });
+                }
+                Step::Heating | Step::Sent => self.send_change_unless_frozen_out(node, key),
+                Step::ReadingHere if is_member => {}
+                Step::ReadingHere | Step::ReadingThere { .. } => self.hold_again(node, key),
+            }
+        }
+    }
+
+    /// While this node's own replica counts by the record but is lost, nothing may end (W3).
+    fn send_change_unless_frozen_out(&mut self, node: &mut Node, key: Key) {
+        let named = self.spec.as_ref().is_some_and(|spec| spec.record.in_sync.contains(&node.me));
+        if named && !self.is_member(node) {
+            if let Some(pending) = self.pending(key) {
+                pending.step = Step::Sent;
+                pending.targets.insert(node.me, 1);
+            }
+            return;
+        }
+        self.send_change(node, key);
+    }
+
+    /// Trouble of the local store that is not about single blocks.
+    pub(crate) fn on_store_error(&mut self, node: &mut Node, error: &StoreError) {
+        match error {
+            StoreError::Full => self.retry_when_space(node),
+            StoreError::Disk(reason) => self.fail_pool(node, reason),
+            error => self.fail_pool(node, &error.to_string()),
+        }
+    }
+
+    /// Whether anything here or at a required replica waits for space, for the report.
+    pub(crate) fn is_full(&self, node: &Node) -> bool {
+        let members = self.primary.iter().flat_map(|primary| primary.members.iter());
+        let required = self.required(node.me);
+        self.local.is_full()
+            || self.primary.as_ref().is_some_and(|primary| !primary.full_heats.is_empty())
+            || members.filter(|(peer, _)| required.contains(peer)).any(|(_, member)| member.is_full)
+    }
+
+    pub(crate) fn retry_when_space(&mut self, node: &Node) {
+        let at: Instant = node.now + crate::group::FULL_RETRY;
+        self.full_retry.get_or_insert(at);
+    }
+
+    /// Tries again to mark extents for which the pool had no space.
+    pub(crate) fn retry_full_heats(&mut self, node: &mut Node) {
+        let (id, generation) = (self.id, self.generation());
+        let keys = self.primary.as_mut().map(|primary| std::mem::take(&mut primary.full_heats)).unwrap_or_default();
+        for key in keys {
+            let Some(pending) = self.pending(key) else { continue };
+            if matches!(pending.step, Step::Heating) {
+                let volume = pending.request.volume;
+                let extents = pending.range().into_iter().flat_map(BlockRange::extents).collect();
+                let purpose = Purpose::Heat { key, attempt: pending.attempt };
+                node.request(id, purpose, StoreOp::Heat { volume, extents, generation });
+            }
+        }
+    }
+}

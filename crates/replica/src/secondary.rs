@@ -1,0 +1,507 @@
+//! What a replica does for its primary: it joins, writes, compares, reads and flushes as asked, and refuses whatever was
+//! said under an older record than it knows (W2), at all times if it does not take part (W10). It decides nothing: not
+//! when an extent is cold, not when it is current.
+//!
+//! Also the door through which every frame about a group comes, for both roles.
+
+use crate::group::Group;
+use crate::local::{Act, Job, JobResult, Origin};
+use crate::node::{Node, Purpose};
+use crate::primary::{MemberState, What};
+use crate::verdict::Verdict;
+use crate::wire::{ExtentRun, Frame, JOIN_RUNS_MAX, Message, Refusal, Sequence, Standing};
+use pollux_base::record::GroupSpec;
+use pollux_base::unit::{BLOCK_BYTES, BlockRange, EXTENT_BLOCKS};
+use pollux_base::{BlockChecksum, BlockCount, BlockIndex, ExtentIndex, NodeId, Session, Stamp, VolumeId};
+use pollux_store::{StoreError, StoreOp, StoreReply};
+
+/// What a peer asked, until it is answered.
+#[derive(Clone, Debug)]
+pub(crate) enum PeerAsk {
+    Change,
+    Flush,
+    Read,
+    Compare { extent: ExtentIndex, range: BlockRange, checksums: Vec<BlockChecksum> },
+    Current,
+}
+
+/// Who asked, where the answer goes.
+#[derive(Clone, Copy)]
+struct Asker {
+    peer: NodeId,
+    session: Session,
+    sequence: Sequence,
+    stamp: Stamp,
+}
+
+impl Group {
+    /// A frame about this group.
+    pub(crate) fn on_frame(&mut self, node: &mut Node, peer: NodeId, session: Session, frame: Frame) {
+        // What is asked under a record that is just being made durable here waits until it is (W2).
+        let waits = |spec: &GroupSpec| asked_under(&frame.message) == Some(spec.record.stamp);
+        if self.adopting.is_some() && self.spec.as_ref().is_some_and(waits) {
+            return self.hold_early(node, peer, session, frame);
+        }
+        let Frame { message, checksums, data } = frame;
+        match message {
+            Message::Announce { spec } => self.on_announce(node, peer, spec),
+            Message::Newer { stamp, .. } => {
+                if self.acting().is_some_and(|spec| spec.record.stamp < stamp) {
+                    self.outdated = self.outdated.max(Some(stamp));
+                }
+            }
+            Message::Join { stamp, standing, extents, .. } => {
+                if self.acting().is_none_or(|spec| spec.record.stamp != stamp || spec.record.primary != node.me) {
+                    return; // ignore_join_of_another_record: ours is announced, or will be, and answered again
+                }
+                let extents = extents.into_iter().map(|(volume, runs)| (volume, self.unfold(volume, &runs))).collect();
+                self.on_join(node, peer, standing, extents);
+            }
+            // Answers to a primary.
+            Message::Done { stamp, sequence, .. } => {
+                let Some(what) = self.answered(peer, stamp, sequence) else { return };
+                match what {
+                    What::Piece(key) => self.on_piece_done(node, key, peer),
+                    What::Copy(key) => self.on_copied(node, key),
+                    What::Current => self.on_confirmed(node, peer),
+                    What::Read { .. } | What::Repair(_) | What::Compare(_) => {} // ignore_other_answer
+                }
+            }
+            Message::Held { .. } => {
+                if let Some(member) = self.primary.as_mut().and_then(|primary| primary.member(peer)) {
+                    member.is_full = true;
+                }
+            }
+            Message::ReadData { stamp, sequence, .. } => {
+                let Some(what) = self.answered(peer, stamp, sequence) else { return };
+                match what {
+                    What::Read { key, part } => self.on_read_there(node, key, part, peer, data),
+                    What::Repair(key) => {
+                        self.on_repair_data(node, key, peer, data.map(|data| (data, checksums)));
+                    }
+                    _ => {} // ignore_other_answer
+                }
+            }
+            Message::Differs { stamp, sequence, runs, .. } => {
+                if let Some(What::Compare(key)) = self.answered(peer, stamp, sequence) {
+                    self.on_differs(node, key, runs);
+                }
+            }
+            Message::Refused { stamp, sequence, why, .. } => self.on_refused(node, peer, stamp, sequence, why),
+            // Questions of a primary.
+            Message::Write { stamp, sequence, volume, range, fua, .. } => {
+                let asker = Asker { peer, session, sequence, stamp };
+                if !self.admits(node, asker) {
+                    return;
+                }
+                match data {
+                    Some(data)
+                        if self.is_inside(volume, range)
+                            && data.len() as u64 == range.count.0 * BLOCK_BYTES
+                            && checksums.iter().all(|checksum| !checksum.is_zero()) =>
+                    {
+                        let act = Act::Write { data, checksums };
+                        self.peer_job(node, asker, volume, range, act, fua, PeerAsk::Change);
+                    }
+                    _ => self.refuse(node, asker, Refusal::Invalid),
+                }
+            }
+            Message::Zero { stamp, sequence, volume, range, fua, .. } => {
+                let asker = Asker { peer, session, sequence, stamp };
+                if !self.admits(node, asker) {
+                    return;
+                }
+                if self.is_inside(volume, range) {
+                    self.peer_job(node, asker, volume, range, Act::Zero, fua, PeerAsk::Change);
+                } else {
+                    self.refuse(node, asker, Refusal::Invalid);
+                }
+            }
+            Message::Flush { stamp, sequence, .. } => {
+                let asker = Asker { peer, session, sequence, stamp };
+                if !self.admits(node, asker) {
+                    return;
+                }
+                self.peer_flush(node, asker, PeerAsk::Flush);
+            }
+            Message::Current { stamp, sequence, .. } => {
+                let asker = Asker { peer, session, sequence, stamp };
+                if !self.admits(node, asker) {
+                    return;
+                }
+                self.peer_flush(node, asker, PeerAsk::Current);
+            }
+            Message::ReadAsk { stamp, sequence, volume, range, .. } => {
+                let asker = Asker { peer, session, sequence, stamp };
+                if !self.admits(node, asker) {
+                    return;
+                }
+                if self.is_inside(volume, range) {
+                    self.peer_job(node, asker, volume, range, Act::Read, false, PeerAsk::Read);
+                } else {
+                    self.refuse(node, asker, Refusal::Invalid);
+                }
+            }
+            Message::Compare { stamp, sequence, volume, extent, .. } => {
+                let asker = Asker { peer, session, sequence, stamp };
+                if !self.admits(node, asker) {
+                    return;
+                }
+                match self.extent_range(volume, extent) {
+                    Some(range) if checksums.len() as u64 == EXTENT_BLOCKS => {
+                        let ask = PeerAsk::Compare { extent, range, checksums };
+                        self.peer_job(node, asker, volume, range, Act::Checksums, false, ask);
+                    }
+                    _ => self.refuse(node, asker, Refusal::Invalid),
+                }
+            }
+            Message::Cool { stamp, volume, extents, .. } => {
+                let acts = self.acting().is_some_and(|spec| spec.record.stamp == stamp && spec.record.primary == peer);
+                if acts && self.fit(node).is_ok() && self.blocks(volume).is_some() {
+                    self.cool_here(node, volume, extents);
+                }
+            }
+            Message::LeaseAsk { .. } | Message::LeaseGrant { .. } => {
+                unreachable!("leases are between nodes and handled there")
+            }
+        }
+    }
+
+    /// A peer says which record it knows.
+    fn on_announce(&mut self, node: &mut Node, peer: NodeId, spec: GroupSpec) {
+        let (stamp, from_primary) = (spec.record.stamp, spec.record.primary == peer);
+        let known = self.known();
+        if known.is_some_and(|known| stamp < known) {
+            if from_primary {
+                self.claims.insert(peer);
+            }
+            match (&self.spec, known) {
+                (Some(own), _) if Some(own.record.stamp) == known => {
+                    let spec = own.clone();
+                    node.send_bare(peer, Message::Announce { spec });
+                }
+                (_, Some(stamp)) => node.send_bare(peer, Message::Newer { group: self.id, stamp }),
+                _ => {}
+            }
+            return;
+        }
+        self.claims.remove(&peer);
+        self.on_record(node, spec, false);
+        if from_primary && self.acting().is_some_and(|spec| spec.record.stamp == stamp) {
+            self.send_join(node);
+        }
+    }
+
+    /// Tells the primary how this replica stands to its record.
+    pub(crate) fn send_join(&mut self, node: &mut Node) {
+        let Some(spec) = self.acting() else { return };
+        let (group, stamp, primary) = (self.id, spec.record.stamp, spec.record.primary);
+        if primary == node.me || node.session(primary).is_none() {
+            return;
+        }
+        let blank = || spec.volumes.keys().all(|volume| node.store.allocated(*volume).is_empty());
+        let standing = match self.verdict {
+            _ if node.pool_failed.is_some() => {
+                Standing::Failed { reason: node.pool_failed.clone().unwrap_or_default() }
+            }
+            Verdict::Member { at } => Standing::InSync { at, blank: blank() },
+            Verdict::Born => Standing::Born,
+            Verdict::Stale { since } => Standing::Stale { since },
+            Verdict::Empty => Standing::Empty,
+            Verdict::Diverged { own } => Standing::Diverged { own },
+            Verdict::Absent | Verdict::Outdated { .. } | Verdict::Discarded { .. } => Standing::Absent,
+        };
+        let extents = match self.fit(node) {
+            Ok(()) => fold(self.own_candidates(node)),
+            Err(_) => Vec::new(),
+        };
+        node.send_bare(primary, Message::Join { group, stamp, standing, extents });
+    }
+
+    /// Whether a question was asked under the record under which this replica acts, by that record's primary.
+    fn admits(&mut self, node: &mut Node, asker: Asker) -> bool {
+        if self.known().is_none_or(|known| asker.stamp < known) {
+            self.refuse(node, asker, Refusal::Outdated); // W2
+            return false;
+        }
+        if self.acting().is_none_or(|spec| spec.record.stamp != asker.stamp || spec.record.primary != asker.peer) {
+            return false; // ignore_question_of_no_primary
+        }
+        if self.fit(node).is_err() {
+            self.refuse(node, asker, Refusal::Unfit); // W10, W12
+            return false;
+        }
+        true
+    }
+
+    fn refuse(&mut self, node: &mut Node, asker: Asker, why: Refusal) {
+        // Outdated or not, the stamp is the question's: it is matched with it, and the newer record follows by itself.
+        let message = Message::Refused { group: self.id, stamp: asker.stamp, sequence: asker.sequence, why };
+        node.answer(asker.peer, asker.session, Frame::bare(message));
+    }
+
+    fn is_inside(&self, volume: VolumeId, range: BlockRange) -> bool {
+        let Some(blocks) = self.blocks(volume) else { return false };
+        let end = range.start.0.checked_add(range.count.0);
+        range.count.0 > 0
+            && end.is_some_and(|end| end <= blocks && range.start.extent() == BlockIndex(end - 1).extent())
+    }
+
+    #[allow(clippy::too_many_arguments)] // each is one part of the job, said once
+    fn peer_job(
+        &mut self,
+        node: &mut Node,
+        asker: Asker,
+        volume: VolumeId,
+        range: BlockRange,
+        act: Act,
+        fua: bool,
+        ask: PeerAsk,
+    ) {
+        let Asker { peer, session, sequence, stamp } = asker;
+        let (id, generation) = (self.id, self.generation());
+        self.peer_asks.insert((peer, session, sequence), ask);
+        let origin = Origin::Peer { peer, session, sequence, stamp };
+        self.local.submit(node, id, generation, Job { origin, volume, range, act, fua });
+    }
+
+    fn peer_flush(&mut self, node: &mut Node, asker: Asker, ask: PeerAsk) {
+        let nothing = BlockRange::new(BlockIndex(0), BlockCount(0));
+        self.peer_job(node, asker, VolumeId(0), nothing, Act::Flush, false, ask);
+    }
+
+    /// What a peer asked is done here, or failed.
+    pub(crate) fn on_peer_job(
+        &mut self,
+        node: &mut Node,
+        peer: NodeId,
+        session: Session,
+        sequence: Sequence,
+        stamp: Stamp,
+        result: JobResult,
+    ) {
+        let group = self.id;
+        let asker = Asker { peer, session, sequence, stamp };
+        if matches!(result, Err(StoreError::Full)) {
+            node.answer(peer, session, Frame::bare(Message::Held { group, stamp, sequence }));
+            self.retry_when_space(node);
+            return;
+        }
+        let Some(ask) = self.peer_asks.remove(&(peer, session, sequence)) else { return };
+        // W2: what was done for an older record is not answered; the newer one's primary learns of it by the hot mark.
+        if self.acting().is_none_or(|spec| spec.record.stamp != stamp) {
+            return;
+        }
+        let message = match (ask, result) {
+            (PeerAsk::Change | PeerAsk::Flush, Ok(_)) => Message::Done { group, stamp, sequence },
+            (PeerAsk::Current, Ok(_)) => return self.note_current(node, asker),
+            (PeerAsk::Read, Ok(StoreReply::Read { data, mut checksums })) => {
+                // What is not stored here travels as zeros, with a checksum that says so.
+                let blocks = data.as_slice().chunks(BLOCK_BYTES as usize);
+                for (checksum, block) in checksums.iter_mut().zip(blocks).filter(|(checksum, _)| checksum.is_zero()) {
+                    *checksum = BlockChecksum::of(block);
+                }
+                let message = Message::ReadData { group, stamp, sequence };
+                return node.answer(peer, session, Frame { message, checksums, data: Some(data) });
+            }
+            (PeerAsk::Compare { extent, range, checksums }, Ok(StoreReply::Checksums(own))) => {
+                Message::Differs { group, stamp, sequence, runs: differing(extent, range, &checksums, &own) }
+            }
+            // Checksums that are not to be had count as different.
+            (PeerAsk::Compare { range, .. }, Err(StoreError::Corrupt(_))) => {
+                Message::Differs { group, stamp, sequence, runs: vec![range] }
+            }
+            (PeerAsk::Read, Err(StoreError::Corrupt(_))) => return self.refuse(node, asker, Refusal::Corrupt),
+            (_, Err(error)) => {
+                self.on_store_error(node, &error);
+                return self.refuse(node, asker, Refusal::Unfit);
+            }
+            (PeerAsk::Read | PeerAsk::Compare { .. }, Ok(_)) => unreachable!("the store answers what it is asked"),
+        };
+        node.answer(peer, session, Frame::bare(message));
+    }
+
+    /// The primary says that everything is here, and it is flushed: noted before it is answered (W9, W12).
+    fn note_current(&mut self, node: &mut Node, asker: Asker) {
+        let Some(mut note) = self.note.clone() else { return };
+        let Asker { peer, session, sequence, stamp } = asker;
+        self.confirm(&mut note, stamp);
+        let purpose = Purpose::NoteCurrent { peer, session, sequence, stamp };
+        node.request(self.id, purpose, StoreOp::PutNote { group: self.id, note: Some(note.encode()) });
+    }
+
+    fn confirm(&self, note: &mut crate::note::Note, stamp: Stamp) {
+        match self.verdict {
+            Verdict::Member { .. } | Verdict::Born => {
+                note.born = false;
+                note.in_sync_at = Some(stamp);
+            }
+            _ => note.joined_at = Some(stamp),
+        }
+    }
+
+    pub(crate) fn on_noted_current(
+        &mut self,
+        node: &mut Node,
+        peer: NodeId,
+        session: Session,
+        sequence: Sequence,
+        stamp: Stamp,
+    ) {
+        if self.acting().is_none_or(|spec| spec.record.stamp != stamp) {
+            return; // ignore_superseded
+        }
+        let Some(mut note) = self.note.take() else { return };
+        self.confirm(&mut note, stamp);
+        self.note = Some(note);
+        if self.verdict == Verdict::Born {
+            self.verdict = Verdict::Member { at: stamp };
+        }
+        node.answer(peer, session, Frame::bare(Message::Done { group: self.id, stamp, sequence }));
+    }
+
+    /// The question that this answers, if it was asked of this peer in this session under the present record. Late
+    /// answers match nothing: an ended session and a newer record both forget their questions.
+    fn answered(&mut self, peer: NodeId, stamp: Stamp, sequence: Sequence) -> Option<What> {
+        if self.acting()?.record.stamp != stamp {
+            return None; // ignore_answer_to_older_record
+        }
+        let primary = self.primary.as_mut()?;
+        if primary.asked.get(&sequence)?.peer != peer {
+            return None; // ignore_answer_of_another
+        }
+        if let Some(member) = primary.member(peer) {
+            member.is_full = false;
+        }
+        primary.asked.remove(&sequence).map(|asked| asked.what)
+    }
+
+    fn on_refused(&mut self, node: &mut Node, peer: NodeId, stamp: Stamp, sequence: Sequence, why: Refusal) {
+        let Some(what) = self.answered(peer, stamp, sequence) else { return };
+        match (why, what) {
+            // It has a newer record, which it announces or an order brings. Until then nothing ends.
+            (Refusal::Outdated, _) => {
+                if let Some(primary) = &mut self.primary {
+                    primary.refused_by.insert(peer);
+                }
+                self.announce(node, peer);
+            }
+            (Refusal::Corrupt, What::Read { key, part }) => self.on_read_there(node, key, part, peer, None),
+            (Refusal::Corrupt, What::Repair(key)) => self.on_repair_data(node, key, peer, None),
+            (Refusal::Corrupt | Refusal::Unfit | Refusal::Invalid, _) => {
+                self.make_unfit(node, peer, format!("it refused what it was asked ({why:?})"));
+            }
+        }
+    }
+
+    /// The lease of a peer came, but not for this group.
+    pub(crate) fn on_lease_refused(&mut self, node: &mut Node, peer: NodeId) {
+        let Some(primary) = &mut self.primary else { return };
+        if primary.members.get(&peer).is_some_and(|member| !matches!(member.state, MemberState::Away)) {
+            primary.refused_by.insert(peer);
+            self.announce(node, peer);
+        }
+    }
+
+    /// The extents of a peer's runs, as far as the volume has them.
+    fn unfold(&self, volume: VolumeId, runs: &[ExtentRun]) -> Vec<ExtentIndex> {
+        let Some(blocks) = self.blocks(volume) else { return Vec::new() };
+        let end = blocks.div_ceil(EXTENT_BLOCKS);
+        runs.iter()
+            .flat_map(|run| u64::from(run.start.0)..(u64::from(run.start.0) + u64::from(run.count)).min(end))
+            .filter_map(|extent| u32::try_from(extent).ok().map(ExtentIndex))
+            .collect()
+    }
+}
+
+/// The stamp of a question to a replica.
+fn asked_under(message: &Message) -> Option<Stamp> {
+    match message {
+        Message::Write { stamp, .. }
+        | Message::Zero { stamp, .. }
+        | Message::Flush { stamp, .. }
+        | Message::ReadAsk { stamp, .. }
+        | Message::Compare { stamp, .. }
+        | Message::Cool { stamp, .. }
+        | Message::Current { stamp, .. } => Some(*stamp),
+        _ => None,
+    }
+}
+
+/// Runs of blocks whose checksums are not the same.
+fn differing(
+    extent: ExtentIndex,
+    range: BlockRange,
+    theirs: &[BlockChecksum],
+    own: &[BlockChecksum],
+) -> Vec<BlockRange> {
+    let mut runs: Vec<BlockRange> = Vec::new();
+    let blocks = theirs.iter().zip(own).take(range.count.0 as usize).enumerate();
+    for (index, _) in blocks.filter(|(_, (theirs, own))| theirs != own) {
+        let block = BlockIndex(extent.first_block().0 + index as u64);
+        match runs.last_mut() {
+            Some(run) if run.end() == block => run.count.0 += 1,
+            _ => runs.push(BlockRange::new(block, BlockCount(1))),
+        }
+    }
+    runs
+}
+
+/// Ordered extents as runs. If there are too many runs for one message the gaps between them are filled: more candidates
+/// are always allowed, fewer never (W8).
+fn fold(lists: Vec<(VolumeId, Vec<ExtentIndex>)>) -> Vec<(VolumeId, Vec<ExtentRun>)> {
+    let mut gap = 0;
+    loop {
+        let folded: Vec<(VolumeId, Vec<ExtentRun>)> =
+            lists.iter().map(|(volume, extents)| (*volume, fold_with_gap(extents, gap))).collect();
+        if folded.iter().map(|(_, runs)| runs.len()).sum::<usize>() <= JOIN_RUNS_MAX || gap == u32::MAX {
+            return folded;
+        }
+        gap = gap.saturating_mul(4).saturating_add(1);
+    }
+}
+
+fn fold_with_gap(extents: &[ExtentIndex], gap: u32) -> Vec<ExtentRun> {
+    let mut runs: Vec<ExtentRun> = Vec::new();
+    for extent in extents {
+        match runs.last_mut() {
+            Some(run) if extent.0 - (run.start.0 + run.count) <= gap => run.count = extent.0 - run.start.0 + 1,
+            _ => runs.push(ExtentRun { start: *extent, count: 1 }),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_too_long_for_a_message_becomes_wider_never_shorter() {
+        let extents: Vec<ExtentIndex> = (0..200_000).map(|index| ExtentIndex(index * 3)).collect();
+        let folded = fold(vec![(VolumeId(1), extents.clone())]);
+        assert!(folded[0].1.len() <= JOIN_RUNS_MAX);
+        let mut runs = folded[0].1.iter();
+        let mut run = runs.next().expect("there are extents");
+        for extent in extents {
+            while extent.0 >= run.start.0 + run.count {
+                run = runs.next().expect("each extent is in a run");
+            }
+            assert!(extent >= run.start);
+        }
+    }
+
+    #[test]
+    fn each_differing_block_is_named_once() {
+        let checksum = |value| BlockChecksum(value);
+        let mut theirs = vec![checksum(1); EXTENT_BLOCKS as usize];
+        let own = theirs.clone();
+        for index in [0, 1, 5, 1023] {
+            theirs[index] = checksum(2);
+        }
+        let extent = ExtentIndex(2);
+        let range = BlockRange::new(extent.first_block(), BlockCount(EXTENT_BLOCKS));
+        let run = |start, count| BlockRange::new(BlockIndex(2048 + start), BlockCount(count));
+        assert_eq!(differing(extent, range, &theirs, &own), [run(0, 2), run(5, 1), run(1023, 1)]);
+    }
+}
