@@ -236,7 +236,7 @@ pub struct Image {
     pub size_bytes: u64,
     /// Whether it is filled and can be used.
     pub ready: bool,
-    /// Of the raw image, once it is filled.
+    /// Of the bytes that were uploaded, once they can be used.
     pub sha256: Option<String>,
     pub group: u64,
     pub volume: u64,

@@ -424,7 +424,7 @@ impl Applying<'_> {
     }
 
     fn tell(&mut self, subject: Subject, text: String) {
-        let event = Event { unix_ms: self.entry.unix_ms, by: self.entry.by, subject, text };
+        let event = Event { index: 0, unix_ms: self.entry.unix_ms, by: self.entry.by, subject, text };
         self.state.push_event(event);
     }
 }

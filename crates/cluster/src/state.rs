@@ -36,6 +36,8 @@ pub struct State {
     pub requests: VecDeque<(NodeId, u64, u64)>,
     /// The last id minted; groups, volumes, images and VMs share one counter.
     pub last_id: u64,
+    /// Index of the last event.
+    pub last_event: u64,
 }
 
 /// Who may decide, since when and why.
@@ -123,6 +125,8 @@ pub struct Vm {
 /// One line of history.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
+    /// Grows with every event; none is used twice.
+    pub index: u64,
     pub unix_ms: u64,
     pub by: NodeId,
     pub subject: Subject,
@@ -186,7 +190,10 @@ impl State {
         ByteCount(taken.map(|vm| vm.spec.memory.0).fold(0, u64::saturating_add))
     }
 
+    /// Keeps the event under the next index.
     pub(crate) fn push_event(&mut self, event: Event) {
+        self.last_event += 1;
+        let event = Event { index: self.last_event, ..event };
         let of_subject = self.events.iter().filter(|other| other.subject == event.subject).count();
         if of_subject >= EVENTS_PER_SUBJECT {
             if let Some(oldest) = self.events.iter().position(|other| other.subject == event.subject) {

@@ -65,25 +65,49 @@ pub struct Log {
     gate: Arc<Gate>,
 }
 
-/// Starts the log. `fatal` is told when it can not go on.
-pub async fn start<T: Transport>(
+/// The log's task before it is started: the core, which it tells of everything, needs the log's handle first.
+pub struct LogTask {
     node: NodeId,
     store: Arc<Store>,
     gate: Arc<Gate>,
-    transport: Arc<T>,
-    core: mpsc::Sender<Input>,
-    fatal: mpsc::Sender<String>,
-) -> Result<Log> {
-    let session = Session::begin(&store);
-    let shared = Shared::load(&session, core.clone()).await.context("cannot read the log's snapshot")?;
-    let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
+    commands: mpsc::Receiver<Command>,
+    raft: watch::Sender<Option<Raft>>,
+}
+
+/// Makes the log's handle and its task.
+pub fn prepare(node: NodeId, store: Arc<Store>, gate: Arc<Gate>) -> (Log, LogTask) {
+    let (commands, commands_in) = mpsc::channel(COMMANDS_MAX);
     let (raft_out, raft) = watch::channel(None);
     let log = Log { commands, raft, store: store.clone(), gate: gate.clone() };
-    let mut engine =
-        Engine { node, store, gate, transport, core, fatal, shared, raft: raft_out, taking_in: None, told: None };
-    engine.begin().await?;
-    tokio::spawn(engine.run(receiver));
-    Ok(log)
+    (log, LogTask { node, store, gate, commands: commands_in, raft: raft_out })
+}
+
+impl LogTask {
+    /// Starts the log. `fatal` is told when it can not go on.
+    pub async fn start<T: Transport>(
+        self,
+        transport: Arc<T>,
+        core: mpsc::Sender<Input>,
+        fatal: mpsc::Sender<String>,
+    ) -> Result<()> {
+        let session = Session::begin(&self.store);
+        let shared = Shared::load(&session, core.clone()).await.context("cannot read the log's snapshot")?;
+        let mut engine = Engine {
+            node: self.node,
+            store: self.store,
+            gate: self.gate,
+            transport,
+            core,
+            fatal,
+            shared,
+            raft: self.raft,
+            taking_in: None,
+            told: None,
+        };
+        engine.begin().await?;
+        tokio::spawn(engine.run(self.commands));
+        Ok(())
+    }
 }
 
 impl Log {
@@ -98,6 +122,12 @@ impl Log {
     pub fn leader(&self) -> Option<NodeId> {
         let raft = self.raft.borrow().clone();
         raft.and_then(|raft| raft.server_metrics().borrow().current_leader).map(NodeId)
+    }
+
+    /// The nodes with a vote, as far as is known.
+    pub fn voters(&self) -> Vec<NodeId> {
+        let raft = self.raft.borrow().clone();
+        raft.map(|raft| members(&raft.server_metrics().borrow().membership_config).0).unwrap_or_default()
     }
 
     /// Ends the log's task, as at the end of the process; for tests.

@@ -1,6 +1,6 @@
 //! The log's promises: openraft's own storage suite, and two nodes that part and meet again.
 
-use super::engine::{Command, Log, start};
+use super::engine::{Command, Log, prepare};
 use super::machine::{Machine, Shared};
 use super::network::{LogCall, Transport};
 use super::raft_store::LogStore;
@@ -107,7 +107,8 @@ impl Member {
         let transport = Arc::new(SiteTransport { site: site.clone(), gate: gate.clone() });
         let (core, inputs) = mpsc::channel(1024);
         let (fatal, _) = mpsc::channel(1);
-        let log = start(node, store, gate.clone(), transport, core, fatal).await.unwrap();
+        let (log, task) = prepare(node, store, gate.clone());
+        task.start(transport, core, fatal).await.unwrap();
         site.0.lock().unwrap().insert(node, log.clone());
         Member { log, gate, inputs, notes: Vec::new(), voters: Vec::new(), leader: None }
     }

@@ -1,0 +1,220 @@
+//! Tasks: requests on their way to the state they asked for.
+//!
+//! A task is watched, never driven: what it waits for is the core's business, and comes about (or not) whether or not
+//! anybody waits.
+
+use crate::core::{Core, unix_ms};
+use pollux_api::{ApiError, ErrorCode, Task, TaskState};
+use pollux_base::{ImageId, NodeId, VmId, VolumeId};
+use pollux_cluster::Cluster;
+use pollux_cluster::entry::{NodePhase, VmPhase};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Tasks kept after they have ended; the oldest goes first.
+const ENDED_MAX: usize = 1000;
+/// Tasks under way at once. More are refused: each is looked after by a task of its own.
+const RUNNING_MAX: usize = 200;
+/// A task is looked at again at least so often, and at most a few times a second.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
+/// A goal that is not reached after this is given up as a task; the wish stands.
+const TASK_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+
+/// What a task waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// Committed is all there is to it.
+    Committed,
+    VmRunning(VmId),
+    VmStopped(VmId),
+    /// Created, and its first disk holds its image.
+    VmReady(VmId),
+    VmGone(VmId),
+    VolumeGone(VolumeId),
+    ImageReady(ImageId),
+    ImageGone(ImageId),
+    /// A node that a human says is down.
+    NodeDown(NodeId),
+}
+
+/// How far a goal is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    Done(String),
+    Waiting(String),
+    Failed(String),
+}
+
+/// How far the goal is, by what the core knows now.
+pub fn progress(goal: Goal, cluster: &Cluster) -> Progress {
+    use Progress::{Done, Failed, Waiting};
+    let state = cluster.state();
+    match goal {
+        Goal::Committed => Done("done".into()),
+        Goal::VmRunning(id) => match state.vms.get(&id) {
+            None => Failed("it was deleted".into()),
+            Some(vm) => match vm.phase {
+                VmPhase::Running => Done(format!("runs on {}", state.node_name(vm.node))),
+                VmPhase::Failed => Failed(vm.reason.clone()),
+                _ if vm.wanted != pollux_cluster::entry::Wanted::Running => Failed("it was stopped meanwhile".into()),
+                _ => Waiting(cluster.vm_blocked(id).unwrap_or_else(|| vm.reason.clone())),
+            },
+        },
+        Goal::VmStopped(id) => match state.vms.get(&id) {
+            None => Done("it was deleted".into()),
+            Some(vm) => match vm.phase {
+                VmPhase::Stopped | VmPhase::Failed => Done("is stopped".into()),
+                _ if vm.wanted == pollux_cluster::entry::Wanted::Running => Failed("it was started meanwhile".into()),
+                _ => Waiting(vm.reason.clone()),
+            },
+        },
+        Goal::VmReady(id) => match state.vms.get(&id) {
+            None => Failed("it was deleted".into()),
+            Some(vm) if vm.filled => Done("is ready".into()),
+            Some(vm) => {
+                Waiting(cluster.vm_blocked(id).unwrap_or_else(|| format!("its image is copied: {}", vm.reason)))
+            }
+        },
+        Goal::VmGone(id) => gone(!state.vms.contains_key(&id)),
+        Goal::VolumeGone(id) => gone(!state.volumes.contains_key(&id)),
+        Goal::ImageGone(id) => gone(!state.images.contains_key(&id)),
+        Goal::ImageReady(id) => match state.images.get(&id) {
+            None => Failed("it was deleted".into()),
+            Some(image) if image.sha256.is_some() => Done("can be used".into()),
+            Some(_) => Waiting("its bytes are copied into the pool".into()),
+        },
+        Goal::NodeDown(node) => match state.nodes.get(&node).map(|node| node.phase) {
+            Some(NodePhase::Fenced) | None => Done("is down; its VMs restart elsewhere".into()),
+            Some(_) => Waiting("this node takes over".into()),
+        },
+    }
+}
+
+fn gone(is_gone: bool) -> Progress {
+    if is_gone { Progress::Done("is deleted".into()) } else { Progress::Waiting("it is being deleted".into()) }
+}
+
+/// The tasks of this node.
+#[derive(Clone)]
+pub struct Tasks {
+    node: NodeId,
+    core: Core,
+    tasks: Arc<Mutex<Kept>>,
+}
+
+#[derive(Default)]
+struct Kept {
+    last: u64,
+    tasks: BTreeMap<u64, watch::Sender<Task>>,
+}
+
+impl Tasks {
+    pub fn new(node: NodeId, core: Core) -> Tasks {
+        Tasks { node, core, tasks: Arc::default() }
+    }
+
+    /// A new task, not yet looked after by anyone.
+    pub fn begin(&self, action: &str, subject: &str, id: Option<u64>) -> Result<watch::Sender<Task>, ApiError> {
+        let mut kept = self.lock();
+        let running = kept.tasks.values().filter(|task| task.borrow().state == TaskState::Running).count();
+        if running >= RUNNING_MAX {
+            return Err(ApiError::new(ErrorCode::TooMuch, format!("{running} tasks are under way already")));
+        }
+        if kept.tasks.len() >= ENDED_MAX + RUNNING_MAX {
+            let oldest =
+                kept.tasks.iter().find(|(_, task)| task.borrow().state != TaskState::Running).map(|(id, _)| *id);
+            oldest.and_then(|oldest| kept.tasks.remove(&oldest));
+        }
+        kept.last += 1;
+        let number = kept.last;
+        let task = Task {
+            task: format!("{}-{number}", self.node),
+            action: action.into(),
+            subject: subject.into(),
+            state: TaskState::Running,
+            detail: "begins".into(),
+            id,
+            started_unix_ms: unix_ms(),
+            ended_unix_ms: None,
+            error: None,
+        };
+        let (sender, _) = watch::channel(task);
+        kept.tasks.insert(number, sender.clone());
+        Ok(sender)
+    }
+
+    /// A task that ends when the goal is reached.
+    pub fn watch(&self, action: &str, subject: &str, id: Option<u64>, goal: Goal) -> Result<String, ApiError> {
+        let task = self.begin(action, subject, id)?;
+        let name = task.borrow().task.clone();
+        tokio::spawn(look_after(task, goal, self.core.clone()));
+        Ok(name)
+    }
+
+    /// The task of this name, as it goes on. `Err(Some(node))`: another node keeps it.
+    pub fn find(&self, name: &str) -> Result<watch::Receiver<Task>, Option<NodeId>> {
+        let (node, number) = name.strip_prefix('n').and_then(|rest| rest.split_once('-')).ok_or(None)?;
+        let (node, number) = (node.parse().map_err(|_| None)?, number.parse::<u64>().map_err(|_| None)?);
+        if NodeId(node) != self.node {
+            return Err(Some(NodeId(node)));
+        }
+        self.lock().tasks.get(&number).map(watch::Sender::subscribe).ok_or(None)
+    }
+
+    /// Newest first.
+    pub fn list(&self) -> Vec<Task> {
+        self.lock().tasks.values().rev().map(|task| task.borrow().clone()).collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
+        self.tasks.lock().expect("nothing panics while holding this lock")
+    }
+}
+
+/// Ends a task well.
+pub fn done(task: &watch::Sender<Task>, detail: impl Into<String>) {
+    task.send_modify(|task| {
+        task.state = TaskState::Done;
+        task.detail = detail.into();
+        task.ended_unix_ms = Some(unix_ms());
+    });
+}
+
+/// Ends a task badly.
+pub fn fail(task: &watch::Sender<Task>, error: ApiError) {
+    task.send_modify(|task| {
+        task.state = TaskState::Failed;
+        task.detail = error.error.clone();
+        task.error = Some(error);
+        task.ended_unix_ms = Some(unix_ms());
+    });
+}
+
+/// Looks at the goal whenever something has changed, until it is reached or can not be.
+pub async fn look_after(task: watch::Sender<Task>, goal: Goal, core: Core) {
+    let mut changes = core.changes();
+    let until = tokio::time::Instant::now() + TASK_TIMEOUT;
+    loop {
+        changes.borrow_and_update();
+        match core.ask(move |cluster| progress(goal, cluster)).await {
+            Ok(Progress::Done(detail)) => return done(&task, detail),
+            Ok(Progress::Failed(reason)) => return fail(&task, ApiError::new(ErrorCode::Conflict, reason)),
+            Ok(Progress::Waiting(reason)) => {
+                task.send_if_modified(|task| {
+                    let changed = task.detail != reason;
+                    task.detail = reason;
+                    changed
+                });
+            }
+            Err(error) => return fail(&task, error),
+        }
+        if tokio::time::Instant::now() > until {
+            return fail(&task, ApiError::new(ErrorCode::TimedOut, "not reached within a day"));
+        }
+        tokio::time::sleep(LOOK_PAUSE).await;
+        let _ = tokio::time::timeout(LOOK_EVERY, changes.changed()).await;
+    }
+}

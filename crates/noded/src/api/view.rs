@@ -1,0 +1,373 @@
+//! What the API shows of the core: pure, one function per resource.
+//!
+//! A status word is never shown before it is true: what this node does not know it does not call healthy.
+
+use crate::fill::escape;
+use pollux_api as api;
+use pollux_api::{GroupKind, GroupState, NodeState, Protection, SubjectKind, VmState};
+use pollux_base::config::NodeConfig;
+use pollux_base::order::{FreezeReason, GroupReport, ReplicaState};
+use pollux_base::{GroupId, ImageId, NodeId, VmId, VolumeId};
+use pollux_cluster::entry::{NodePhase, Subject, VmPhase, Wanted};
+use pollux_cluster::state::{Group, Owner, State};
+use pollux_cluster::{Cluster, Register};
+
+/// What the view needs beside the core.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    pub node: NodeId,
+    pub cluster: String,
+    pub cluster_name: String,
+    pub leader: Option<NodeId>,
+    pub voters: Vec<NodeId>,
+    /// Address of the witness and what its register held when last asked.
+    pub witness: Option<(String, Option<Register>)>,
+    pub unix_ms: u64,
+}
+
+pub fn status(cluster: &Cluster, frame: &Frame) -> api::Status {
+    let state = cluster.state();
+    let headline = cluster.headline();
+    api::Status {
+        cluster: frame.cluster.clone(),
+        cluster_name: frame.cluster_name.clone(),
+        headline: api::Headline {
+            protection: match headline.protection {
+                pollux_cluster::Protection::Protected => Protection::Protected,
+                pollux_cluster::Protection::Degraded => Protection::Degraded,
+                pollux_cluster::Protection::Unprotected => Protection::Unprotected,
+            },
+            text: headline.text,
+            hint: headline.fix,
+        },
+        epoch: state.authority.epoch.0,
+        alone: state.alone().map(|node| state.node_name(node)),
+        leader: frame.leader.map(|node| state.node_name(node)),
+        answered_by: state.node_name(frame.node),
+        unix_ms: frame.unix_ms,
+        nodes: nodes(cluster, frame),
+        groups: groups(cluster, frame),
+        vms: vms(cluster),
+        witness: witness(cluster, frame),
+    }
+}
+
+pub fn nodes(cluster: &Cluster, frame: &Frame) -> Vec<api::Node> {
+    let state = cluster.state();
+    state.nodes.keys().filter_map(|id| node(cluster, frame, *id)).collect()
+}
+
+pub fn node(cluster: &Cluster, frame: &Frame, id: NodeId) -> Option<api::Node> {
+    let state = cluster.state();
+    let node = state.nodes.get(&id)?;
+    let sight = cluster.sight();
+    let voter = frame.voters.contains(&id);
+    let heard = sight.peers_heard.get(&id).copied().unwrap_or(false);
+    let name = &node.spec.name;
+    let confirm = || Some(format!("pollux node confirm-down {name}"));
+    let (word, reason, hint) = if id == frame.node {
+        match (&sight.isolated, voter) {
+            (Some(reason), _) => (NodeState::Isolated, Some(reason.clone()), None),
+            (None, true) => (NodeState::Online, None, None),
+            (None, false) => (NodeState::Joining, Some("it is being taken in".into()), None),
+        }
+    } else {
+        match (node.phase, heard) {
+            (NodePhase::Online, true) if voter => (NodeState::Online, None, None),
+            (NodePhase::Online, true) => (NodeState::Joining, Some("it is being taken in".into()), None),
+            (NodePhase::Online, false) => (NodeState::Suspect, Some("it is not heard".into()), None),
+            (NodePhase::Lost, _) => (NodeState::Fencing, Some("it is being made unable to act".into()), confirm()),
+            (NodePhase::Fenced, true) => (NodeState::Joining, Some("it is back and is being taken in".into()), None),
+            (NodePhase::Fenced, false) => {
+                let proof = node.proof.as_ref().map(|proof| fence_text(proof));
+                (NodeState::Down, proof, Some(format!("switch {name} on")))
+            }
+        }
+    };
+    Some(api::Node {
+        id: id.0,
+        name: name.clone(),
+        state: word,
+        reason,
+        hint,
+        leader: frame.leader == Some(id),
+        voter,
+        api: node.spec.api.clone(),
+        power_switch: node.spec.power.is_some(),
+        memory_bytes: node.spec.memory_bytes,
+        memory_used_bytes: state.memory_taken(id).0,
+    })
+}
+
+fn fence_text(proof: &pollux_cluster::entry::FenceProof) -> String {
+    use pollux_cluster::entry::FenceProof;
+    match proof {
+        FenceProof::PowerOff { uuid } => format!("its power is off (machine {uuid})"),
+        FenceProof::GuardBound { waited_ms } => format!("its guard's bound has run out ({waited_ms} ms unheard)"),
+        FenceProof::Human { .. } => "a human said so".into(),
+    }
+}
+
+pub fn groups(cluster: &Cluster, frame: &Frame) -> Vec<api::Group> {
+    cluster.state().groups.keys().filter_map(|id| group(cluster, frame.node, *id)).collect()
+}
+
+pub fn group(cluster: &Cluster, here: NodeId, id: GroupId) -> Option<api::Group> {
+    let state = cluster.state();
+    let group = state.groups.get(&id)?;
+    let report = cluster.group_reports().find(|report| report.group == id);
+    let (word, reason) = group_state(state, group, report, here);
+    let names = |nodes: &std::collections::BTreeSet<NodeId>| nodes.iter().map(|node| state.node_name(*node)).collect();
+    let resync = report.and_then(|report| report.resync.iter().next()).map(|(node, progress)| api::Resync {
+        node: state.node_name(*node),
+        percent: match progress.extents_total {
+            0 => 100.0,
+            total => 100.0 * (total - progress.extents_left.min(total)) as f64 / total as f64,
+        },
+        extents_total: progress.extents_total,
+        extents_left: progress.extents_left,
+        sent_bytes: progress.sent_bytes,
+    });
+    let (kind, name) = owner(state, group);
+    Some(api::Group {
+        id: id.0,
+        name,
+        kind,
+        state: word,
+        reason,
+        resync,
+        generation: group.record.stamp.generation.0,
+        epoch: group.record.stamp.epoch.0,
+        primary: state.node_name(group.record.primary),
+        in_sync: names(&group.record.in_sync),
+        replicas: names(&group.replicas),
+        volumes: group.volumes.keys().map(|volume| volume.0).collect(),
+        used_bytes: report.map(|report| report.used_bytes),
+    })
+}
+
+fn owner(state: &State, group: &Group) -> (GroupKind, String) {
+    match group.owner {
+        Owner::Vm(id) => (GroupKind::Vm, state.vms.get(&id).map_or_else(|| id.to_string(), |vm| vm.spec.name.clone())),
+        Owner::Image(id) => {
+            (GroupKind::Image, state.images.get(&id).map_or_else(|| id.to_string(), |image| image.name.clone()))
+        }
+        Owner::Volume(id) => {
+            (GroupKind::Volume, state.volumes.get(&id).map_or_else(|| id.to_string(), |volume| volume.name.clone()))
+        }
+    }
+}
+
+/// The group's word as this node may truly say it.
+fn group_state(
+    state: &State,
+    group: &Group,
+    report: Option<&GroupReport>,
+    here: NodeId,
+) -> (GroupState, Option<String>) {
+    let name = |node: NodeId| state.node_name(node);
+    let missing: Vec<String> = group.replicas.difference(&group.record.in_sync).map(|node| name(*node)).collect();
+    let primary = name(group.record.primary);
+    let Some(report) = report else {
+        return (GroupState::Degraded, Some(format!("nothing is known of the replica on {}", name(here))));
+    };
+    let is_old = report.stamp.is_some_and(|stamp| stamp < group.record.stamp);
+    match &report.state {
+        ReplicaState::Failed { reason } => (GroupState::Failed, Some(format!("on {}: {reason}", name(here)))),
+        ReplicaState::Diverged { .. } => (
+            GroupState::Failed,
+            Some(format!("the replica on {} holds writes that the truth lacks; a human must choose", name(here))),
+        ),
+        ReplicaState::Frozen { reason } => (GroupState::Frozen, Some(freeze_text(state, reason))),
+        ReplicaState::Opening => (GroupState::Frozen, Some(format!("the pool on {} is being opened", name(here)))),
+        ReplicaState::Serving if !report.resync.is_empty() => {
+            let targets: Vec<String> = report.resync.keys().map(|node| name(*node)).collect();
+            (GroupState::Resyncing, Some(format!("{} is being brought up to date", targets.join(", "))))
+        }
+        ReplicaState::Stale => {
+            let connected = report.connected.contains(&group.record.primary);
+            let word = if connected { GroupState::Degraded } else { GroupState::Stale };
+            (word, Some(format!("the replica on {} lacks writes; {primary} has them", name(here))))
+        }
+        ReplicaState::Serving | ReplicaState::Secondary => {
+            if !missing.is_empty() {
+                (GroupState::Degraded, Some(format!("no current replica on {}", missing.join(", "))))
+            } else if is_old {
+                (
+                    GroupState::Degraded,
+                    Some(format!("the newest record has not reached the data plane on {}", name(here))),
+                )
+            } else {
+                let others = group.replicas.iter().filter(|node| **node != here);
+                let lost: Vec<String> =
+                    others.filter(|node| !report.connected.contains(node)).map(|node| name(*node)).collect();
+                if lost.is_empty() {
+                    (GroupState::Healthy, None)
+                } else {
+                    (GroupState::Degraded, Some(format!("no connection to the replica on {}", lost.join(", "))))
+                }
+            }
+        }
+    }
+}
+
+fn freeze_text(state: &State, reason: &FreezeReason) -> String {
+    match reason {
+        FreezeReason::OldPrimaryLease { node } => {
+            format!("the lease given to {} has not run out yet", state.node_name(*node))
+        }
+        FreezeReason::NoLease { node } => format!("{} grants no lease", state.node_name(*node)),
+        FreezeReason::ReplicaLost { node } => {
+            format!("the replica on {} is lost, and going on without it is not committed yet", state.node_name(*node))
+        }
+        FreezeReason::Settling { node } => {
+            format!("writes of before a restart are being settled with {}", state.node_name(*node))
+        }
+        FreezeReason::Recording => "the record is being made durable".into(),
+        FreezeReason::Outdated => "the authority has moved on".into(),
+        FreezeReason::PoolFull => "the pool is full".into(),
+    }
+}
+
+pub fn vms(cluster: &Cluster) -> Vec<api::Vm> {
+    cluster.state().vms.keys().filter_map(|id| vm(cluster, *id)).collect()
+}
+
+pub fn vm(cluster: &Cluster, id: VmId) -> Option<api::Vm> {
+    let state = cluster.state();
+    let vm = state.vms.get(&id)?;
+    let blocked = cluster.vm_blocked(id);
+    let wants = vm.wanted == Wanted::Running;
+    let word = match vm.phase {
+        VmPhase::Running => VmState::Running,
+        VmPhase::Starting => VmState::Starting,
+        VmPhase::Stopping => VmState::Stopping,
+        VmPhase::Failed => VmState::Failed,
+        VmPhase::Stopped | VmPhase::Recovering if wants && blocked.is_some() => VmState::Blocked,
+        VmPhase::Recovering => VmState::Recovering,
+        VmPhase::Stopped if wants => VmState::Starting,
+        VmPhase::Stopped => VmState::Stopped,
+    };
+    let copying = (!vm.filled).then(|| "its image is copied into its disk".to_string());
+    let reason = blocked.or(copying).or_else(|| Some(vm.reason.clone()).filter(|reason| !reason.is_empty()));
+    Some(api::Vm {
+        id: id.0,
+        name: vm.spec.name.clone(),
+        state: word,
+        reason,
+        wanted: if wants { api::Wanted::Running } else { api::Wanted::Stopped },
+        node: state.node_name(vm.node),
+        incarnation: vm.incarnation.0,
+        cpus: vm.spec.cpus,
+        memory_bytes: vm.spec.memory.0,
+        image: vm.spec.image.and_then(|image| state.images.get(&image)).map(|image| image.name.clone()),
+        mac: vm.spec.mac.clone(),
+        group: vm.group.0,
+        disks: vm.volumes.iter().map(|volume| volume.0).collect(),
+    })
+}
+
+pub fn volumes(cluster: &Cluster, config: &NodeConfig) -> Vec<api::Volume> {
+    cluster.state().volumes.keys().filter_map(|id| volume(cluster, config, *id)).collect()
+}
+
+pub fn volume(cluster: &Cluster, config: &NodeConfig, id: VolumeId) -> Option<api::Volume> {
+    let state = cluster.state();
+    let volume = state.volumes.get(&id)?;
+    let group = state.groups.get(&volume.group)?;
+    let shown = self::group(cluster, config.node, volume.group)?;
+    let (kind, owner) = owner(state, group);
+    Some(api::Volume {
+        id: id.0,
+        name: volume.name.clone(),
+        size_bytes: volume.size.0,
+        group: volume.group.0,
+        state: shown.state,
+        primary: shown.primary,
+        vm: (kind == GroupKind::Vm).then(|| owner.clone()),
+        image: (kind == GroupKind::Image).then_some(owner),
+        uris: if volume.exported { uris(config, group.record.primary, &volume.name) } else { Vec::new() },
+    })
+}
+
+/// Where other machines reach the volume: at its primary, and where it goes if that is lost.
+fn uris(config: &NodeConfig, primary: NodeId, name: &str) -> Vec<String> {
+    let mut nodes: Vec<_> = config.nodes.iter().collect();
+    nodes.sort_by_key(|node| node.node != primary);
+    nodes
+        .into_iter()
+        .flat_map(|node| node.nbd.iter())
+        .map(|address| format!("nbd://{address}/{}", escape(name)))
+        .collect()
+}
+
+pub fn images(cluster: &Cluster) -> Vec<api::Image> {
+    cluster.state().images.keys().filter_map(|id| image(cluster, *id)).collect()
+}
+
+pub fn image(cluster: &Cluster, id: ImageId) -> Option<api::Image> {
+    let image = cluster.state().images.get(&id)?;
+    Some(api::Image {
+        id: id.0,
+        name: image.name.clone(),
+        size_bytes: image.size.0,
+        ready: image.sha256.is_some(),
+        sha256: image.sha256.clone(),
+        group: image.group.0,
+        volume: image.volume.0,
+    })
+}
+
+/// Events after `since`, oldest first; at most the newest `limit`. None: of all subjects.
+pub fn events(cluster: &Cluster, subjects: Option<&[Subject]>, since: u64, limit: usize) -> Vec<api::Event> {
+    let state = cluster.state();
+    let mut events: Vec<api::Event> = state
+        .events
+        .iter()
+        .filter(|event| event.index > since && subjects.is_none_or(|subjects| subjects.contains(&event.subject)))
+        .map(|event| api::Event {
+            index: event.index,
+            unix_ms: event.unix_ms,
+            by: state.node_name(event.by),
+            subject: subject(state, event.subject),
+            text: event.text.clone(),
+        })
+        .collect();
+    events.drain(..events.len().saturating_sub(limit));
+    events
+}
+
+fn subject(state: &State, subject: Subject) -> api::Subject {
+    let (kind, id, name) = match subject {
+        Subject::Cluster => (SubjectKind::Cluster, None, Some(state.name.clone())),
+        Subject::Node(id) => (SubjectKind::Node, Some(id.0), Some(state.node_name(id))),
+        Subject::Group(id) => {
+            (SubjectKind::Group, Some(id.0), state.groups.get(&id).map(|group| owner(state, group).1))
+        }
+        Subject::Volume(id) => {
+            (SubjectKind::Volume, Some(id.0), state.volumes.get(&id).map(|volume| volume.name.clone()))
+        }
+        Subject::Vm(id) => (SubjectKind::Vm, Some(id.0), state.vms.get(&id).map(|vm| vm.spec.name.clone())),
+        Subject::Image(id) => (SubjectKind::Image, Some(id.0), state.images.get(&id).map(|image| image.name.clone())),
+    };
+    api::Subject { kind, id, name: name.unwrap_or_else(|| "(deleted)".into()) }
+}
+
+pub fn witness(cluster: &Cluster, frame: &Frame) -> Option<api::Witness> {
+    let (address, register) = frame.witness.clone()?;
+    let state = cluster.state();
+    let (reachable, since, error) = match cluster.sight().witness {
+        None => (None, None, None),
+        Some(Ok(())) => (Some(true), None, None),
+        Some(Err((since, reason))) => (Some(false), Some(since), Some(reason)),
+    };
+    Some(api::Witness {
+        address,
+        reachable,
+        since_unix_ms: since,
+        epoch: register.map(|register| register.epoch.0),
+        alone: register.and_then(|register| register.alone).map(|node| state.node_name(node)),
+        hint: error.as_ref().map(|_| "Is `pollux-witness` running, and does the network reach it?".to_string()),
+        error,
+    })
+}
