@@ -1,7 +1,7 @@
 //! Batches of simulator seeds, in parallel, and the replay of one.
 
 use anyhow::{Context, Result, bail};
-use pollux_sim::{Counts, Failure, Sabotage, Scenario, Trace, sabotage};
+use pollux_sim::{Counts, Failure, Outcome, Sabotage, Scenario, Trace, sabotage, scenario};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,6 +21,9 @@ pub struct SimArgs {
     /// Print every step. With one seed only.
     #[arg(long)]
     trace: bool,
+    /// Run the named scenarios whose name contains this, instead of those that the seeds stand for.
+    #[arg(long)]
+    scenario: Option<String>,
     /// Threads; by default one per processor.
     #[arg(long)]
     jobs: Option<usize>,
@@ -46,7 +49,12 @@ pub fn sim(args: &SimArgs) -> Result<()> {
         if args.seeds != 1 {
             bail!("--trace shows one seed; choose it with --seed");
         }
-        return replay(args.seed, sabotage);
+        let mut chosen = scenarios(args, args.seed, sabotage);
+        return match (chosen.pop(), chosen.is_empty()) {
+            (Some(scenario), true) => replay(scenario),
+            (None, _) => bail!("no scenario has such a name"),
+            (Some(_), false) => bail!("--trace shows one scenario; name it in full"),
+        };
     }
     // A panic of a core is a failure of its seed, told with it.
     std::panic::set_hook(Box::new(|_| {}));
@@ -63,17 +71,17 @@ pub fn sim(args: &SimArgs) -> Result<()> {
                     if seed >= end {
                         return;
                     }
-                    let outcome = Scenario::of_seed(seed, sabotage).run(Trace::Off);
-                    let mut results = results.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                    results.seeds += 1;
-                    results.steps += outcome.steps;
-                    results.virtual_seconds += outcome.virtual_time.as_secs_f64();
-                    results.add(&outcome.counts);
-                    if let Some(failure) = outcome.failure {
-                        println!("seed {seed}: {} at {:?}: {}", failure.rule, failure.at, failure.text);
-                        results.failures.insert(seed, failure);
-                        if !args.keep_going && results.failures.len() >= FAILURES_MAX {
-                            next.store(end, Ordering::Relaxed);
+                    for scenario in scenarios(args, seed, sabotage) {
+                        let name = scenario.name.clone();
+                        let outcome = scenario.run(Trace::Off);
+                        let mut results = results.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                        results.add(&outcome);
+                        if let Some(failure) = outcome.failure {
+                            println!("{name}, seed {seed}: {} at {:?}: {}", failure.rule, failure.at, failure.text);
+                            results.failures.push((seed, failure));
+                            if !args.keep_going && results.failures.len() >= FAILURES_MAX {
+                                next.store(end, Ordering::Relaxed);
+                            }
                         }
                     }
                 }
@@ -105,7 +113,7 @@ pub fn sim(args: &SimArgs) -> Result<()> {
     for (rule, seeds) in &by_rule {
         println!("  {rule}: {} seeds: {:?}", seeds.len(), &seeds[..seeds.len().min(20)]);
     }
-    match results.failures.keys().next() {
+    match results.failures.iter().map(|(seed, _)| seed).min() {
         None => Ok(()),
         Some(seed) => {
             bail!("{} seeds failed; see one with `cargo xtask sim --seed {seed} --trace`", results.failures.len())
@@ -119,12 +127,15 @@ struct Results {
     steps: u64,
     virtual_seconds: f64,
     counts: Counts,
-    failures: BTreeMap<u64, Failure>,
+    failures: Vec<(u64, Failure)>,
 }
 
 impl Results {
-    fn add(&mut self, counts: &Counts) {
-        let own = &mut self.counts;
+    fn add(&mut self, outcome: &Outcome) {
+        self.seeds += 1;
+        self.steps += outcome.steps;
+        self.virtual_seconds += outcome.virtual_time.as_secs_f64();
+        let (own, counts) = (&mut self.counts, &outcome.counts);
         own.writes_acked += counts.writes_acked;
         own.reads += counts.reads;
         own.flushes += counts.flushes;
@@ -137,9 +148,18 @@ impl Results {
     }
 }
 
-fn replay(seed: u64, sabotage: Option<Sabotage>) -> Result<()> {
-    let outcome = Scenario::of_seed(seed, sabotage).run(Trace::Print(Box::new(|line| println!("{line}"))));
-    println!("seed {seed}: {} steps, {:?} of virtual time, {:?}", outcome.steps, outcome.virtual_time, outcome.counts);
+/// What this seed is to run.
+fn scenarios(args: &SimArgs, seed: u64, sabotage: Option<Sabotage>) -> Vec<Scenario> {
+    match &args.scenario {
+        None => vec![Scenario::of_seed(seed, sabotage)],
+        Some(part) => scenario::named(seed).into_iter().filter(|scenario| scenario.name.contains(part)).collect(),
+    }
+}
+
+fn replay(scenario: Scenario) -> Result<()> {
+    let name = scenario.name.clone();
+    let outcome = scenario.run(Trace::Print(Box::new(|line| println!("{line}"))));
+    println!("{name}: {} steps, {:?} of virtual time, {:?}", outcome.steps, outcome.virtual_time, outcome.counts);
     match outcome.failure {
         None => Ok(()),
         Some(failure) => bail!("{} at {:?}: {}", failure.rule, failure.at, failure.text),

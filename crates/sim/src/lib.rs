@@ -19,6 +19,7 @@ mod outside;
 mod peek;
 pub mod run;
 pub mod sabotage;
+pub mod scenario;
 mod shell_blockd;
 mod shell_guard;
 mod shell_noded;
@@ -29,7 +30,7 @@ mod world;
 
 pub use faults::Fault;
 pub use node::Process;
-pub use run::{Outcome, Scenario};
+pub use run::{Outcome, Scenario, Script};
 pub use sabotage::Sabotage;
 pub use trace::Trace;
-pub use world::{Counts, Failure, Settings};
+pub use world::{Counts, Failure, Settings, World};

@@ -53,6 +53,8 @@ pub struct Contacts {
     /// Peers that are connected: when they were last heard.
     pub peers: BTreeMap<NodeId, Time>,
     pub told: Option<PeerHello>,
+    /// Nodes that are being switched off; asked again meanwhile, nothing more is done.
+    pub fencing: BTreeSet<NodeId>,
     pub tell_at: Time,
 }
 

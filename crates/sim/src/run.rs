@@ -24,10 +24,15 @@ pub struct Scenario {
     pub name: String,
     pub seed: u64,
     pub settings: Settings,
-    /// When, after the set-up, what goes wrong.
-    pub faults: Vec<(Duration, Fault)>,
-    /// How long things go wrong.
-    pub length: Duration,
+    pub script: Script,
+}
+
+/// What happens between the set-up and the healing.
+pub enum Script {
+    /// Faults, each so long after the set-up, and how long it all takes.
+    Plan(Vec<(Duration, Fault)>, Duration),
+    /// A story with expectations of its own.
+    Told(fn(&mut World) -> Result<(), String>),
 }
 
 pub struct Outcome {
@@ -45,7 +50,7 @@ impl Scenario {
         let mut luck = Luck::new(seed ^ 0x5eed_0000_0000_0000);
         let nodes: Vec<NodeId> = (1..=2).map(NodeId).collect();
         let mut size = || (2 << 22) + luck.below(4) * (1 << 22) + luck.below(1024) * 4096;
-        let vms = vec![vec![size()], vec![size(), size()]];
+        let vms = [vec![size()], vec![size(), size()]];
         let vms = vms[..1 + luck.below(2) as usize].to_vec();
         let length = Duration::from_millis(4000 + luck.below(16_000));
         let faults = plan(&mut luck, &nodes, vms.len(), length);
@@ -57,7 +62,7 @@ impl Scenario {
             think: Duration::from_millis(10 + luck.below(60)),
             sabotage,
         };
-        Scenario { name: format!("seed {seed}"), seed, settings, faults, length }
+        Scenario { name: format!("seed {seed}"), seed, settings, script: Script::Plan(faults, length) }
     }
 
     /// Runs it. A panic of a core (a broken promise of its own) is a failure like any other.
@@ -82,10 +87,20 @@ impl Scenario {
         if !wait(world, SET_UP_WITHIN, "set-up", is_healthy) {
             return;
         }
-        for (after, fault) in &self.faults {
-            world.at(*after, Event::Fault(fault.clone()));
+        match &self.script {
+            Script::Plan(faults, length) => {
+                for (after, fault) in faults {
+                    world.at(*after, Event::Fault(fault.clone()));
+                }
+                world.run_until(world.now + *length);
+            }
+            Script::Told(tell) => {
+                if let Err(text) = tell(world) {
+                    world.fail("expectation", text);
+                    return;
+                }
+            }
         }
-        world.run_until(world.now + self.length);
         world.heal();
         if !wait(world, HEALED_WITHIN, "healing", is_healthy) {
             return;
@@ -108,7 +123,7 @@ impl Scenario {
 }
 
 /// Lets the world go on until all is as it should be, or says what is not.
-fn wait(world: &mut World, within: Duration, what: &str, check: fn(&World) -> Result<(), String>) -> bool {
+pub fn wait(world: &mut World, within: Duration, what: &str, check: impl Fn(&World) -> Result<(), String>) -> bool {
     let end = world.now + within;
     let mut missing = String::new();
     while world.failure.is_none() && world.now < end {
@@ -125,7 +140,7 @@ fn wait(world: &mut World, within: Duration, what: &str, check: fn(&World) -> Re
 }
 
 /// Everything runs that should, and every group has all its replicas in sync.
-fn is_healthy(world: &World) -> Result<(), String> {
+pub fn is_healthy(world: &World) -> Result<(), String> {
     for node in world.nodes.values() {
         let id = node.id;
         for process in [Process::Guard, Process::Blockd, Process::Noded] {

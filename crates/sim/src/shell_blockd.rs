@@ -74,6 +74,10 @@ impl World {
                 Output::Disconnect { peer, session, reason } => {
                     self.trace.line(self.now, || format!("{id} disconnects {peer}: {reason}"));
                     self.close(id, session);
+                    if let Some(life) = self.nodes[&id].life(Process::Blockd) {
+                        let input = Input::Blockd(pollux_replica::Input::LinkDown { peer, session });
+                        self.at(Duration::ZERO, Event::Input { node: id, process: Process::Blockd, life, input });
+                    }
                 }
                 Output::Report(report) => self.on_report(id, report),
                 Output::Reply(request, reply) => self.on_answer(id, request, reply),

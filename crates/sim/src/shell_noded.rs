@@ -215,8 +215,10 @@ impl World {
             }
             Output::TakeIn { node } => self.node(id).log.take_in(node),
             Output::Fence { node, power: _ } => {
-                let after = self.nodes[&node].switch.as_ref().map_or(FENCE_TIMEOUT, |switch| switch.delay);
-                self.at(after, Event::Fence { by: id, life, node });
+                if self.node(id).contacts.fencing.insert(node) {
+                    let after = self.nodes[&node].switch.as_ref().map_or(FENCE_TIMEOUT, |switch| switch.delay);
+                    self.at(after, Event::Fence { by: id, life, node });
+                }
             }
             Output::Guard(command) => self.tell_guard(id, command),
             Output::Data(order) => self.tell_blockd(id, order),
@@ -339,6 +341,9 @@ impl World {
         } else {
             Err("the power switch is not reached".into())
         };
+        if self.nodes[&by].life(Process::Noded) == Some(life) {
+            self.node(by).contacts.fencing.remove(&node);
+        }
         let input = Input::Core(pollux_cluster::Input::Fence { node, result });
         self.at(LOCAL, Event::Input { node: by, process: Process::Noded, life, input });
     }

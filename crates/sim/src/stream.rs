@@ -13,8 +13,8 @@ use std::time::Duration;
 
 /// How often a data plane without a connection tries to make one.
 const RECONNECT: Duration = Duration::from_millis(100);
-/// The kernel gives a connection up when what was sent is not acknowledged for so long (TCP_USER_TIMEOUT).
-const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
+/// A connection is given up when what was sent is not acknowledged for so long (TCP_USER_TIMEOUT of `blockd`).
+const UNACKNOWLEDGED: Duration = Duration::from_millis(400);
 
 #[derive(Clone, Debug)]
 pub enum Item {
@@ -92,6 +92,10 @@ impl World {
             return;
         }
         let Some(item) = stream.wire.get_mut(&to).and_then(VecDeque::pop_front) else { return };
+        if !self.net.delivers(stream.network, to, from) {
+            // It arrives, but the sender never hears so.
+            stream.stuck.entry(to).or_insert(now);
+        }
         if !self.nodes[&to].on {
             stream.stuck.entry(to).or_insert(now);
             return;
@@ -129,8 +133,10 @@ impl World {
             for index in 0..2 {
                 let stream = self.streams.streams.get_mut(&session).expect("only events remove streams");
                 let (to, from) = (stream.pair[index], stream.pair[1 - index]);
-                if self.net.delivers(stream.network, from, to) {
+                if self.net.both_ways(stream.network, from, to) {
                     stream.stuck.remove(&to);
+                }
+                if self.net.delivers(stream.network, from, to) {
                     for _ in 0..stream.overdue.remove(&to).unwrap_or(0) {
                         let after = self.net.some_delay(&mut self.luck);
                         self.at(after, Event::Stream { session, to });
@@ -198,13 +204,17 @@ impl World {
             return;
         }
         let Some(network) = self.net.path([STORAGE, MANAGEMENT], a, b) else { return };
-        // An end that does not know yet that the other is gone is overtaken by the new session.
-        for stream in self.streams.streams.values_mut() {
-            if stream.pair == [a, b] {
-                stream.ends.clear();
+        // An end that does not know yet that the other is gone gives way to the new session.
+        for (session, stream) in std::mem::take(&mut self.streams.streams) {
+            if stream.pair != [a, b] {
+                self.streams.streams.insert(session, stream);
+                continue;
+            }
+            for (node, life) in &stream.ends {
+                let input = pollux_replica::Input::LinkDown { peer: stream.other(*node), session: Session(session) };
+                self.give(*node, Process::Blockd, *life, Input::Blockd(input));
             }
         }
-        self.streams.streams.retain(|_, stream| !stream.ends.is_empty());
         let session = self.number();
         let life = |node: &NodeId| self.nodes[node].life(Process::Blockd).expect("active, as just seen");
         let stream = Stream {

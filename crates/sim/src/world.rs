@@ -176,6 +176,18 @@ pub struct World {
     /// Something was done to the disks that may leave a block without any good copy.
     pub rotted: bool,
     pub counts: Counts,
+    /// Every run of a VM, in the order of their beginnings.
+    pub runs: Vec<Run>,
+}
+
+/// One run of a VM.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    pub vm: VmId,
+    pub incarnation: Incarnation,
+    pub node: NodeId,
+    pub began: Time,
+    pub ended: Option<Time>,
 }
 
 /// How much happened; tells whether a batch of seeds tries what it should.
@@ -255,6 +267,7 @@ impl World {
             quiet: false,
             rotted: false,
             counts: Counts::default(),
+            runs: Vec::new(),
         };
         for node in world.ids() {
             world.at(Duration::ZERO, Event::PowerOn { node });
@@ -325,7 +338,15 @@ impl World {
             Seen::ReadAnswered { .. } => self.counts.reads += 1,
             Seen::FlushAcked { .. } => self.counts.flushes += 1,
             Seen::Record { .. } => self.counts.records += 1,
-            Seen::RunStarted { .. } => self.counts.runs += 1,
+            Seen::RunStarted { vm, incarnation, node } => {
+                self.counts.runs += 1;
+                let run = Run { vm: *vm, incarnation: *incarnation, node: *node, began: now, ended: None };
+                self.runs.push(run);
+            }
+            Seen::RunEnded { vm, incarnation, .. } => {
+                let run = self.runs.iter_mut().find(|run| run.vm == *vm && run.incarnation == *incarnation);
+                run.expect("a run that ends has begun").ended = Some(now);
+            }
             _ => {}
         }
         let wrong = self
