@@ -8,9 +8,26 @@
 //! * an extent that may differ between replicas is in `hot` or `changed_since` (W7, W8). Too many is allowed, too few
 //!   never.
 
+mod catalog;
+mod checkpoint;
+mod control;
+mod cooling;
 pub mod faulty_disk;
+mod hot;
+mod journal;
+mod lanes;
+mod layout;
+mod leaf;
+mod opening;
+mod pool;
+mod record;
+mod recovery;
+mod slots;
 mod store;
+mod superblock;
+mod transfer;
 
+pub use leaf::LOST_CHECKSUM;
 pub use store::Store;
 
 use pollux_base::disk::{DiskDone, DiskOp};
@@ -134,8 +151,8 @@ pub enum OpenError {
 
 /// Smallest pool: room for the metadata and a few extents.
 pub const POOL_BYTES_MIN: u64 = 64 << 20;
-/// Largest pool, bounded by the slot numbers of the disk format.
-pub const POOL_BYTES_MAX: u64 = 1 << 50;
+/// Largest pool: 64 TiB, of whose slot table 512 MiB would be in memory.
+pub const POOL_BYTES_MAX: u64 = 1 << 46;
 /// Extents that are hot at one time, over all volumes. Bounds the memory for their checksums (8 KiB each), the records
 /// that a checkpoint of the journal writes anew, and what is read again after a crash (4 MiB each). `Heat` beyond it
 /// waits until others have cooled.

@@ -1,68 +1,205 @@
-//! The store of one node. (Signatures first, so that its users can be built; the bodies follow.)
+//! The store as its user sees it: being opened, open, or refused.
 
+use crate::catalog::Catalog;
+use crate::layout::{ANCHORS, CATALOGS, Geometry, JOURNAL, JOURNAL_BLOCKS, SUPERBLOCKS};
+use crate::opening::{Opening, Progress};
+use crate::pool::Pool;
+use crate::slots::empty_table;
+use crate::superblock::{Anchor, Superblock};
 use crate::{FormatError, Input, Output, PoolIdentity};
-use pollux_base::unit::BlockRange;
-use pollux_base::{ByteCount, ClusterId, DiskOp, ExtentIndex, Generation, GroupId, Instant, NodeId, VolumeId};
+use pollux_base::unit::{BLOCK_BYTES, BlockRange, EXTENT_BYTES};
+use pollux_base::{
+    ByteCount, ClusterId, Data, DiskOp, DiskOpId, DiskOpKind, ExtentIndex, Generation, GroupId, Instant, NodeId,
+    VolumeId,
+};
+use std::collections::VecDeque;
+
+enum Phase {
+    Opening(Box<Opening>),
+    Open(Box<Pool>),
+    /// The pool was not opened, and `Opened` said why.
+    Refused,
+}
 
 /// The pool of one node.
 pub struct Store {
-    _private: (),
+    phase: Phase,
+    out: VecDeque<Output>,
 }
 
+/// Bytes of one write of the format.
+const FORMAT_CHUNK_BYTES: u64 = 1 << 20;
+
 impl Store {
-    /// The operations that make an empty pool of `size` bytes, in order; each must be done before the next.
-    pub fn format(_identity: PoolIdentity, _size: ByteCount) -> Result<Vec<DiskOp>, FormatError> {
-        panic!("not built yet")
+    /// The operations that make an empty pool of `size` bytes, in order; each must be done before the next. The
+    /// superblocks come last, so that a pool that was not finished is no pool.
+    pub fn format(identity: PoolIdentity, size: ByteCount) -> Result<Vec<DiskOp>, FormatError> {
+        let geometry = Geometry::of(size)?;
+        let mut kinds = Vec::new();
+        let mut write = |offset: u64, data: Data| {
+            kinds.push(DiskOpKind::Write { offset: ByteCount(offset), data: vec![data], sync: false });
+        };
+        // An older pool must not shine through, should the formatting be interrupted.
+        for offset in SUPERBLOCKS {
+            write(offset, Data::zeroed(BLOCK_BYTES as usize));
+        }
+        let zeros = Data::zeroed(FORMAT_CHUNK_BYTES as usize);
+        for at in (0..JOURNAL_BLOCKS * BLOCK_BYTES).step_by(FORMAT_CHUNK_BYTES as usize) {
+            write(JOURNAL + at, zeros.clone());
+        }
+        let blocks: Vec<Data> = empty_table(geometry, identity.pool).collect();
+        for copy in geometry.tables {
+            for (index, chunk) in blocks.chunks((FORMAT_CHUNK_BYTES / BLOCK_BYTES) as usize).enumerate() {
+                let offset = ByteCount(copy + index as u64 * FORMAT_CHUNK_BYTES);
+                kinds.push(DiskOpKind::Write { offset, data: chunk.to_vec(), sync: false });
+            }
+        }
+        let mut write = |offset: u64, data: Data| {
+            kinds.push(DiskOpKind::Write { offset: ByteCount(offset), data: vec![data], sync: false });
+        };
+        for offset in CATALOGS {
+            write(offset, Catalog::default().encode(1, identity.pool));
+        }
+        let anchor = Anchor { sequence: 1, tail: 1, durable: 1, log_life: 1, life: 1, end: 0 };
+        for offset in ANCHORS {
+            write(offset, anchor.encode(identity.pool));
+        }
+        kinds.push(DiskOpKind::Flush);
+        let superblock = Superblock { identity, geometry };
+        for offset in SUPERBLOCKS {
+            let data = vec![superblock.encode()];
+            kinds.push(DiskOpKind::Write { offset: ByteCount(offset), data, sync: true });
+        }
+        kinds.push(DiskOpKind::Flush);
+        Ok(kinds.into_iter().zip(1..).map(|(kind, id)| DiskOp { id: DiskOpId(id), kind }).collect())
     }
+
     /// Begins opening a pool of `size` bytes: reads go out through `poll`, `Opened` comes when done. `cluster` and
-    /// `node` are what the superblock must name.
-    pub fn open(_cluster: ClusterId, _node: NodeId, _size: ByteCount) -> Store {
-        panic!("not built yet")
+    /// `node` are what the superblock must name. Requests may come only after `Opened(Ok)`.
+    pub fn open(cluster: ClusterId, node: NodeId, size: ByteCount) -> Store {
+        let mut store =
+            Store { phase: Phase::Opening(Box::new(Opening::new(cluster, node, size))), out: VecDeque::new() };
+        if let Phase::Opening(opening) = &mut store.phase {
+            let progress = opening.advance(&mut store.out);
+            store.on_progress(progress);
+        }
+        store
     }
-    pub fn handle(&mut self, _now: Instant, _input: Input) {
-        panic!("not built yet")
+
+    pub fn handle(&mut self, _now: Instant, input: Input) {
+        match (&mut self.phase, input) {
+            (Phase::Opening(opening), Input::Disk(done)) => {
+                let progress = opening.on_disk(done, &mut self.out);
+                self.on_progress(progress);
+            }
+            (Phase::Open(pool), input) => {
+                match input {
+                    Input::Disk(done) => pool.on_disk(done),
+                    Input::Request(id, op) => pool.on_request(id, op),
+                }
+                pool.pump();
+                self.out.append(&mut pool.io.out);
+                if cfg!(debug_assertions) {
+                    pool.check_step();
+                }
+            }
+            (Phase::Refused, Input::Disk(_)) => {}
+            (Phase::Opening(_) | Phase::Refused, Input::Request(id, op)) => {
+                panic!("{id:?} came before the pool was open: {op:?}")
+            }
+        }
     }
+
+    fn on_progress(&mut self, progress: Progress) {
+        match progress {
+            Progress::More => {}
+            Progress::Refused(error) => {
+                self.phase = Phase::Refused;
+                self.out.push_back(Output::Opened(Err(error)));
+            }
+            Progress::Opened(pool) => {
+                self.phase = Phase::Open(pool);
+                self.out.push_back(Output::Opened(Ok(())));
+            }
+        }
+    }
+
     pub fn poll(&mut self) -> Option<Output> {
-        panic!("not built yet")
+        self.out.pop_front()
     }
+
+    /// The store does nothing by the clock.
     pub fn deadline(&self) -> Option<Instant> {
-        panic!("not built yet")
+        None
     }
+
+    fn pool(&self) -> Option<&Pool> {
+        match &self.phase {
+            Phase::Open(pool) => Some(pool),
+            Phase::Opening(_) | Phase::Refused => None,
+        }
+    }
+
     /// Notes of the caller, by group.
     pub fn notes(&self) -> impl Iterator<Item = (GroupId, &[u8])> {
-        std::iter::empty()
+        self.pool().into_iter().flat_map(|pool| pool.catalog.notes.iter().map(|(group, note)| (*group, &note[..])))
     }
+
     pub fn volumes(&self) -> impl Iterator<Item = (VolumeId, GroupId, ByteCount)> {
-        std::iter::empty()
+        let volumes = self.pool().into_iter().flat_map(|pool| pool.catalog.volumes.iter());
+        volumes.map(|(volume, known)| (*volume, known.group, known.size))
     }
+
     /// Whether a write may go to the extent now: it is hot, durably, under at least `generation`.
-    pub fn is_hot(&self, _volume: VolumeId, _extent: ExtentIndex, _generation: Generation) -> bool {
-        panic!("not built yet")
+    pub fn is_hot(&self, volume: VolumeId, extent: ExtentIndex, generation: Generation) -> bool {
+        let hot = self.pool().and_then(|pool| pool.hot.get(&(volume, extent)));
+        hot.and_then(|hot| hot.marked).is_some_and(|marked| marked >= generation)
     }
+
     /// Hot extents. Right after opening: those that were hot when the process or the power died.
-    pub fn hot(&self, _volume: VolumeId) -> Vec<ExtentIndex> {
-        panic!("not built yet")
+    pub fn hot(&self, volume: VolumeId) -> Vec<ExtentIndex> {
+        let all = (volume, ExtentIndex(0))..=(volume, ExtentIndex(u32::MAX));
+        self.pool().into_iter().flat_map(|pool| pool.hot.range(all.clone()).map(|((_, extent), _)| *extent)).collect()
     }
-    /// Extents last changed under a generation above `generation` (hot ones included).
-    pub fn changed_since(&self, _volume: VolumeId, _generation: Generation) -> Vec<ExtentIndex> {
-        panic!("not built yet")
+
+    /// Extents last changed under a generation above `generation` (hot ones included), in order.
+    pub fn changed_since(&self, volume: VolumeId, generation: Generation) -> Vec<ExtentIndex> {
+        let Some(pool) = self.pool() else { return Vec::new() };
+        let mut changed = self.hot(volume);
+        let mapped = pool.volumes.get(&volume).into_iter().flat_map(|map| &map.extents);
+        changed.extend(mapped.filter(|(_, slot)| pool.table.get(**slot).generation > generation).map(|(x, _)| *x));
+        changed.sort_unstable();
+        changed.dedup();
+        changed
     }
-    /// Extents that hold or held data.
-    pub fn allocated(&self, _volume: VolumeId) -> Vec<ExtentIndex> {
-        panic!("not built yet")
+
+    /// Extents that hold or held data, in order.
+    pub fn allocated(&self, volume: VolumeId) -> Vec<ExtentIndex> {
+        let map = self.pool().and_then(|pool| pool.volumes.get(&volume));
+        map.into_iter().flat_map(|map| map.extents.keys().copied()).collect()
     }
+
     /// The range as adjoining runs: the run, and whether it may hold data (`false`: reads as zeros).
-    pub fn status(&self, _volume: VolumeId, _range: BlockRange) -> Vec<(BlockRange, bool)> {
-        panic!("not built yet")
+    pub fn status(&self, volume: VolumeId, range: BlockRange) -> Vec<(BlockRange, bool)> {
+        self.pool().map_or_else(Vec::new, |pool| pool.status(volume, range))
     }
-    pub fn used(&self, _group: GroupId) -> ByteCount {
-        panic!("not built yet")
+
+    /// Bytes of the pool that the group's extents take, those that are only remembered as changed included.
+    pub fn used(&self, group: GroupId) -> ByteCount {
+        let volumes = self.volumes().filter(|(_, of, _)| *of == group);
+        let slots = volumes.filter_map(|(volume, _, _)| Some(self.pool()?.volumes.get(&volume)?.extents.len() as u64));
+        ByteCount(slots.sum::<u64>() * EXTENT_BYTES)
     }
+
+    /// Bytes that new extents can take.
     pub fn free(&self) -> ByteCount {
-        panic!("not built yet")
+        ByteCount(self.pool().map_or(0, |pool| pool.table.vacant() as u64) * EXTENT_BYTES)
     }
-    /// Asserts the invariants; called by tests and debug builds after every step.
+
+    /// Asserts the invariants; called by tests after every step. Debug builds check the cheap ones by themselves.
     pub fn check(&self) {
-        panic!("not built yet")
+        if let Some(pool) = self.pool() {
+            pool.check();
+        }
     }
 }

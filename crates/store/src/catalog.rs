@@ -1,0 +1,60 @@
+//! The catalog: which volumes there are, and the notes of the caller. Small, whole in memory, twice on disk.
+//!
+//! A change is written to the first copy, flushed, written to the second, flushed, then acknowledged. So one copy is whole
+//! at any time, and of two whole ones the higher sequence is the newer.
+
+use crate::layout::{BLOCK, BlockKind, CATALOG_BYTES, HEADER_BYTES, Header, seal, unseal};
+use pollux_base::checksum::crc32c;
+use pollux_base::data::Buffer;
+use pollux_base::{ByteCount, Data, GroupId, PoolId, VolumeId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Catalog {
+    pub volumes: BTreeMap<VolumeId, Volume>,
+    pub notes: BTreeMap<GroupId, Vec<u8>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    pub group: GroupId,
+    pub size: ByteCount,
+}
+
+impl Catalog {
+    fn body(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).expect("numbers and bytes can always be written")
+    }
+
+    /// Whether it fits into its place on disk.
+    pub fn fits(&self) -> bool {
+        self.body().len() <= CATALOG_BYTES - BLOCK
+    }
+
+    /// Header block, then the body.
+    pub fn encode(&self, sequence: u64, pool: PoolId) -> Data {
+        let body = self.body();
+        assert!(body.len() <= CATALOG_BYTES - BLOCK, "whether it fits was asked before");
+        let mut buffer = Buffer::zeroed((BLOCK + body.len()).next_multiple_of(BLOCK));
+        let (head, tail) = buffer.as_mut_slice().split_at_mut(BLOCK);
+        tail[..body.len()].copy_from_slice(&body);
+        let one = u64::from(crc32c(&body));
+        let header = Header { kind: BlockKind::Catalog, part: 0, sequence, one, two: 0, len: body.len() };
+        seal(head, pool, header, &[]);
+        buffer.freeze()
+    }
+
+    /// A copy as read, with its sequence; `None` if it is damaged.
+    pub fn decode(bytes: &[u8], pool: PoolId) -> Option<(u64, Catalog)> {
+        let (head, tail) = bytes.split_at_checked(BLOCK)?;
+        debug_assert_eq!(head.len() - HEADER_BYTES, crate::layout::PAYLOAD_BYTES);
+        let (header, _) = unseal(head, BlockKind::Catalog, Some(pool)).ok()?;
+        let body = tail.get(..header.len)?;
+        if u64::from(crc32c(body)) != header.one {
+            return None;
+        }
+        let (catalog, rest) = postcard::take_from_bytes(body).ok()?;
+        rest.is_empty().then_some((header.sequence, catalog))
+    }
+}

@@ -1,0 +1,269 @@
+//! What is kept of a hot extent: its mark, the checksums of its blocks, and which of them the journal has to vouch for.
+//!
+//! Life of a hot extent:
+//! `Heat` queued -> marked (writes may go) -> cooling: leaf written -> flushed -> cold record queued -> gone.
+//! A write during the first two steps of cooling, or a `Heat` during the last, makes it hot again.
+
+use crate::StoreRequestId;
+use crate::leaf::{LOST_CHECKSUM, SUMS, Sums};
+use crate::record::{Mask, bit, set_bit};
+use pollux_base::{BlockChecksum, Generation};
+use std::collections::BTreeMap;
+
+/// What is known of a block of an extent that was hot when the process or the power died.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Base {
+    /// The leaf decides.
+    Leaf,
+    /// Holds nothing.
+    Zero,
+    /// Holds data, whatever is on the disk.
+    Valid,
+    /// Nothing can vouch for it.
+    Lost,
+}
+
+/// What the journal says of the blocks of one slot. Records of the journal are applied in order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Recovered {
+    pub base: Vec<Base>,
+    /// First writes that are not known to be flushed: the checksum, and the journal block that says so.
+    pub overlay: BTreeMap<u16, (BlockChecksum, u64)>,
+}
+
+impl Default for Recovered {
+    fn default() -> Recovered {
+        Recovered { base: vec![Base::Leaf; SUMS], overlay: BTreeMap::new() }
+    }
+}
+
+impl Recovered {
+    pub fn on_valid(&mut self, first: u16, checksums: &[BlockChecksum], journal_block: u64) {
+        for (block, sum) in (first..).zip(checksums) {
+            self.overlay.insert(block, (*sum, journal_block));
+        }
+    }
+
+    pub fn on_zero(&mut self, first: u16, count: u16) {
+        for block in first..first + count {
+            self.base[usize::from(block)] = Base::Zero;
+            self.overlay.remove(&block);
+        }
+    }
+
+    pub fn on_mask(&mut self, mask: &Mask) {
+        for block in 0..SUMS {
+            match (bit(&mask.stated, block), bit(&mask.valid, block)) {
+                (false, false) => {}
+                (false, true) => self.base[block] = Base::Lost,
+                (true, false) => self.base[block] = Base::Zero,
+                (true, true) => self.base[block] = Base::Valid,
+            }
+            if !bit(&mask.keep, block) {
+                self.overlay.remove(&(block as u16));
+            }
+        }
+    }
+
+    /// The first writes told of before journal block `durable` are flushed.
+    pub fn on_durable(&mut self, durable: u64) {
+        let base = &mut self.base;
+        self.overlay.retain(|block, (_, told)| {
+            let flushed = *told < durable;
+            if flushed {
+                base[usize::from(*block)] = Base::Valid;
+            }
+            !flushed
+        });
+    }
+
+    /// The record that says the same; the overlay must be settled.
+    pub fn mask(&self, slot: u32) -> Mask {
+        assert!(self.overlay.is_empty(), "first writes are verified before anything is restated");
+        let mut mask = Mask::new(slot);
+        for (block, base) in self.base.iter().enumerate() {
+            match base {
+                Base::Leaf => {}
+                Base::Lost => set_bit(&mut mask.valid, block),
+                Base::Zero => set_bit(&mut mask.stated, block),
+                Base::Valid => {
+                    set_bit(&mut mask.stated, block);
+                    set_bit(&mut mask.valid, block);
+                }
+            }
+        }
+        mask
+    }
+}
+
+/// Checksums of the extent's blocks.
+pub enum Checksums {
+    /// The extent has no slot, or an empty one: all blocks hold nothing.
+    Absent,
+    /// They must be read from the leaf, and for a recovered extent from the data.
+    Unloaded,
+    Loaded(Box<Sums>),
+}
+
+/// A block that got its first data: until the journal says durably that it was flushed, it must not be overwritten,
+/// because after a power cut its checksum decides whether it ever arrived.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fresh {
+    /// Journal block with its `Valid` record; `u64::MAX` while that is not written.
+    pub told: u64,
+    /// What it was before: lost, or (`false`) nothing.
+    pub was_lost: bool,
+}
+
+/// How far cooling has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CoolingStep {
+    /// Its checksums are being loaded.
+    Load,
+    /// The leaf is being written.
+    Leaf,
+    /// The leaf is being flushed.
+    Flush,
+    /// The record that takes the mark back is on its way.
+    Commit,
+}
+
+pub struct Cooling {
+    /// Tells this cooling from an earlier one of the same extent.
+    pub number: u64,
+    pub step: CoolingStep,
+    /// `Cool` requests that wait for it.
+    pub requests: Vec<StoreRequestId>,
+}
+
+pub struct HotExtent {
+    /// Generation of the mark, as asked for.
+    pub generation: Generation,
+    /// Generation of the mark on disk. `None`: no write may go to the extent.
+    pub marked: Option<Generation>,
+    /// The newest mark under way.
+    pub marking: Option<u64>,
+    pub slot: Option<u32>,
+    /// The journal was told that the slot holds data of the extent.
+    pub slot_told: bool,
+    pub checksums: Checksums,
+    pub fresh: BTreeMap<u16, Fresh>,
+    /// Was hot when the pool was opened, and its checksums were not rebuilt yet.
+    pub recovered: Option<Box<Recovered>>,
+    /// Its content may differ from its leaf.
+    pub dirty: bool,
+    /// Writes and zeroings asked for and not ended.
+    pub writers: u32,
+    pub cooling: Option<Cooling>,
+    /// A leaf write is under way, wanted or not.
+    pub leaf_under_way: bool,
+}
+
+impl HotExtent {
+    /// `slot` and whether it holds data: of an empty one nothing is to be read, and a write has to say that it is in use
+    /// again.
+    pub fn new(generation: Generation, slot: Option<u32>, holds_data: bool) -> HotExtent {
+        HotExtent {
+            generation,
+            marked: None,
+            marking: None,
+            slot,
+            slot_told: holds_data,
+            checksums: if holds_data { Checksums::Unloaded } else { Checksums::Absent },
+            fresh: BTreeMap::new(),
+            recovered: None,
+            dirty: false,
+            writers: 0,
+            cooling: None,
+            leaf_under_way: false,
+        }
+    }
+
+    pub fn loaded(&self) -> Option<&Sums> {
+        match &self.checksums {
+            Checksums::Loaded(sums) => Some(sums),
+            Checksums::Absent | Checksums::Unloaded => None,
+        }
+    }
+
+    pub fn is_committing(&self) -> bool {
+        self.cooling.as_ref().is_some_and(|cooling| cooling.step == CoolingStep::Commit)
+    }
+
+    /// Forgets the fresh blocks of which the journal says durably, up to `recorded`, that they are flushed. Gives the
+    /// journal block after the last one that must be said before `range` can be overwritten, if any.
+    pub fn settle(&mut self, range: std::ops::Range<u16>, recorded: u64) -> Option<u64> {
+        self.fresh.retain(|_, fresh| fresh.told >= recorded);
+        self.fresh.range(range).map(|(_, fresh)| fresh.told.saturating_add(1)).max()
+    }
+
+    /// The record from which a recovery can start anew. Blocks told of before journal block `flushed` are flushed; what is
+    /// told of from there on stays on top.
+    pub fn mask(&self, flushed: u64) -> Option<Mask> {
+        let slot = self.slot.filter(|_| self.slot_told && self.dirty)?;
+        if let Some(recovered) = &self.recovered {
+            return Some(recovered.mask(slot));
+        }
+        let sums = self.loaded().expect("a dirty extent is loaded");
+        let mut mask = Mask::new(slot);
+        for (block, sum) in sums.iter().enumerate() {
+            match self.fresh.get(&(block as u16)).filter(|fresh| fresh.told >= flushed) {
+                Some(fresh) => {
+                    set_bit(&mut mask.keep, block);
+                    set_bit(if fresh.was_lost { &mut mask.valid } else { &mut mask.stated }, block);
+                }
+                None if *sum == LOST_CHECKSUM => set_bit(&mut mask.valid, block),
+                None => {
+                    set_bit(&mut mask.stated, block);
+                    if !sum.is_zero() {
+                        set_bit(&mut mask.valid, block);
+                    }
+                }
+            }
+        }
+        Some(mask)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mask_restates_what_the_records_before_it_said() {
+        let mut before = Recovered::default();
+        before.on_valid(3, &[BlockChecksum(1); 4], 10);
+        before.on_zero(5, 1);
+        before.on_durable(11);
+        before.base[9] = Base::Lost;
+        let mut after = Recovered::default();
+        after.on_mask(&before.mask(0));
+        assert_eq!(before, after);
+    }
+
+    #[test]
+    fn what_is_told_of_after_the_flush_stays_on_top_of_a_mask() {
+        let mut hot = HotExtent::new(Generation(1), Some(0), true);
+        let mut sums = Box::new([BlockChecksum::ZERO; SUMS]);
+        sums[1..4].fill(BlockChecksum(9));
+        sums[4] = LOST_CHECKSUM;
+        hot.checksums = Checksums::Loaded(sums);
+        hot.dirty = true;
+        hot.fresh.insert(2, Fresh { told: 10, was_lost: false });
+        hot.fresh.insert(3, Fresh { told: 20, was_lost: false });
+        let mut recovered = Recovered::default();
+        recovered.on_valid(3, &[BlockChecksum(9)], 20);
+        recovered.on_mask(&hot.mask(20).expect("it is dirty"));
+        assert_eq!(recovered.base[..5], [Base::Zero, Base::Valid, Base::Valid, Base::Zero, Base::Lost]);
+        assert_eq!(recovered.overlay.keys().copied().collect::<Vec<_>>(), [3]);
+    }
+
+    #[test]
+    fn a_fresh_block_is_not_overwritten_before_its_flush_is_on_record() {
+        let mut hot = HotExtent::new(Generation(1), Some(0), true);
+        hot.fresh.insert(7, Fresh { told: 10, was_lost: false });
+        assert_eq!(hot.settle(0..7, 10), None);
+        assert_eq!(hot.settle(7..8, 10), Some(11));
+        assert_eq!(hot.settle(7..8, 11), None);
+    }
+}

@@ -1,0 +1,295 @@
+//! The journal: a ring of 4 KiB blocks to which records are only ever appended, several at a time (group commit).
+//!
+//! Invariants: `tail <= recorded <= durable <= written <= next <= tail + JOURNAL_BLOCKS`. Blocks before `written` are on
+//! the disk, before `durable` they and every data write that their records tell of survive a power cut, and a durable
+//! block of the journal says so up to `recorded`. One batch is under way at a time, so that records reach the disk in
+//! the order in which they were queued and a hole can only be in what nobody was promised.
+
+use crate::layout::{BLOCK, BlockKind, Header, JOURNAL, JOURNAL_BLOCKS, unseal};
+use crate::record::{Record, pack};
+use crate::superblock::sealed;
+use pollux_base::unit::BLOCK_BYTES;
+use pollux_base::{ByteCount, Data, DiskOpKind, PoolId};
+use std::collections::VecDeque;
+
+/// Blocks that only a checkpoint (or an opening) may use for what it must write anew: a mark of 24 bytes and a mask of
+/// 392 bytes for each of `HOT_EXTENTS_MAX` extents, so 7 and 103 blocks.
+pub const RESTATED_BLOCKS_MAX: usize = 128;
+/// Kept free of ordinary records: room for a checkpoint, and again for the opening after a crash in the middle of it. So
+/// a checkpoint can always be finished, and finishing it gives half of the ring back.
+const RESERVED_BLOCKS: u64 = 2 * RESTATED_BLOCKS_MAX as u64;
+/// Blocks of one ordinary batch: 256 KiB, some 250 us on a common disk. What waits longer is in the next one.
+const BATCH_BLOCKS_MAX: usize = 64;
+
+struct Batch<T> {
+    end: u64,
+    durable_said: u64,
+    records: Vec<Record>,
+    then: Vec<T>,
+    writes_left: u32,
+    /// It must be flushed after it was written: others wait for the flush with it.
+    flush: bool,
+    sync: bool,
+}
+
+/// A batch that ended: its records and who waited for them.
+pub struct Committed<T> {
+    pub records: Vec<Record>,
+    pub then: Vec<T>,
+    /// Last block of the batch.
+    pub last: u64,
+}
+
+/// What a completed write of the batch leads to.
+pub enum Wrote<T> {
+    More,
+    Flush,
+    Committed(Committed<T>),
+}
+
+/// `T`: what to do when a record is committed.
+pub struct Journal<T> {
+    pool: PoolId,
+    life: u64,
+    tail: u64,
+    next: u64,
+    written: u64,
+    durable: u64,
+    recorded: u64,
+    /// Batches that are not durable: their end, and up to where they say that all is durable.
+    saying: VecDeque<(u64, u64)>,
+    pending: VecDeque<(Record, Option<T>)>,
+    /// Records that only a checkpoint may write, ahead of `pending`.
+    restated: Option<(Vec<Record>, T)>,
+    batch: Option<Batch<T>>,
+    recorded_wanted: u64,
+}
+
+impl<T> Journal<T> {
+    /// A journal whose next block is `next`, where everything before it is durable and no longer needed from `tail` on.
+    pub fn new(pool: PoolId, life: u64, next: u64) -> Journal<T> {
+        Journal {
+            pool,
+            life,
+            tail: next,
+            next,
+            written: next,
+            durable: next,
+            recorded: next,
+            saying: VecDeque::new(),
+            pending: VecDeque::new(),
+            restated: None,
+            batch: None,
+            recorded_wanted: 0,
+        }
+    }
+
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+    pub fn durable(&self) -> u64 {
+        self.durable
+    }
+    pub fn recorded(&self) -> u64 {
+        self.recorded
+    }
+
+    /// Whether half of the ring is in use.
+    pub fn checkpoint_due(&self) -> bool {
+        self.next - self.tail >= JOURNAL_BLOCKS / 2
+    }
+
+    pub fn queue(&mut self, record: Record) {
+        self.pending.push_back((record, None));
+    }
+
+    /// Queues a record; `then` comes back when it is committed: durable if the record is sync, else on the disk.
+    pub fn queue_then(&mut self, record: Record, then: T) {
+        self.pending.push_back((record, Some(then)));
+    }
+
+    /// Writes these records next, ahead of what waits, in one batch of at most `RESTATED_BLOCKS_MAX` blocks, durably.
+    /// That is sound because they state what is in memory, where the waiting records are applied already.
+    pub fn restate(&mut self, records: Vec<Record>, then: T) {
+        assert!(self.restated.is_none(), "one checkpoint at a time");
+        self.restated = Some((records, then));
+    }
+
+    /// Asks for the journal to say durably that everything before `block` is durable.
+    pub fn want_recorded(&mut self, block: u64) {
+        self.recorded_wanted = self.recorded_wanted.max(block);
+    }
+
+    /// Whether a flush must come before what `want_recorded` asked for can be said.
+    pub fn wants_flush(&self) -> bool {
+        self.recorded_wanted > self.durable && self.recorded_wanted <= self.written
+    }
+
+    /// Begins the next batch if there is reason to and room; gives its writes.
+    pub fn start(&mut self) -> Option<Vec<DiskOpKind>> {
+        if self.batch.is_some() {
+            return None;
+        }
+        let free = (self.tail + JOURNAL_BLOCKS - self.next) as usize;
+        if let Some((records, then)) = self.restated.take() {
+            let (blocks, packed) = pack(records.iter(), RESTATED_BLOCKS_MAX.min(free));
+            assert_eq!(packed, records.len(), "the reserve holds everything that is hot");
+            return Some(self.begin(blocks, records, vec![then], true));
+        }
+        let room = BATCH_BLOCKS_MAX.min(free.saturating_sub(RESERVED_BLOCKS as usize));
+        let say = self.recorded_wanted > self.recorded && self.recorded_wanted <= self.durable;
+        if room == 0 || (self.pending.is_empty() && !say) {
+            return None;
+        }
+        let (mut blocks, packed) = pack(self.pending.iter().map(|(record, _)| record), room);
+        if blocks.is_empty() {
+            blocks.push(Vec::new());
+        }
+        let (records, then): (Vec<_>, Vec<_>) = self.pending.drain(..packed).unzip();
+        let sync = say || records.iter().any(Record::is_sync);
+        Some(self.begin(blocks, records, then.into_iter().flatten().collect(), sync))
+    }
+
+    fn begin(&mut self, blocks: Vec<Vec<u8>>, records: Vec<Record>, then: Vec<T>, sync: bool) -> Vec<DiskOpKind> {
+        // A sync write makes only itself durable. It may stand alone if nothing before it waits for a flush and it tells
+        // of no data; otherwise the batch is written and then flushed.
+        let stands_alone = self.durable == self.next && !records.iter().any(|r| matches!(r, Record::Valid { .. }));
+        let write_sync = sync && stands_alone;
+        let mut runs: Vec<(u64, Vec<Data>)> = Vec::new();
+        for (payload, sequence) in blocks.iter().zip(self.next..) {
+            let (one, two, len) = (self.life, self.durable, payload.len());
+            let header = Header { kind: BlockKind::Journal, part: 0, sequence, one, two, len };
+            let place = sequence % JOURNAL_BLOCKS;
+            if runs.is_empty() || place == 0 {
+                runs.push((place, Vec::new()));
+            }
+            runs.last_mut().expect("a run was just begun").1.push(sealed(self.pool, header, payload));
+        }
+        let writes: Vec<_> = runs
+            .into_iter()
+            .map(|(place, data)| DiskOpKind::Write { offset: offset_of(place), data, sync: write_sync })
+            .collect();
+        self.next += blocks.len() as u64;
+        self.batch = Some(Batch {
+            end: self.next,
+            durable_said: self.durable,
+            records,
+            then,
+            writes_left: writes.len() as u32,
+            flush: sync && !write_sync,
+            sync,
+        });
+        writes
+    }
+
+    /// A write of the batch completed.
+    pub fn on_wrote(&mut self) -> Wrote<T> {
+        let batch = self.batch.as_mut().expect("a batch is under way while its writes are");
+        batch.writes_left -= 1;
+        if batch.writes_left > 0 {
+            return Wrote::More;
+        }
+        let (end, flush, sync) = (batch.end, batch.flush, batch.sync);
+        self.written = end;
+        self.saying.push_back((end, batch.durable_said));
+        if flush {
+            return Wrote::Flush;
+        }
+        if sync {
+            self.on_durable(end);
+        }
+        Wrote::Committed(self.finish())
+    }
+
+    /// The flush that the batch asked for completed; `on_durable` was told already.
+    pub fn on_batch_flushed(&mut self) -> Committed<T> {
+        self.finish()
+    }
+
+    fn finish(&mut self) -> Committed<T> {
+        let batch = self.batch.take().expect("a batch is under way until it is finished");
+        Committed { records: batch.records, then: batch.then, last: batch.end - 1 }
+    }
+
+    /// Everything written before `block` survives a power cut, and so does the data it tells of.
+    pub fn on_durable(&mut self, block: u64) {
+        self.durable = self.durable.max(block);
+        while let Some((end, said)) = self.saying.front().copied() {
+            if end > self.durable {
+                break;
+            }
+            self.recorded = self.recorded.max(said);
+            self.saying.pop_front();
+        }
+    }
+
+    /// The anchor says, durably, that blocks before `tail` are not needed and those before `durable` are durable.
+    pub fn on_anchor(&mut self, tail: u64, durable: u64) {
+        assert!(self.tail <= tail && tail <= durable && durable <= self.durable, "the tail moves over durable blocks");
+        self.tail = tail;
+        self.recorded = self.recorded.max(durable);
+    }
+
+    pub fn check(&self) {
+        assert!(self.tail <= self.recorded && self.recorded <= self.durable, "{} {}", self.recorded, self.durable);
+        assert!(self.durable <= self.written && self.written <= self.next, "{} {}", self.durable, self.written);
+        assert!(self.next <= self.tail + JOURNAL_BLOCKS, "the ring is not overrun");
+        assert!(self.batch.is_some() || self.written == self.next, "what is not under way is written");
+    }
+}
+
+fn offset_of(place: u64) -> ByteCount {
+    ByteCount(JOURNAL + place * BLOCK_BYTES)
+}
+
+/// The journal as found at open.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Records in order, each with the number of its block.
+    pub records: Vec<(u64, Record)>,
+    /// First block that is not part of it.
+    pub end: u64,
+    /// Everything before this block is durable, and so is the data it tells of.
+    pub durable: u64,
+}
+
+/// Reads a journal of `life` from block `tail` on. `ring` gives a block by its place. `durable`: blocks before it must
+/// be there. `end`: where it ends, if that is known.
+pub fn find<'a>(
+    ring: impl Fn(u64) -> Option<&'a [u8]>,
+    pool: PoolId,
+    life: u64,
+    tail: u64,
+    durable: u64,
+    end: Option<u64>,
+) -> Result<Found, String> {
+    // Every block of the ring that belongs to this life, by number.
+    let mut blocks = std::collections::BTreeMap::new();
+    for place in 0..JOURNAL_BLOCKS {
+        if let Some(block) = ring(place)
+            && let Ok((header, _)) = unseal(block, BlockKind::Journal, Some(pool))
+            && header.one == life
+            && header.sequence % JOURNAL_BLOCKS == place
+            && header.sequence >= tail
+            && header.sequence < end.unwrap_or(u64::MAX)
+        {
+            blocks.insert(header.sequence, (header, block));
+        }
+    }
+    let durable = blocks.values().map(|(header, _)| header.two).fold(durable, u64::max);
+    let mut found = Found { records: Vec::new(), end: tail, durable };
+    while let Some((header, block)) = blocks.get(&found.end) {
+        let mut bytes = &block[BLOCK - crate::layout::PAYLOAD_BYTES..][..header.len];
+        while !bytes.is_empty() {
+            let (record, rest) =
+                Record::decode(bytes).ok_or_else(|| format!("journal block {} holds no record", found.end))?;
+            found.records.push((found.end, record));
+            bytes = rest;
+        }
+        found.end += 1;
+    }
+    if found.end < durable || end.is_some_and(|end| found.end < end) {
+        return Err(format!("journal block {} is missing although later ones were written", found.end));
+    }
+    Ok(found)
+}

@@ -1,0 +1,258 @@
+//! Where things lie on the pool's disk, and the frame around every block of metadata.
+//!
+//! Field by field in `docs/disk-format.md`; frozen by the fixtures under `tests/fixtures`. Invariants: every number is
+//! little-endian; every block of metadata says what it is, whose pool it belongs to and carries a CRC-32C over all its
+//! 4 KiB, so that a block that is torn, rotten, misplaced or of an earlier pool is never taken for a good one.
+
+use crate::{FormatError, POOL_BYTES_MAX, POOL_BYTES_MIN};
+use pollux_base::checksum::crc32c;
+use pollux_base::unit::{BLOCK_BYTES, EXTENT_BYTES};
+use pollux_base::{ByteCount, PoolId};
+use std::ops::Range;
+use zerocopy::little_endian::{U16, U32, U64, U128};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+pub const FORMAT_VERSION: u16 = 1;
+pub const BLOCK: usize = BLOCK_BYTES as usize;
+const MAGIC: [u8; 8] = *b"PolluxMB";
+
+/// What a block of metadata is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u16)]
+pub enum BlockKind {
+    Superblock = 1,
+    Anchor = 2,
+    Catalog = 3,
+    Journal = 4,
+    Table = 5,
+    Leaf = 6,
+}
+
+/// First bytes of every block of metadata. What `one` and `two` mean depends on the kind.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct RawHeader {
+    magic: [u8; 8],
+    version: U16,
+    kind: U16,
+    part: U32,
+    pool: U128,
+    sequence: U64,
+    one: U64,
+    two: U64,
+    len: U32,
+    crc: U32,
+}
+
+pub const HEADER_BYTES: usize = size_of::<RawHeader>();
+const CRC_OFFSET: usize = HEADER_BYTES - 4;
+/// Room after the header.
+pub const PAYLOAD_BYTES: usize = BLOCK - HEADER_BYTES;
+
+/// The header of a metadata block, parsed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    pub kind: BlockKind,
+    pub part: u32,
+    pub sequence: u64,
+    pub one: u64,
+    pub two: u64,
+    /// Bytes of payload in use.
+    pub len: usize,
+}
+
+/// Why a block of metadata is of no use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockFault {
+    NoMagic,
+    Crc,
+    Version(u16),
+    /// Another kind, another pool, or a length that cannot be.
+    Misplaced,
+}
+
+/// One block: header, then `payload`, then zeros; sealed with its checksum. `block` must be zeroed.
+pub fn seal(block: &mut [u8], pool: PoolId, header: Header, payload: &[u8]) {
+    let raw = RawHeader {
+        magic: MAGIC,
+        version: FORMAT_VERSION.into(),
+        kind: (header.kind as u16).into(),
+        part: header.part.into(),
+        pool: pool.0.into(),
+        sequence: header.sequence.into(),
+        one: header.one.into(),
+        two: header.two.into(),
+        len: u32::try_from(header.len).expect("a length within a region fits").into(),
+        crc: 0.into(),
+    };
+    block[..HEADER_BYTES].copy_from_slice(raw.as_bytes());
+    block[HEADER_BYTES..HEADER_BYTES + payload.len()].copy_from_slice(payload);
+    let crc = crc32c(block);
+    block[CRC_OFFSET..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Checks the frame of a block. `pool`: whose it must be, where that is known already.
+pub fn unseal(block: &[u8], kind: BlockKind, pool: Option<PoolId>) -> Result<(Header, PoolId), BlockFault> {
+    let (raw, _) = RawHeader::ref_from_prefix(block).map_err(|_| BlockFault::Misplaced)?;
+    if block.len() != BLOCK || raw.magic != MAGIC {
+        return Err(BlockFault::NoMagic);
+    }
+    let mut zeroed = [0; BLOCK];
+    zeroed.copy_from_slice(block);
+    zeroed[CRC_OFFSET..HEADER_BYTES].fill(0);
+    if crc32c(&zeroed) != raw.crc.get() {
+        return Err(BlockFault::Crc);
+    }
+    if raw.version.get() != FORMAT_VERSION {
+        return Err(BlockFault::Version(raw.version.get()));
+    }
+    let owner = PoolId(raw.pool.get());
+    let len = raw.len.get() as usize;
+    if raw.kind.get() != kind as u16 || pool.is_some_and(|pool| pool != owner) {
+        return Err(BlockFault::Misplaced);
+    }
+    if len > PAYLOAD_BYTES && kind != BlockKind::Catalog {
+        return Err(BlockFault::Misplaced);
+    }
+    let header = Header {
+        kind,
+        part: raw.part.get(),
+        sequence: raw.sequence.get(),
+        one: raw.one.get(),
+        two: raw.two.get(),
+        len,
+    };
+    Ok((header, owner))
+}
+
+/// The two copies of the superblock. The second is at a fixed place, so that it is found when the first is gone, and
+/// far from the first, so that whatever overwrites the head of the disk leaves it.
+pub const SUPERBLOCKS: [u64; 2] = [0, 1 << 20];
+/// The two copies of the journal's anchor, next to the superblocks.
+pub const ANCHORS: [u64; 2] = [BLOCK_BYTES, (1 << 20) + BLOCK_BYTES];
+/// The two copies of the catalog.
+pub const CATALOGS: [u64; 2] = [2 << 20, 3 << 20];
+/// Bytes of one copy of the catalog: some 900 groups with the longest note, or 10,000 with short ones.
+pub const CATALOG_BYTES: usize = 1 << 20;
+pub const JOURNAL: u64 = 4 << 20;
+/// Blocks of the journal: 8 MiB. Half of it is written before a checkpoint is due: then the cost of a checkpoint (at most
+/// some 130 blocks for what is hot, and the changed blocks of the table twice) is a small part of what was written
+/// anyway, and reading the ring back at open takes some 10 ms.
+pub const JOURNAL_BLOCKS: u64 = 2048;
+const TABLE: u64 = JOURNAL + JOURNAL_BLOCKS * BLOCK_BYTES;
+
+/// Bytes of a slot's descriptor in the table; half of it is not used yet.
+pub const DESCRIPTOR_BYTES: usize = 64;
+pub const DESCRIPTORS_PER_BLOCK: usize = PAYLOAD_BYTES / DESCRIPTOR_BYTES;
+/// Blocks of one copy of a leaf: 1024 checksums of 8 bytes do not fit into fewer.
+pub const LEAF_BLOCKS: usize = 3;
+pub const LEAF_BYTES: usize = LEAF_BLOCKS * BLOCK;
+
+/// The regions whose size depends on that of the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Size of the pool, as found when it was formatted.
+    pub size: u64,
+    pub slots: u32,
+    pub table_blocks: u32,
+    pub tables: [u64; 2],
+    pub leaves: u64,
+    pub data: u64,
+}
+
+impl Geometry {
+    /// As many slots as fit.
+    pub fn of(size: ByteCount) -> Result<Geometry, FormatError> {
+        if size.0 < POOL_BYTES_MIN {
+            return Err(FormatError::TooSmall { size, min: ByteCount(POOL_BYTES_MIN) });
+        }
+        if size.0 > POOL_BYTES_MAX {
+            return Err(FormatError::TooLarge { size, max: ByteCount(POOL_BYTES_MAX) });
+        }
+        let mut slots = (size.0 - TABLE) / EXTENT_BYTES;
+        loop {
+            let geometry = Geometry::with_slots(size.0, slots);
+            if geometry.data + slots * EXTENT_BYTES <= size.0 {
+                return Ok(geometry);
+            }
+            slots -= 1;
+        }
+    }
+
+    fn with_slots(size: u64, slots: u64) -> Geometry {
+        let table_blocks = slots.div_ceil(DESCRIPTORS_PER_BLOCK as u64);
+        let second = TABLE + table_blocks * BLOCK_BYTES;
+        let leaves = second + table_blocks * BLOCK_BYTES;
+        let data = (leaves + slots * 2 * LEAF_BYTES as u64).next_multiple_of(EXTENT_BYTES);
+        Geometry {
+            size,
+            slots: u32::try_from(slots).expect("POOL_BYTES_MAX keeps slot numbers in 32 bits"),
+            table_blocks: u32::try_from(table_blocks).expect("there are fewer table blocks than slots"),
+            tables: [TABLE, second],
+            leaves,
+            data,
+        }
+    }
+
+    /// Where block `first` of a slot's data lies.
+    pub fn data_offset(&self, slot: u32, first: u16) -> ByteCount {
+        assert!(slot < self.slots, "slot {slot} of {}", self.slots);
+        ByteCount(self.data + u64::from(slot) * EXTENT_BYTES + u64::from(first) * BLOCK_BYTES)
+    }
+
+    /// Where a slot's leaf lies; `place` is 0 or 1.
+    pub fn leaf_offset(&self, slot: u32, place: u8) -> ByteCount {
+        assert!(slot < self.slots && place < 2, "slot {slot} place {place}");
+        ByteCount(self.leaves + (u64::from(slot) * 2 + u64::from(place)) * LEAF_BYTES as u64)
+    }
+
+    /// Where a block of the slot table lies.
+    pub fn table_offset(&self, copy: usize, block: u32) -> ByteCount {
+        ByteCount(self.tables[copy] + u64::from(block) * BLOCK_BYTES)
+    }
+
+    /// The slots that a block of the table describes.
+    pub fn slots_of_block(&self, block: u32) -> Range<u32> {
+        let per = DESCRIPTORS_PER_BLOCK as u32;
+        block * per..((block + 1) * per).min(self.slots)
+    }
+}
+
+/// The block of the table that describes a slot.
+pub fn table_block_of(slot: u32) -> u32 {
+    slot / DESCRIPTORS_PER_BLOCK as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regions_do_not_overlap_and_stay_inside_the_pool() {
+        for size in [POOL_BYTES_MIN, POOL_BYTES_MIN + 4097, 1 << 30, (1 << 40) + 512, POOL_BYTES_MAX] {
+            let g = Geometry::of(ByteCount(size)).expect("a legal size");
+            let table = u64::from(g.table_blocks) * BLOCK_BYTES;
+            assert!(CATALOGS[1] + CATALOG_BYTES as u64 <= JOURNAL && g.tables[0] + table <= g.tables[1]);
+            assert!(g.tables[1] + table <= g.leaves);
+            assert!(g.leaf_offset(g.slots - 1, 1).0 + LEAF_BYTES as u64 <= g.data);
+            assert!(g.data_offset(g.slots - 1, 0).0 + EXTENT_BYTES <= size);
+            assert_eq!(g.slots_of_block(g.table_blocks - 1).end, g.slots);
+            assert!(u64::from(g.slots) * EXTENT_BYTES + (32 << 20) + size / 64 >= size, "little is wasted");
+        }
+        assert!(Geometry::of(ByteCount(POOL_BYTES_MIN - 1)).is_err());
+        assert!(Geometry::of(ByteCount(POOL_BYTES_MAX + 1)).is_err());
+    }
+
+    #[test]
+    fn a_block_that_was_changed_or_belongs_elsewhere_is_not_taken() {
+        let header = Header { kind: BlockKind::Leaf, part: 1, sequence: 2, one: 3, two: 4, len: 5 };
+        let mut block = vec![0; BLOCK];
+        seal(&mut block, PoolId(7), header, &[9; 5]);
+        assert_eq!(unseal(&block, BlockKind::Leaf, Some(PoolId(7))), Ok((header, PoolId(7))));
+        assert_eq!(unseal(&block, BlockKind::Table, Some(PoolId(7))), Err(BlockFault::Misplaced));
+        assert_eq!(unseal(&block, BlockKind::Leaf, Some(PoolId(8))), Err(BlockFault::Misplaced));
+        block[BLOCK - 1] ^= 1;
+        assert_eq!(unseal(&block, BlockKind::Leaf, Some(PoolId(7))), Err(BlockFault::Crc));
+        assert_eq!(unseal(&[0; BLOCK], BlockKind::Leaf, None), Err(BlockFault::NoMagic));
+    }
+}

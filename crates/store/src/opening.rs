@@ -1,0 +1,373 @@
+//! Opening a pool: read, judge, then make a fresh start.
+//!
+//! Nothing is written before the pool is known to be ours and whole. Then, in this order, each step done before the next:
+//! 1. a flush: what was found in the disk's cache becomes as firm as it looks;
+//! 2. damaged copies of superblock and catalog are healed;
+//! 3. the anchor begins a new life and says where the journal of the old one ends, so that a crash from here on finds
+//!    exactly the same journal again, whatever was written after it;
+//! 4. the slot table with the journal applied, first the worse copy of each block, flush, then the better one, flush;
+//! 5. what is hot is restated at the journal's end;
+//! 6. the anchor moves the tail there.
+
+use crate::hot::Base;
+use crate::journal::{Journal, Wrote};
+use crate::layout::{ANCHORS, BLOCK, CATALOG_BYTES, CATALOGS, Geometry, JOURNAL, JOURNAL_BLOCKS, SUPERBLOCKS};
+use crate::pool::{LogThen, Pool};
+use crate::record::Record;
+use crate::recovery::{Found, Image, recover};
+use crate::slots::SlotTable;
+use crate::superblock::{Anchor, Superblock};
+use crate::{OpenError, Output};
+use pollux_base::unit::{BLOCK_BYTES, EXTENT_BLOCKS};
+use pollux_base::{BlockChecksum, ByteCount, ClusterId, Data, DiskDone, DiskOp, DiskOpId, DiskOpKind, NodeId};
+use std::collections::{BTreeMap, VecDeque};
+
+/// Bytes of one read or write of the opening.
+const CHUNK_BYTES: u64 = 1 << 20;
+/// Operations under way at once: enough to keep a disk busy, 8 MiB of memory.
+const WINDOW: usize = 8;
+
+/// Reading down the list tells the life of an opening.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    Superblocks,
+    Metadata,
+    /// First writes that may have been lost with the power are compared with their checksums.
+    Verify,
+    Settle,
+    Heal,
+    LifeFirst,
+    LifeSecond,
+    TableWorse,
+    TableWorseFlush,
+    TableBetter,
+    TableBetterFlush,
+    Restate,
+    AnchorFirst,
+    AnchorSecond,
+}
+
+pub struct Opening {
+    cluster: ClusterId,
+    node: NodeId,
+    size: ByteCount,
+    stage: Stage,
+    waiting: VecDeque<DiskOpKind>,
+    under_way: BTreeMap<DiskOpId, DiskOpKind>,
+    next_op: u64,
+    image: Image,
+    superblock: Option<(Superblock, [bool; 2])>,
+    state: Option<Recovering>,
+}
+
+/// From the moment the metadata made sense.
+struct Recovering {
+    found: Found,
+    table: SlotTable,
+    anchor: Anchor,
+    journal: Journal<LogThen>,
+    table_blocks: Vec<(u32, Data)>,
+}
+
+/// What a completed operation led to.
+pub enum Progress {
+    More,
+    Refused(OpenError),
+    Opened(Box<Pool>),
+}
+
+impl Opening {
+    pub fn new(cluster: ClusterId, node: NodeId, size: ByteCount) -> Opening {
+        let read = |offset: u64| DiskOpKind::Read { offset: ByteCount(offset), len: BLOCK };
+        // A disk too short for the second copy is still asked for the first, to say what is wrong.
+        let waiting = SUPERBLOCKS.into_iter().filter(|offset| offset + BLOCK_BYTES <= size.0).map(read).collect();
+        Opening {
+            cluster,
+            node,
+            size,
+            stage: Stage::Superblocks,
+            waiting,
+            under_way: BTreeMap::new(),
+            next_op: 1,
+            image: Image::default(),
+            superblock: None,
+            state: None,
+        }
+    }
+
+    /// Puts operations out. Ends the opening when nothing is left to be done.
+    pub fn advance(&mut self, out: &mut VecDeque<Output>) -> Progress {
+        loop {
+            while self.under_way.len() < WINDOW
+                && let Some(kind) = self.waiting.pop_front()
+            {
+                let id = DiskOpId(self.next_op);
+                self.next_op += 1;
+                self.under_way.insert(id, kind.clone());
+                out.push_back(Output::Disk(DiskOp { id, kind }));
+            }
+            if !self.under_way.is_empty() {
+                return Progress::More;
+            }
+            match self.next_stage() {
+                Err(error) => return Progress::Refused(error),
+                Ok(true) => return Progress::Opened(Box::new(self.finish())),
+                Ok(false) => {}
+            }
+        }
+    }
+
+    pub fn on_disk(&mut self, done: DiskDone, out: &mut VecDeque<Output>) -> Progress {
+        let Some(kind) = self.under_way.remove(&done.id) else { return Progress::More };
+        match (kind, done.result) {
+            (DiskOpKind::Read { offset, len }, result) => self.on_read(offset.0, len, result.ok().flatten()),
+            (_, Err(error)) => return Progress::Refused(OpenError::Disk(error.to_string())),
+            (DiskOpKind::Write { .. }, Ok(_)) if self.stage == Stage::Restate => {
+                // Nothing before it waits for a flush and it tells of no data: it is a sync write.
+                assert!(!matches!(self.recovering().journal.on_wrote(), Wrote::Flush), "what is restated stands alone");
+            }
+            (_, Ok(_)) => {}
+        }
+        self.advance(out)
+    }
+
+    fn on_read(&mut self, offset: u64, len: usize, data: Option<Data>) {
+        match (self.stage, data) {
+            (Stage::Verify, data) => self.on_verified(offset, len, data),
+            (_, Some(data)) => self.image.insert(offset, data),
+            // One bad block must not hide its neighbours.
+            (_, None) if len > BLOCK => {
+                let blocks = (offset..offset + len as u64).step_by(BLOCK);
+                self.waiting.extend(blocks.map(|at| DiskOpKind::Read { offset: ByteCount(at), len: BLOCK }));
+            }
+            (_, None) => {}
+        }
+    }
+
+    fn recovering(&mut self) -> &mut Recovering {
+        self.state.as_mut().expect("there is a state from the stage Verify on")
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.superblock.as_ref().expect("the superblock was judged first").0.geometry
+    }
+
+    /// The stage is done: prepares the next one. `true`: that was the last.
+    fn next_stage(&mut self) -> Result<bool, OpenError> {
+        self.stage = match self.stage {
+            Stage::Superblocks => {
+                let copies = SUPERBLOCKS.map(|offset| self.image.block(offset));
+                if copies == [None, None] {
+                    return Err(OpenError::Disk("neither superblock could be read".into()));
+                }
+                self.superblock = Some(Superblock::judge(copies, self.cluster, self.node, self.size)?);
+                self.read_metadata();
+                Stage::Metadata
+            }
+            Stage::Metadata => {
+                self.judge_metadata()?;
+                self.read_first_writes();
+                Stage::Verify
+            }
+            Stage::Verify => self.flush(Stage::Settle),
+            Stage::Settle => {
+                self.heal();
+                Stage::Heal
+            }
+            Stage::Heal => {
+                let state = self.recovering();
+                state.anchor.sequence += 1;
+                state.anchor.life += 1;
+                state.anchor.end = state.found.journal_end;
+                let worse = 1 - state.found.anchor_copy;
+                self.write_anchor(worse);
+                Stage::LifeFirst
+            }
+            Stage::LifeFirst => {
+                let better = self.recovering().found.anchor_copy;
+                self.write_anchor(better);
+                Stage::LifeSecond
+            }
+            Stage::LifeSecond => {
+                self.write_table(true);
+                Stage::TableWorse
+            }
+            Stage::TableWorse => self.flush(Stage::TableWorseFlush),
+            Stage::TableWorseFlush => {
+                self.write_table(false);
+                Stage::TableBetter
+            }
+            Stage::TableBetter => self.flush(Stage::TableBetterFlush),
+            Stage::TableBetterFlush => {
+                self.restate();
+                Stage::Restate
+            }
+            Stage::Restate => {
+                let state = self.recovering();
+                let end = state.journal.durable();
+                state.anchor = Anchor {
+                    sequence: state.anchor.sequence + 1,
+                    tail: state.found.journal_end,
+                    durable: end,
+                    log_life: state.anchor.life,
+                    life: state.anchor.life,
+                    end: 0,
+                };
+                self.write_anchor(0);
+                Stage::AnchorFirst
+            }
+            Stage::AnchorFirst => {
+                self.write_anchor(1);
+                Stage::AnchorSecond
+            }
+            Stage::AnchorSecond => return Ok(true),
+        };
+        Ok(false)
+    }
+
+    fn flush(&mut self, stage: Stage) -> Stage {
+        self.waiting.push_back(DiskOpKind::Flush);
+        stage
+    }
+
+    fn write(&mut self, offset: u64, data: Data, sync: bool) {
+        self.waiting.push_back(DiskOpKind::Write { offset: ByteCount(offset), data: vec![data], sync });
+    }
+
+    fn read_metadata(&mut self) {
+        let geometry = self.geometry();
+        let table = u64::from(geometry.table_blocks) * BLOCK_BYTES;
+        let regions = [
+            (ANCHORS[0], BLOCK_BYTES),
+            (ANCHORS[1], BLOCK_BYTES),
+            (CATALOGS[0], CATALOG_BYTES as u64),
+            (CATALOGS[1], CATALOG_BYTES as u64),
+            (JOURNAL, JOURNAL_BLOCKS * BLOCK_BYTES),
+            (geometry.tables[0], table),
+            (geometry.tables[1], table),
+        ];
+        for (start, len) in regions {
+            for at in (0..len).step_by(CHUNK_BYTES as usize) {
+                let len = CHUNK_BYTES.min(len - at) as usize;
+                self.waiting.push_back(DiskOpKind::Read { offset: ByteCount(start + at), len });
+            }
+        }
+    }
+
+    fn judge_metadata(&mut self) -> Result<(), OpenError> {
+        let (superblock, geometry) = (self.superblock.expect("it was judged before").0, self.geometry());
+        let pool = superblock.identity.pool;
+        let mut found = recover(&std::mem::take(&mut self.image), pool, &geometry)?;
+        let sequences = std::mem::take(&mut found.sequences);
+        let mut table = SlotTable::new(geometry, std::mem::take(&mut found.slots), sequences);
+        found.table_heal.keys().for_each(|block| table.mark_dirty(*block));
+        let table_blocks = table.take_dirty(pool);
+        let anchor = found.anchor;
+        let journal = Journal::new(pool, anchor.life + 1, found.journal_end);
+        self.state = Some(Recovering { found, table, anchor, journal, table_blocks });
+        Ok(())
+    }
+
+    /// First writes that no flush is known to have covered, in runs of neighbours.
+    fn read_first_writes(&mut self) {
+        let geometry = self.geometry();
+        let mut reads = Vec::new();
+        for hot in self.recovering().found.hot.values() {
+            let mut run: Option<(u16, u16)> = None;
+            let slot = hot.slot.unwrap_or_default();
+            let mut push = |(first, count): (u16, u16)| {
+                let len = usize::from(count) * BLOCK;
+                reads.push(DiskOpKind::Read { offset: geometry.data_offset(slot, first), len });
+            };
+            for block in hot.recovered.overlay.keys().copied() {
+                run = match run {
+                    Some((first, count)) if first + count == block && count < 256 => Some((first, count + 1)),
+                    before => {
+                        before.into_iter().for_each(&mut push);
+                        Some((block, 1))
+                    }
+                };
+            }
+            run.into_iter().for_each(&mut push);
+        }
+        self.waiting.extend(reads);
+    }
+
+    fn on_verified(&mut self, offset: u64, len: usize, data: Option<Data>) {
+        let block = (offset - self.geometry().data) / BLOCK_BYTES;
+        let (slot, first) = ((block / EXTENT_BLOCKS) as u32, (block % EXTENT_BLOCKS) as u16);
+        let hot = self.recovering().found.hot.values_mut().find(|hot| hot.slot == Some(slot));
+        let recovered = &mut hot.expect("only blocks of hot extents are verified").recovered;
+        for at in 0..len / BLOCK {
+            let Some((expected, _)) = recovered.overlay.remove(&(first + at as u16)) else { continue };
+            let base = &mut recovered.base[usize::from(first) + at];
+            match &data {
+                None => *base = Base::Lost,
+                Some(data) if BlockChecksum::of(&data.as_slice()[at * BLOCK..][..BLOCK]) == expected => {
+                    *base = Base::Valid;
+                }
+                // It never arrived, and nobody was promised that it would: it is what it was.
+                Some(_) => {}
+            }
+        }
+    }
+
+    fn heal(&mut self) {
+        let (superblock, damaged) = self.superblock.expect("it was judged before");
+        for (offset, _) in SUPERBLOCKS.into_iter().zip(damaged).filter(|(_, damaged)| *damaged) {
+            self.write(offset, superblock.encode(), true);
+        }
+        let found = &self.recovering().found;
+        let (catalog, heal) =
+            (found.catalog.encode(found.catalog_sequence, superblock.identity.pool), found.catalog_heal);
+        for (offset, _) in CATALOGS.into_iter().zip(heal).filter(|(_, heal)| *heal) {
+            self.write(offset, catalog.clone(), true);
+        }
+    }
+
+    fn write_anchor(&mut self, copy: usize) {
+        let pool = self.superblock.expect("it was judged before").0.identity.pool;
+        let anchor = self.recovering().anchor.encode(pool);
+        self.write(ANCHORS[copy], anchor, true);
+    }
+
+    fn write_table(&mut self, worse: bool) {
+        let geometry = self.geometry();
+        let state = self.recovering();
+        let writes: Vec<(u64, Data)> = state
+            .table_blocks
+            .iter()
+            .map(|(block, data)| {
+                let better = state.found.table_heal[block];
+                let copy = if worse { 1 - better } else { better };
+                (geometry.table_offset(copy, *block).0, data.clone())
+            })
+            .collect();
+        for (offset, data) in writes {
+            self.write(offset, data, false);
+        }
+    }
+
+    fn restate(&mut self) {
+        let state = self.recovering();
+        let mut records = Vec::new();
+        for ((volume, extent), hot) in &state.found.hot {
+            records.push(Record::Hot { volume: *volume, extent: *extent, generation: hot.generation });
+            if let Some(slot) = hot.slot {
+                records.push(Record::Mask(Box::new(hot.recovered.mask(slot))));
+            }
+        }
+        if records.is_empty() {
+            return;
+        }
+        state.journal.restate(records, LogThen::Nothing);
+        let writes = state.journal.start();
+        self.waiting.extend(writes.into_iter().flatten());
+    }
+
+    fn finish(&mut self) -> Pool {
+        let (superblock, _) = self.superblock.expect("it was judged before");
+        let state = self.state.take().expect("the opening ends once");
+        Pool::new(superblock, state.found, state.table, state.anchor, state.journal, self.next_op)
+    }
+}

@@ -1,0 +1,173 @@
+//! A store on a faulty disk, driven step by step.
+#![allow(dead_code)]
+
+use pollux_base::unit::BlockRange;
+use pollux_base::{
+    BlockChecksum, BlockCount, BlockIndex, ByteCount, ClusterId, Data, DiskOpKind, ExtentIndex, Generation, GroupId,
+    Instant, NodeId, PoolId, VolumeId,
+};
+use pollux_store::faulty_disk::FaultyDisk;
+use pollux_store::{Input, OpenError, Output, PoolIdentity, Store, StoreError, StoreOp, StoreReply, StoreRequestId};
+use std::collections::BTreeMap;
+
+pub const SIZE: u64 = 64 << 20;
+pub const CLUSTER: ClusterId = ClusterId(0xc1);
+pub const NODE: NodeId = NodeId(1);
+pub const IDENTITY: PoolIdentity = PoolIdentity { cluster: CLUSTER, node: NODE, pool: PoolId(0x9001) };
+pub const GROUP: GroupId = GroupId(1);
+pub const VOLUME: VolumeId = VolumeId(1);
+pub const BLOCK: usize = 4096;
+
+pub type Ended = Result<StoreReply, StoreError>;
+
+pub fn formatted() -> FaultyDisk {
+    let mut disk = FaultyDisk::new(SIZE, 1);
+    for op in Store::format(IDENTITY, ByteCount(SIZE)).expect("a legal size") {
+        let id = op.id;
+        disk.submit(op);
+        disk.complete(id).expect("it was just submitted").result.expect("nothing fails here");
+    }
+    disk
+}
+
+pub fn gen_(generation: u64) -> Generation {
+    Generation(generation)
+}
+pub fn x(extent: u32) -> ExtentIndex {
+    ExtentIndex(extent)
+}
+pub fn range(start: u64, count: u64) -> BlockRange {
+    BlockRange::new(BlockIndex(start), BlockCount(count))
+}
+/// Blocks of one byte each.
+pub fn filled(bytes: &[u8]) -> Data {
+    Data::copy_of(&bytes.iter().flat_map(|byte| [*byte; BLOCK]).collect::<Vec<u8>>())
+}
+pub fn write_op(volume: VolumeId, start: u64, data: Data) -> StoreOp {
+    let checksums = BlockChecksum::of_all(data.as_slice());
+    StoreOp::Write { volume, range: range(start, checksums.len() as u64), data, checksums }
+}
+
+pub struct Rig {
+    pub disk: FaultyDisk,
+    pub store: Store,
+    pub ended: BTreeMap<StoreRequestId, Ended>,
+    pub opened: Option<Result<(), OpenError>>,
+    /// Writes, flushes and discards that the store has issued since it was opened, oldest first.
+    pub issued: Vec<DiskOpKind>,
+    next_id: u64,
+}
+
+impl Rig {
+    pub fn opening(disk: FaultyDisk) -> Rig {
+        Rig::opening_as(disk, CLUSTER, NODE)
+    }
+    pub fn opening_as(disk: FaultyDisk, cluster: ClusterId, node: NodeId) -> Rig {
+        let store = Store::open(cluster, node, ByteCount(disk.size()));
+        let mut rig = Rig { disk, store, ended: BTreeMap::new(), opened: None, issued: Vec::new(), next_id: 0 };
+        rig.drain();
+        rig
+    }
+    /// Runs the opening to its end.
+    pub fn open(disk: FaultyDisk) -> Result<Rig, (OpenError, FaultyDisk)> {
+        let mut rig = Rig::opening(disk);
+        rig.settle();
+        match rig.opened.take().expect("an opening ends") {
+            Ok(()) => Ok(rig),
+            Err(error) => Err((error, rig.disk)),
+        }
+    }
+    /// A fresh pool with a volume of 32 MiB.
+    pub fn fresh() -> Rig {
+        let mut rig = Rig::open(formatted()).map_err(|(error, _)| error).expect("a fresh pool opens");
+        rig.done(StoreOp::Create { volume: VOLUME, group: GROUP, size: ByteCount(32 << 20) });
+        rig
+    }
+    pub fn reopen(self) -> Rig {
+        Rig::open(self.disk).map_err(|(error, _)| error).expect("the pool opens again")
+    }
+
+    pub fn drain(&mut self) {
+        while let Some(output) = self.store.poll() {
+            match output {
+                Output::Disk(op) => {
+                    if !matches!(op.kind, DiskOpKind::Read { .. }) {
+                        self.issued.push(op.kind.clone());
+                    }
+                    self.disk.submit(op);
+                }
+                Output::Opened(result) => self.opened = Some(result),
+                Output::Ended(id, result) => {
+                    assert!(self.ended.insert(id, result).is_none(), "{id:?} ended twice");
+                }
+            }
+        }
+    }
+    /// Completes one operation of the disk. `false`: there was none.
+    pub fn step(&mut self) -> bool {
+        let Some(done) = self.disk.complete_any() else { return false };
+        self.store.handle(Instant(0), Input::Disk(done));
+        self.drain();
+        self.store.check();
+        true
+    }
+    pub fn settle(&mut self) {
+        while self.step() {}
+    }
+    pub fn ask(&mut self, op: StoreOp) -> StoreRequestId {
+        self.next_id += 1;
+        let id = StoreRequestId(self.next_id);
+        self.store.handle(Instant(0), Input::Request(id, op));
+        self.drain();
+        self.store.check();
+        id
+    }
+    /// Asks and runs until it has ended.
+    pub fn end(&mut self, op: StoreOp) -> Ended {
+        let id = self.ask(op.clone());
+        while !self.ended.contains_key(&id) {
+            assert!(self.step(), "{op:?} never ends");
+        }
+        self.ended.remove(&id).expect("it has ended")
+    }
+    pub fn done(&mut self, op: StoreOp) {
+        assert_eq!(self.end(op), Ok(StoreReply::Done));
+    }
+    pub fn heat(&mut self, extents: &[u32], generation: u64) {
+        let extents = extents.iter().copied().map(ExtentIndex).collect();
+        self.done(StoreOp::Heat { volume: VOLUME, extents, generation: gen_(generation) });
+    }
+    pub fn cool(&mut self, extents: &[u32]) {
+        self.done(StoreOp::Cool { volume: VOLUME, extents: extents.iter().copied().map(ExtentIndex).collect() });
+    }
+    pub fn write(&mut self, start: u64, bytes: &[u8]) {
+        self.done(write_op(VOLUME, start, filled(bytes)));
+    }
+    pub fn zero(&mut self, start: u64, count: u64) {
+        self.done(StoreOp::Zero { volume: VOLUME, range: range(start, count) });
+    }
+    pub fn flush(&mut self) {
+        self.done(StoreOp::Flush);
+    }
+    pub fn read_of(&mut self, volume: VolumeId, start: u64, count: u64) -> Ended {
+        self.end(StoreOp::Read { volume, range: range(start, count) })
+    }
+    /// First byte of each block; all bytes of a block must be the same.
+    pub fn bytes(&mut self, start: u64, count: u64) -> Vec<u8> {
+        match self.read_of(VOLUME, start, count) {
+            Ok(StoreReply::Read { data, .. }) => data.as_slice().chunks_exact(BLOCK).map(uniform).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+    pub fn corrupt(&mut self, start: u64, count: u64) -> Vec<BlockRange> {
+        match self.read_of(VOLUME, start, count) {
+            Err(StoreError::Corrupt(ranges)) => ranges,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+pub fn uniform(block: &[u8]) -> u8 {
+    assert!(block.iter().all(|byte| *byte == block[0]), "a block of several values");
+    block[0]
+}
