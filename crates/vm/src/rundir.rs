@@ -43,6 +43,11 @@ impl RunDir {
         self.path.join("pid")
     }
 
+    /// Makes the folder, if it is not there. It is no run by that.
+    pub fn make(&self) -> io::Result<()> {
+        fs::create_dir_all(&self.path)
+    }
+
     /// Begins a run: nothing of an earlier one is left. Returns the file for QEMU's words.
     pub fn prepare(&self, guest: &Guest) -> io::Result<File> {
         if self.console_socket().as_os_str().len() > MAX_SOCKET_PATH {
@@ -51,7 +56,7 @@ impl RunDir {
                 format!("its path is too long for a socket (at most {MAX_SOCKET_PATH} bytes); use a shorter run_dir"),
             ));
         }
-        fs::create_dir_all(&self.path)?;
+        self.make()?;
         self.clear()?;
         write_whole(&self.guest_file(), &serde_json::to_vec_pretty(guest)?)?;
         File::create(self.qemu_log())

@@ -100,9 +100,12 @@ impl Vms {
         runs.iter().filter(|(_, run)| !run.task.is_finished()).map(|(vm, run)| (*vm, run.incarnation)).collect()
     }
 
-    /// The console's output, beginning with at most `history_bytes` of what was said before.
+    /// The console's output, beginning with at most `history_bytes` of what was said before. Also of a VM that does not
+    /// run, or never ran here: its output follows when it does.
     pub fn console(&self, vm: VmId, history_bytes: u64) -> io::Result<Console> {
-        Console::open(&RunDir::of(&self.shared.settings, vm).console_log(), history_bytes)
+        let dir = RunDir::of(&self.shared.settings, vm);
+        dir.make()?;
+        Console::open(&dir.console_log(), history_bytes)
     }
 
     /// A way to type at the console.

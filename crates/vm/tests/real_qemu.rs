@@ -332,3 +332,45 @@ fn a_start_that_cannot_succeed_says_why_and_leaves_nothing() {
         assert!(!place.run_dir().join("guest.json").exists());
     });
 }
+
+/// In a network namespace of its own, made for it: the test starts itself again in there.
+#[test]
+fn a_network_card_is_on_the_bridge_and_goes_with_its_guest() {
+    const INSIDE: &str = "POLLUX_TEST_INSIDE_NAMESPACE";
+    if std::env::var_os(INSIDE).is_none() {
+        let me = std::env::current_exe().expect("this test");
+        let inner = Command::new("unshare")
+            .args(["--net", "--"])
+            .arg(me)
+            .args(["--exact", "a_network_card_is_on_the_bridge_and_goes_with_its_guest"])
+            .env(INSIDE, "yes")
+            .output()
+            .expect("util-linux is installed");
+        assert!(
+            inner.status.success(),
+            "in a network namespace of its own (needs root): {}{}",
+            String::from_utf8_lossy(&inner.stdout),
+            String::from_utf8_lossy(&inner.stderr)
+        );
+        return;
+    }
+    let ip = |words: &str| {
+        let output = Command::new("ip").args(words.split(' ')).output().expect("iproute2 is installed");
+        String::from_utf8_lossy(&output.stdout).to_string()
+    };
+    ip("link add guests type bridge");
+    ip("link set guests up");
+    // One that a crash left behind is replaced.
+    ip("tuntap add dev pv1 mode tap");
+    let place = Place::new();
+    runtime().block_on(async {
+        let settings = Settings { bridge: Some("guests".into()), ..place.settings() };
+        let (vms, mut events) = Vms::open(settings).await.expect("a new folder");
+        start_and_see_it_up(&vms, &mut events, 1).await;
+        let cards = ip("-o link show master guests");
+        assert!(cards.contains(" pv1:") && cards.contains("LOWER_UP"), "{cards}");
+        vms.stop(VmId(1));
+        assert_eq!(next(&mut events).await, ended(1, false, "stopped"));
+        assert_eq!(ip("-o link show master guests"), "");
+    });
+}
