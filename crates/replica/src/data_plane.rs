@@ -168,7 +168,10 @@ impl DataPlane {
                     }
                 }
             }
-            Err(reason) => self.node.fail_pool(&reason),
+            Err(reason) => {
+                self.node.pool_refused = true;
+                self.node.fail_pool(&reason);
+            }
         }
         for input in std::mem::take(&mut self.early) {
             self.on_input(input);

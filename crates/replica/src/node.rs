@@ -53,6 +53,8 @@ pub(crate) struct Node {
     pub out: VecDeque<Output>,
     /// Why the pool is out of use, once it is. A store whose write failed takes no more (W6).
     pub pool_failed: Option<String>,
+    /// The pool was refused when it was opened: it takes no requests at all.
+    pub pool_refused: bool,
     started: Instant,
     owners: BTreeMap<StoreRequestId, (GroupId, Purpose)>,
     next: u64,
@@ -67,6 +69,7 @@ impl Node {
             links: BTreeMap::new(),
             out: VecDeque::new(),
             pool_failed: None,
+            pool_refused: false,
             started: now,
             owners: BTreeMap::new(),
             next: 1,
@@ -89,8 +92,12 @@ impl Node {
         Sequence(self.next_number())
     }
 
-    /// Asks the store. The end comes to the group with `purpose`, never before this returns.
+    /// Asks the store. The end comes to the group with `purpose`, never before this returns; of a pool that could not be
+    /// opened it never comes.
     pub(crate) fn request(&mut self, group: GroupId, purpose: Purpose, op: StoreOp) {
+        if self.pool_refused {
+            return;
+        }
         let id = StoreRequestId(self.next_number());
         self.owners.insert(id, (group, purpose));
         self.store.handle(self.now, pollux_store::Input::Request(id, op));

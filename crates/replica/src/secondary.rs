@@ -501,7 +501,7 @@ mod tests {
         }
         let extent = ExtentIndex(2);
         let range = BlockRange::new(extent.first_block(), BlockCount(EXTENT_BLOCKS));
-        let run = |start, count| BlockRange::new(BlockIndex(2048 + start), BlockCount(count));
+        let run = |start: u64, count| BlockRange::new(BlockIndex(2048 + start), BlockCount(count));
         assert_eq!(differing(extent, range, &theirs, &own), [run(0, 2), run(5, 1), run(1023, 1)]);
     }
 }
