@@ -216,8 +216,11 @@ impl Applying<'_> {
             (NodePhase::Lost, NodePhase::Fenced, Some(proof)) => {
                 format!("`{name}` is proven unable to act: {}", proof.text())
             }
-            // A node that came back, was taken in and is a member again.
-            (NodePhase::Fenced, NodePhase::Online, None) if alone.is_none() => format!("`{name}` is back"),
+            // A node that came back, was taken in and is a member again; or it was a member for so short a time that it has the
+            // grant before anybody said so.
+            (NodePhase::Fenced, NodePhase::Online, None) if alone.is_none_or(|alone| alone == node) => {
+                format!("`{name}` is back")
+            }
             (from, to, _) => return Err(stale(format!("`{name}` does not go from {from:?} to {to:?}"))),
         };
         found.phase = phase;

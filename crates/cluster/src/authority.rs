@@ -10,7 +10,7 @@
 //!                          │                   ▲                  │
 //!          the register    │        Reviving ──┘                  │
 //!          says otherwise  ▼        (boots with `alone`)          │
-//!                          Outdated ──gives up its log, joins─────┘
+//!                          Outdated ──gives up its log──► Rejoining
 //! ```
 //! Order of durable steps. Going alone: register, then record, then log, then acts. Coming together: record says `not
 //! alone` and the guard needs its peer again *before* `Members` is proposed; the register is set to `both` *after* it is
@@ -28,6 +28,8 @@ use std::time::Duration;
 
 /// Things asked of the shell that take it milliseconds are asked again after this long.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
+/// Learner first, then voter: each step is asked for again after this long.
+const TAKE_IN_AGAIN: Duration = Duration::from_secs(1);
 /// A member whose peer says that it has no log any more is believed after this long: the word may have been on its way
 /// while the peer was taken in.
 const GAVE_UP_FOR: Duration = Duration::from_secs(5);
@@ -48,6 +50,8 @@ pub(crate) enum Stand {
     Granted { epoch: Epoch, proof: Proof },
     /// A newer epoch exists without this node. It gives up its log once it is told by whom.
     Outdated { to: Option<NodeId>, epoch: Epoch, since_unix_ms: u64, why: String },
+    /// The log says that it is a member again; saves that before it acts on it.
+    Rejoining { epoch: Epoch },
 }
 
 impl Stand {
@@ -75,6 +79,12 @@ impl Cluster {
             Stand::Reviving { .. } | Stand::Asking => {}
             Stand::Granted { epoch, proof } => self.be_granted(now, epoch, proof),
             Stand::Outdated { to, epoch, .. } => self.be_outdated(now, to, epoch),
+            Stand::Rejoining { epoch } => {
+                if self.saved(now, EpochRecord { epoch, alone: false, gave_up: None }) {
+                    self.gave_up = false;
+                    self.set_stand(Stand::Member { wait: now + BOOT_WAIT });
+                }
+            }
         }
         if let Stand::Asking = self.stand {
             self.ask_no_longer_if_peer_is_back(now);
@@ -219,6 +229,7 @@ impl Cluster {
         let is_mine = self.log.voters == [self.me];
         if self.acts_alone() {
             self.mark_lost_nodes(now);
+            self.bring_nodes_online(now);
             match self.partner() {
                 Some(partner) if is_mine => self.take_in(now, partner),
                 Some(partner) if self.log.voters.contains(&partner) => self.come_together(now, partner, epoch),
@@ -251,7 +262,7 @@ impl Cluster {
     fn take_in(&mut self, now: Instant, partner: NodeId) {
         let is_fenced = self.state.nodes.get(&partner).is_some_and(|node| node.phase == NodePhase::Fenced);
         let asks = self.hello_of(now, partner).is_some_and(|hello| hello.wants_to_join);
-        if is_fenced && asks && self.is_up(partner) && self.is_due(now, ("take in", partner.0, 0), ASK_AGAIN) {
+        if is_fenced && asks && self.is_up(partner) && self.is_due(now, ("take in", partner.0, 0), TAKE_IN_AGAIN) {
             self.output(Output::TakeIn { node: partner });
         }
     }
@@ -310,7 +321,7 @@ impl Cluster {
         let own = match &self.stand {
             // By whom is not known yet: the next one to say so.
             Stand::Outdated { to: None, epoch, .. } => Epoch(epoch.0.saturating_sub(1)),
-            Stand::Outdated { epoch, .. } | Stand::Granted { epoch, .. } => *epoch,
+            Stand::Outdated { epoch, .. } | Stand::Granted { epoch, .. } | Stand::Rejoining { epoch } => *epoch,
             _ => self.record_epoch(),
         };
         let follows_log = self.log.leader.is_some() && self.log.voters.contains(&self.me);
@@ -356,11 +367,7 @@ impl Cluster {
             && self.log.voters.contains(&self.me)
             && !self.giving_up;
         if is_member_again {
-            let record = EpochRecord { epoch: self.state.authority.epoch, alone: false, gave_up: None };
-            if self.saved(now, record) {
-                self.gave_up = false;
-                self.set_stand(Stand::Member { wait: now + BOOT_WAIT });
-            }
+            self.set_stand(Stand::Rejoining { epoch: self.state.authority.epoch });
             return;
         }
         let Some(from) = to else {
@@ -411,7 +418,7 @@ impl Cluster {
         let peers: Vec<NodeId> = self.setup.nodes.keys().copied().collect();
         let record = self.record.as_ref();
         match &self.stand {
-            Stand::Forming | Stand::Reviving { .. } => None,
+            Stand::Forming | Stand::Reviving { .. } | Stand::Rejoining { .. } => None,
             Stand::Outdated { epoch, .. } => Some(GuardCommand::Surrender { epoch: *epoch }),
             Stand::Granted { epoch, .. } => {
                 let is_saved = record.is_some_and(|record| record.alone && record.epoch == *epoch);
@@ -512,6 +519,7 @@ impl Cluster {
         let partner = self.partner().map_or_else(|| "its peers".into(), |node| format!("`{}`", self.name_of(node)));
         Some(match &self.stand {
             Stand::Forming => format!("the cluster is being formed: waits for {partner}"),
+            Stand::Rejoining { .. } => "this node is about to be a member again".into(),
             Stand::Reviving { .. } => "this node goes on alone; it looks whether the witness knows better".into(),
             Stand::Asking if self.setup.witness => match self.witness.trouble() {
                 Some(trouble) => format!("{partner} is silent and the witness is not reachable: {trouble}"),

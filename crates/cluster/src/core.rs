@@ -224,11 +224,12 @@ impl Cluster {
         if answer.is_ok() {
             self.on_applied(now, &entry.change);
         }
-        if let Some(request) = entry.request.filter(|_| entry.by == self.me) {
-            if self.pending.get(&request).is_some_and(|pending| pending.entry == entry) {
-                self.pending.remove(&request);
-                self.output(Output::Answer { request, result: answer });
-            }
+        let request = entry.request.filter(|request| {
+            entry.by == self.me && self.pending.get(request).is_some_and(|pending| pending.entry == entry)
+        });
+        if let Some(request) = request {
+            self.pending.remove(&request);
+            self.output(Output::Answer { request, result: answer });
         }
     }
 

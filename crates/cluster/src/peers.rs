@@ -26,8 +26,10 @@ pub(crate) struct Peers {
 pub(crate) struct Peer {
     /// Heard in both directions, by the newest view.
     pub is_up: bool,
-    /// Since when the views have been saying otherwise.
+    /// Since when it has been down: silent for `PEER_DOWN`, or heard but not hearing us for as long (verdict 8).
     pub down_since: Option<Instant>,
+    /// Since when it has been heard without hearing us: for a moment that is so whenever two guards meet.
+    deaf_since: Option<Instant>,
     /// When it was last heard, even if it does not hear us.
     pub heard: Option<Instant>,
     pub hello: Option<(Instant, PeerHello)>,
@@ -65,6 +67,7 @@ impl Peers {
         for peer in self.each.values_mut() {
             peer.is_up = false;
             peer.down_since = None;
+            peer.deaf_since = None;
         }
     }
 }
@@ -87,11 +90,11 @@ impl Cluster {
             peer.heard = peer.heard.max(heard);
             let is_silent = heard.is_none_or(|heard| now.since(heard) >= PEER_DOWN);
             peer.is_up = !is_silent && !seen.networks.is_empty();
-            if peer.is_up {
-                peer.down_since = None;
-            } else {
-                peer.down_since.get_or_insert(now);
-            }
+            let is_deaf = !is_silent && !peer.is_up;
+            peer.deaf_since = is_deaf.then(|| peer.deaf_since.unwrap_or(now));
+            let is_deaf_for_long = peer.deaf_since.is_some_and(|since| now.since(since) >= PEER_DOWN);
+            let is_down = is_silent || is_deaf_for_long;
+            peer.down_since = is_down.then(|| peer.down_since.unwrap_or(now));
         }
         self.guard = Some(view);
     }

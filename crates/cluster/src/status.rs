@@ -36,7 +36,7 @@ impl Cluster {
     pub fn node_word(&self, node: NodeId) -> &'static str {
         if node == self.me {
             return match self.stand {
-                Stand::Forming => "joining",
+                Stand::Forming | Stand::Rejoining { .. } => "joining",
                 Stand::Outdated { .. } if self.gave_up => "joining",
                 Stand::Outdated { .. } => "isolated",
                 _ if self.may_act() => "online",

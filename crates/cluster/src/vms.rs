@@ -233,10 +233,8 @@ impl Cluster {
             return;
         }
         match (vm.phase, vm.wanted) {
-            (VmPhase::Recovering, Wanted::Stopped | Wanted::Off) => {
-                if node_phase != Some(NodePhase::Lost) {
-                    self.propose_step(now, id, vm, VmPhase::Stopped, "not wanted any more");
-                }
+            (VmPhase::Recovering, Wanted::Stopped | Wanted::Off) if node_phase != Some(NodePhase::Lost) => {
+                self.propose_step(now, id, vm, VmPhase::Stopped, "not wanted any more");
             }
             (VmPhase::Stopped | VmPhase::Recovering, Wanted::Running) => {
                 let not_before = self.restart_at(id, vm);

@@ -124,7 +124,7 @@ impl Cluster {
                 self.ask(now, Purpose::Revive, Register { epoch, alone: Some(self.me) }, None);
             }
             Stand::Member { .. } | Stand::Granted { .. } => self.look(now),
-            Stand::Forming | Stand::Outdated { .. } => {}
+            Stand::Forming | Stand::Outdated { .. } | Stand::Rejoining { .. } => {}
         }
     }
 
