@@ -1,6 +1,8 @@
 //! A store on a faulty disk, driven step by step.
 #![allow(dead_code)]
 
+pub mod history;
+
 use pollux_base::unit::BlockRange;
 use pollux_base::{
     BlockChecksum, BlockCount, BlockIndex, ByteCount, ClusterId, Data, DiskOpKind, ExtentIndex, Generation, GroupId,

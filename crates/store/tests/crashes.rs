@@ -1,0 +1,66 @@
+//! Crashes at every moment: what was acknowledged survives the death of the process, what was flushed survives a power
+//! cut, and nothing that may differ between replicas is forgotten.
+
+mod common;
+
+use common::history::{Crash, History};
+use pollux_store::faulty_disk::Luck;
+
+fn or_fail<T>(seed: u64, what: &str, result: Result<T, String>) -> T {
+    result.unwrap_or_else(|error| panic!("seed {seed}, {what}: {error}"))
+}
+
+#[test]
+fn a_crash_at_every_step_of_a_history_loses_nothing() {
+    for seed in 0..3 {
+        for steps in 0..120 {
+            for crash in [Crash::Kill, Crash::PowerCut] {
+                let mut history = History::new(seed);
+                or_fail(seed, "run", history.run(60 + steps));
+                or_fail(seed, &format!("{crash:?} after {steps}"), history.crash(crash));
+            }
+        }
+    }
+}
+
+#[test]
+fn long_histories_of_many_crashes_lose_nothing() {
+    let mut full = 0;
+    for seed in 100..160 {
+        let mut luck = Luck::new(seed);
+        let mut history = History::new(seed);
+        for _ in 0..8 {
+            or_fail(seed, "run", history.run(luck.below(500)));
+            let crash = if luck.one_in(2) { Crash::Kill } else { Crash::PowerCut };
+            history = or_fail(seed, "crash", history.crash(crash));
+        }
+        full += history.full;
+    }
+    assert!(full > 0, "the pool is small enough to be full at times");
+}
+
+#[test]
+fn a_crash_at_any_step_of_a_checkpoint_loses_nothing() {
+    for seed in 200..230 {
+        let mut luck = Luck::new(seed);
+        let mut history = History::new(seed);
+        or_fail(seed, "run", history.run(luck.below(200)));
+        history.fill_journal(960 + luck.below(64));
+        or_fail(seed, "run", history.run(20 + luck.below(150)));
+        let crash = if luck.one_in(2) { Crash::Kill } else { Crash::PowerCut };
+        let mut history = or_fail(seed, "crash", history.crash(crash));
+        or_fail(seed, "run", history.run(100));
+        or_fail(seed, "second crash", history.crash(Crash::PowerCut));
+    }
+}
+
+/// The checker is of use: on a disk whose flushes do nothing it must find losses.
+#[test]
+fn a_disk_that_lies_about_flushes_is_found_out() {
+    let lies = (300..340).filter(|seed| {
+        let mut history = History::new(*seed);
+        history.rig.disk.ignore_flushes();
+        history.run(400).and_then(|()| history.crash(Crash::PowerCut)).is_err()
+    });
+    assert!(lies.count() > 10, "a lie is seen most of the time");
+}
