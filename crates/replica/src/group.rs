@@ -52,6 +52,9 @@ pub(crate) struct Group {
     pub adopted: Option<Stamp>,
     /// A stamp that a human gave up, until it is applied.
     pub discard: Option<Stamp>,
+    /// Since this replica last held everything for certain its process has not died: it has all that was acknowledged,
+    /// also what was not flushed. Known only in memory, because it is about what memory cannot outlive.
+    pub is_continuous: bool,
     /// A peer knows this newer record.
     pub outdated: Option<Stamp>,
     pub local: Local,
@@ -79,6 +82,7 @@ impl Group {
             adopting: None,
             adopted: None,
             discard: None,
+            is_continuous: false,
             outdated: None,
             local: Local::default(),
             full_retry: None,
@@ -209,6 +213,7 @@ impl Group {
         }
         self.verdict = judged;
         let is_member = matches!(judged, Verdict::Member { .. } | Verdict::Born);
+        self.is_continuous &= is_member;
         let before = match &base {
             Some(note) if note.primary == spec.record.primary => match &self.primary {
                 // In this run the wait for the one before may be over already.

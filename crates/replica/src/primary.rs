@@ -10,7 +10,7 @@ use crate::note::Note;
 use crate::range_queue::{Key, RangeQueue};
 use crate::repair::Repair;
 use crate::requests::Pending;
-use crate::resync::Sync;
+use crate::resync::{Direction, Sync};
 use crate::verdict::Verdict;
 use crate::wire::{Message, Sequence, Standing};
 use pollux_base::order::FreezeReason;
@@ -54,6 +54,16 @@ pub(crate) struct Member {
     pub reported: Option<Instant>,
     /// Its pool is full.
     pub is_full: bool,
+    /// It has joined; its comparison has not begun.
+    pub joined: Option<Joined>,
+}
+
+/// What a replica said of itself, as far as its comparison needs it.
+pub(crate) struct Joined {
+    /// Last in sync by this record.
+    pub since: Option<Stamp>,
+    pub is_continuous: bool,
+    pub extents: Vec<(VolumeId, Vec<ExtentIndex>)>,
 }
 
 /// A question to a peer that was not answered yet.
@@ -205,8 +215,10 @@ impl Group {
                 since: node.now,
                 reported: None,
                 is_full: false,
+                joined: None,
             });
             member.reported = None;
+            member.joined = None;
             let was_current = matches!(member.state, MemberState::Current);
             if !(was_current && required.contains(&replica)) {
                 if was_current || !matches!(member.state, MemberState::Away) {
@@ -225,6 +237,7 @@ impl Group {
             self.want_lease(node, *peer);
         }
         self.resume_requests(node);
+        self.begin_joined(node);
         self.confirm_birth(node);
         self.reap(node);
     }
@@ -279,6 +292,7 @@ impl Group {
                 member.since = since;
             }
             member.is_full = false;
+            member.joined = None;
             let state = std::mem::replace(&mut member.state, MemberState::Away);
             self.end_sync(node, state);
         }
@@ -355,16 +369,53 @@ impl Group {
             self.verdict = Verdict::Empty;
             return;
         }
-        let since = match standing {
-            Standing::InSync { at, .. } => Some(at),
-            Standing::Stale { since } => since,
-            _ => None,
+        let (since, is_continuous) = match standing {
+            Standing::InSync { at, continuous, .. } => (Some(at), continuous),
+            Standing::Stale { since } => (since, false),
+            _ => (None, false),
         };
-        self.begin_sync(node, peer, required, since, extents);
+        member.joined = Some(Joined { since, is_continuous, extents });
         if required {
             self.resend_to(node, peer);
         }
-        self.step_sync(node, peer);
+        self.begin_joined(node);
+    }
+
+    /// Begins the comparisons of replicas that have joined.
+    ///
+    /// Whose blocks are right? Where they differ, a write was under way and never acknowledged, so either would do; but a
+    /// primary whose process died may have lost power with it, and with the power what was acknowledged and not flushed. A
+    /// member that has lived on has all of that. So such a primary waits for all required replicas, takes over the blocks
+    /// of one that has lived on, if there is one, and only then passes them on to others.
+    pub(crate) fn begin_joined(&mut self, node: &mut Node) {
+        let required = self.required(node.me);
+        if self.acting().is_none() {
+            return;
+        }
+        let is_member = self.is_member(node);
+        let Some(primary) = &mut self.primary else { return };
+        if !self.is_continuous && is_member {
+            let all =
+                required.iter().all(|peer| primary.members.get(peer).is_some_and(|member| member.joined.is_some()));
+            if !all {
+                return;
+            }
+            let lived_on = |peer: &&NodeId| {
+                let joined = primary.members.get(*peer).and_then(|member| member.joined.as_ref());
+                joined.is_some_and(|joined| joined.is_continuous)
+            };
+            if let Some(source) = required.iter().find(lived_on).copied() {
+                self.begin_sync(node, source, Direction::Here);
+                return;
+            }
+            self.is_continuous = true;
+        }
+        let Some(primary) = &self.primary else { return };
+        let joined: Vec<NodeId> =
+            primary.members.iter().filter(|(_, member)| member.joined.is_some()).map(|(peer, _)| *peer).collect();
+        for peer in joined {
+            self.begin_sync(node, peer, Direction::There);
+        }
     }
 
     /// The replica cannot take part. If it is required, its loss is reported at once.
@@ -375,6 +426,7 @@ impl Group {
         }
         member.since = node.now;
         member.is_full = false;
+        member.joined = None;
         let state = std::mem::replace(&mut member.state, MemberState::Unfit { reason });
         if let Some(primary) = &mut self.primary {
             primary.asked.retain(|_, asked| asked.peer != peer);
@@ -387,13 +439,7 @@ impl Group {
     /// Everything it may lack is there: it is told, and notes it durably, before it may be named or counted on.
     pub(crate) fn confirm_member(&mut self, node: &mut Node, peer: NodeId) {
         let named = self.spec.as_ref().is_some_and(|spec| spec.record.in_sync.contains(&peer));
-        let is_born = self.note.as_ref().is_some_and(|note| note.born);
         let Some(member) = self.primary.as_mut().and_then(|primary| primary.member(peer)) else { return };
-        if named && !is_born {
-            member.state = MemberState::Current;
-            self.reap(node);
-            return;
-        }
         member.state = MemberState::Confirming { required: named };
         self.want_lease(node, peer);
         let Some((sequence, stamp)) = self.ask(node, peer, What::Current) else { return };

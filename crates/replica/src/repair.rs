@@ -18,6 +18,8 @@ pub(crate) enum For {
     Request(Key),
     /// An extent that is brought to a peer.
     Copy { peer: NodeId, key: Key },
+    /// An extent that is taken over from a peer: its blocks, and nobody else's.
+    Take { peer: NodeId, key: Key },
 }
 
 /// How it ended.
@@ -42,7 +44,7 @@ pub(crate) struct Repair {
 
 impl Repair {
     pub(crate) fn is_for(&self, key: Key) -> bool {
-        matches!(self.whom, For::Request(own) | For::Copy { key: own, .. } if own == key)
+        matches!(self.whom, For::Request(own) | For::Copy { key: own, .. } | For::Take { key: own, .. } if own == key)
     }
 }
 
@@ -64,10 +66,16 @@ impl Group {
         };
         // A replica that is just being settled differs only in what was never acknowledged: either copy is right.
         let settling = match whom {
-            For::Copy { peer, .. } => Some(peer).filter(|peer| !repair.tried.contains(peer) && self.is_settling(*peer)),
+            For::Copy { peer, .. } | For::Take { peer, .. } => {
+                Some(peer).filter(|peer| !repair.tried.contains(peer) && self.is_settling(*peer))
+            }
             For::Request(_) => None,
         };
-        let Some(from) = self.reader(&repair.tried).or(settling) else {
+        let reader = match whom {
+            For::Take { .. } => None,
+            For::Request(_) | For::Copy { .. } => self.reader(&repair.tried),
+        };
+        let Some(from) = reader.or(settling) else {
             let in_sync = self.spec.iter().flat_map(|spec| &spec.record.in_sync);
             let untried = in_sync.filter(|peer| **peer != node.me && !repair.tried.contains(*peer)).count();
             return self.end_repair(node, key, if untried > 0 { Outcome::Wait } else { Outcome::NoCopy });
@@ -108,7 +116,11 @@ impl Group {
                 for extent in range.extents() {
                     primary.warm.entry((volume, extent)).or_insert((0, now));
                 }
-                let act = Act::Write { data, checksums };
+                // Thin stays thin.
+                let act = match data.as_slice().iter().all(|byte| *byte == 0) {
+                    true => Act::Zero,
+                    false => Act::Write { data, checksums },
+                };
                 let job = Job { origin: Origin::Repair { key }, volume, range, act, fua: false };
                 self.local.submit(node, id, generation, job);
                 self.cool_later(node);
@@ -126,7 +138,10 @@ impl Group {
             Ok(_) => {
                 let Some(repair) = self.repair(key) else { return };
                 repair.tried.clear();
-                if let Some(range) = repair.ranges.pop_front() {
+                let is_taken_over = matches!(repair.whom, For::Take { .. });
+                if let Some(range) = repair.ranges.pop_front()
+                    && !is_taken_over
+                {
                     self.healed += range.count.0;
                 }
                 self.step_repair(node, key);
@@ -139,7 +154,7 @@ impl Group {
         let Some(repair) = self.primary.as_mut().and_then(|primary| primary.repairs.remove(&key)) else { return };
         match repair.whom {
             For::Request(key) => self.on_request_repaired(node, key, outcome),
-            For::Copy { peer, key } => self.on_copy_repaired(node, peer, key, outcome),
+            For::Copy { peer, key } | For::Take { peer, key } => self.on_copy_repaired(node, peer, key, outcome),
         }
     }
 

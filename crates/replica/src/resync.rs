@@ -11,12 +11,12 @@
 use crate::group::Group;
 use crate::local::{Act, Job, JobResult, Origin};
 use crate::node::Node;
-use crate::primary::{MemberState, What};
+use crate::primary::{Joined, MemberState, What};
 use crate::range_queue::{Access, Key};
 use crate::verdict::Verdict;
 use crate::wire::{Frame, Message};
 use pollux_base::unit::{BlockRange, EXTENT_BLOCKS};
-use pollux_base::{BlockChecksum, BlockCount, BlockIndex, ExtentIndex, Generation, NodeId, Stamp, VolumeId};
+use pollux_base::{BlockChecksum, BlockCount, BlockIndex, ExtentIndex, Generation, NodeId, VolumeId};
 use pollux_store::{StoreError, StoreOp, StoreReply};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -44,9 +44,19 @@ struct Work {
     step: Step,
 }
 
-/// One replica being brought to the truth.
-#[derive(Debug, Default)]
+/// Where differing blocks go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// To the replica.
+    There,
+    /// From the replica to the primary, which died and may have lost what the replica has.
+    Here,
+}
+
+/// One replica being brought to the truth (or, while settling, bringing it).
+#[derive(Debug)]
 pub(crate) struct Sync {
+    direction: Direction,
     left: BTreeSet<(VolumeId, ExtentIndex)>,
     works: BTreeMap<Key, Work>,
     total: u64,
@@ -83,14 +93,12 @@ impl Sync {
 
 impl Group {
     /// Gathers the candidates of a replica that has joined.
-    pub(crate) fn begin_sync(
-        &mut self,
-        node: &mut Node,
-        peer: NodeId,
-        required: bool,
-        since: Option<Stamp>,
-        theirs: Vec<(VolumeId, Vec<ExtentIndex>)>,
-    ) {
+    pub(crate) fn begin_sync(&mut self, node: &mut Node, peer: NodeId, direction: Direction) {
+        let required = self.required(node.me).contains(&peer);
+        let member = self.primary.as_mut().and_then(|primary| primary.member(peer));
+        let Some(Joined { since, extents: theirs, .. }) = member.and_then(|member| member.joined.take()) else {
+            return;
+        };
         if !self.is_member(node) {
             // There is nothing here to compare with. A required replica has all that was acknowledged; what was under way
             // is sent to it anew.
@@ -105,7 +113,7 @@ impl Group {
         }
         let since = since.map_or(Generation(0), |stamp| stamp.generation);
         let volumes: Vec<VolumeId> = self.spec.iter().flat_map(|spec| spec.volumes.keys().copied()).collect();
-        let mut sync = Sync::default();
+        let mut sync = Sync { direction, left: BTreeSet::new(), works: BTreeMap::new(), total: 0, sent_bytes: 0 };
         for volume in volumes {
             let hot = node.store.hot(volume);
             let changed = match since {
@@ -128,6 +136,7 @@ impl Group {
             member.state = if required { MemberState::Settling(sync) } else { MemberState::Copying(sync) };
         }
         self.cool_later(node);
+        self.step_sync(node, peer);
     }
 
     fn sync(&mut self, peer: NodeId) -> Option<&mut Sync> {
@@ -165,8 +174,12 @@ impl Group {
                 self.on_extent_locked(node, key);
             }
         }
-        if self.sync(peer).is_some_and(|sync| sync.works.is_empty()) {
-            self.confirm_member(node, peer);
+        let Some(sync) = self.sync(peer).filter(|sync| sync.works.is_empty()) else { return };
+        let direction = sync.direction;
+        self.confirm_member(node, peer);
+        if direction == Direction::Here {
+            self.is_continuous = true;
+            self.begin_joined(node);
         }
     }
 
@@ -241,6 +254,9 @@ impl Group {
         let Some((_, work)) = self.work(key) else { return };
         let (volume, extent) = (work.volume, work.extent);
         let again = match (&work.step, outcome) {
+            (Step::Sending { reading: None, .. }, crate::repair::Outcome::Mended) => {
+                return self.step_work(node, peer, key); // taken over
+            }
             // What cannot be read cannot be brought. The replica is not in sync and says why; it is not tried for ever.
             (_, crate::repair::Outcome::NoCopy | crate::repair::Outcome::Wait) => {
                 let reason = format!("blocks of {volume} in {extent:?} cannot be read on the primary");
@@ -273,6 +289,12 @@ impl Group {
                 peer,
                 "it names blocks outside the extent that it was asked about".to_string(),
             );
+        }
+        if self.sync(peer).is_some_and(|sync| sync.direction == Direction::Here) {
+            if let Some((_, work)) = self.work(key) {
+                work.step = Step::Sending { runs: VecDeque::new(), reading: None, awaited: 0 };
+            }
+            return self.begin_repair(node, crate::repair::For::Take { peer, key }, volume, runs);
         }
         // Blocks that are not stored here are given back there, not written as zeros: thin stays thin.
         let (mut zeros, mut stored) = (Vec::new(), VecDeque::new());

@@ -204,7 +204,7 @@ impl Group {
             _ if node.pool_failed.is_some() => {
                 Standing::Failed { reason: node.pool_failed.clone().unwrap_or_default() }
             }
-            Verdict::Member { at } => Standing::InSync { at, blank: blank() },
+            Verdict::Member { at } => Standing::InSync { at, blank: blank(), continuous: self.is_continuous },
             Verdict::Born => Standing::Born,
             Verdict::Stale { since } => Standing::Stale { since },
             Verdict::Empty => Standing::Empty,
@@ -326,6 +326,9 @@ impl Group {
         let Some(mut note) = self.note.clone() else { return };
         let Asker { peer, session, sequence, stamp } = asker;
         self.confirm(&mut note, stamp);
+        if self.note.as_ref() == Some(&note) {
+            return self.on_noted_current(node, peer, session, sequence, stamp);
+        }
         let purpose = Purpose::NoteCurrent { peer, session, sequence, stamp };
         node.request(self.id, purpose, StoreOp::PutNote { group: self.id, note: Some(note.encode()) });
     }
@@ -354,6 +357,7 @@ impl Group {
         let Some(mut note) = self.note.take() else { return };
         self.confirm(&mut note, stamp);
         self.note = Some(note);
+        self.is_continuous = true;
         if self.verdict == Verdict::Born {
             self.verdict = Verdict::Member { at: stamp };
         }
