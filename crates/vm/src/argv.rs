@@ -41,7 +41,8 @@ pub fn argv(guest: &Guest, settings: &Settings, engine: Engine, dir: &RunDir) ->
             add("cpu", "host".into());
         }
         Engine::Tcg => {
-            add("accel", "tcg,thread=multi".into());
+            // Translated code: by default up to a gigabyte for each guest, of which a small one needs a tenth.
+            add("accel", "tcg,thread=multi,tb-size=128".into());
             add("cpu", "max".into());
         }
     }

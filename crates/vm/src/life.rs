@@ -124,8 +124,8 @@ impl Life {
         let mut asked = self.asked.clone();
         let begun = tokio::select! {
             begun = self.begin(&mut process) => begun,
-            // The sender is gone with the runtime only.
-            _ = asked.wait_for(|asked| asked.stop) => Err(NotStarted::Stopped),
+            // An error would mean that nobody can ask any more, which is no reason to stop.
+            Ok(_) = asked.wait_for(|asked| asked.stop) => Err(NotStarted::Stopped),
         };
         let why = match (begun, process) {
             (Ok(qmp), Some(process)) => {
@@ -357,9 +357,13 @@ impl Life {
         }
     }
 
+    /// Not tried again: a guest that is not listening yet, or whose QEMU is not, is for the caller to ask again.
     async fn power_button(&self, live: &mut Live) {
-        let Some(qmp) = &live.qmp else { return };
-        if let Err(error) = qmp.call("system_powerdown", json!({}), CALL_TIMEOUT).await {
+        let pressed = match &live.qmp {
+            Some(qmp) => qmp.call("system_powerdown", json!({}), CALL_TIMEOUT).await.map(|_| ()),
+            None => Err(QmpError::Closed),
+        };
+        if let Err(error) = pressed {
             tracing::warn!(vm = %self.guest.vm, %error, "the guest could not be asked to shut down");
         }
     }

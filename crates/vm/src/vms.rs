@@ -41,7 +41,9 @@ impl Vms {
         let vms = Vms { shared, runs: Arc::default() };
         for vm in RunDir::list(&vms.shared.settings)? {
             let dir = RunDir::of(&vms.shared.settings, vm);
-            let Some((guest, identity)) = dir.read()? else { continue };
+            // A run that cannot be read may be that of a living QEMU: better not to begin than to run it twice.
+            let named = |error: io::Error| io::Error::new(error.kind(), format!("the run directory of {vm}: {error}"));
+            let Some((guest, identity)) = dir.read().map_err(named)? else { continue };
             if guest.vm != vm {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidData,

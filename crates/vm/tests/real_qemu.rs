@@ -228,7 +228,12 @@ fn what_happened_while_nobody_watched_is_told_afterwards() {
     std::io::Read::read_to_end(&mut DotsUntilSilence(input), &mut Vec::new()).expect("readable");
     runtime().block_on(async {
         let (_vms, mut events) = Vms::open(place.settings()).await.expect("readable");
-        assert_eq!(next(&mut events).await, ended(1, true, "the guest shut down"));
+        let mut event = next(&mut events).await;
+        if event == running(1) {
+            // On a machine so busy that the silence was none.
+            event = next(&mut events).await;
+        }
+        assert_eq!(event, ended(1, true, "the guest shut down"));
     });
 
     let keeper = runtime();
@@ -289,6 +294,36 @@ fn a_disk_server_that_dies_and_comes_back_is_a_pause_for_the_guest_and_no_error(
     });
 }
 
+/// The last line: a server that answers with an error, once.
+#[test]
+fn a_failed_request_pauses_the_guest_which_goes_on_with_it_and_sees_no_error() {
+    let mut place = Place::new();
+    place.kill_server();
+    let file = format!("file.image.filename={}", place.dir.path().join("disk.img").display());
+    let fault = "file.inject-error.0.event=write_aio,file.inject-error.0.errno=5,file.inject-error.0.once=on";
+    let server = Command::new("qemu-nbd")
+        .args(["--persistent", "--shared=0", "--export-name=v1", "--socket"])
+        .arg(place.nbd_socket())
+        .args(["--image-opts", &format!("driver=raw,file.driver=blkdebug,file.image.driver=file,{file},{fault}")])
+        .spawn();
+    place.server = Some(server.expect("qemu-utils is installed"));
+    runtime().block_on(async {
+        let (vms, mut events) = Vms::open(place.settings()).await.expect("a new folder");
+        let mut console = vms.console(VmId(1), 0).expect("made");
+        vms.start(guest(1)).await;
+        assert_eq!(next(&mut events).await, running(1));
+        match next(&mut events).await {
+            Event::Stalled { detail, .. } => assert!(detail.contains("write of disk0"), "{detail}"),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(next(&mut events).await, running(1));
+        let text = read_until(&mut console, |text| text.len() > 10).await;
+        assert!(text.starts_with("U...") && !text.contains('E'), "{text}");
+        vms.stop(VmId(1));
+        assert_eq!(next(&mut events).await, ended(1, false, "stopped"));
+    });
+}
+
 #[test]
 fn a_guest_whose_disk_is_away_can_be_stopped() {
     let mut place = Place::new();
@@ -331,6 +366,26 @@ fn a_start_that_cannot_succeed_says_why_and_leaves_nothing() {
         }
         assert!(!place.run_dir().join("guest.json").exists());
     });
+}
+
+/// What the guard relies on: one write to the cgroup ends the guest, wherever it is in its life.
+#[test]
+fn the_guests_cgroup_holds_qemu_and_ends_it() {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").expect("there is /proc");
+    let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).expect("cgroup2 is mounted");
+    let cgroup = Path::new(mount.split(' ').nth(1).expect("a mount has a place"))
+        .join(format!("pollux-test-{}", std::process::id()));
+    let place = Place::new();
+    runtime().block_on(async {
+        let settings = Settings { guest_cgroup: Some(cgroup.clone()), ..place.settings() };
+        let (vms, mut events) = Vms::open(settings).await.expect("a new folder");
+        start_and_see_it_up(&vms, &mut events, 1).await;
+        let members = std::fs::read_to_string(cgroup.join("cgroup.procs")).expect("made for the guest");
+        assert_eq!(members.trim(), place.pid().expect("it runs"));
+        std::fs::write(cgroup.join("cgroup.kill"), "1").expect("needs root");
+        assert_eq!(next(&mut events).await, ended(1, false, "QEMU was killed by signal 9"));
+    });
+    std::fs::remove_dir(&cgroup).expect("empty");
 }
 
 /// In a network namespace of its own, made for it: the test starts itself again in there.
