@@ -79,7 +79,7 @@ pub fn node(cluster: &Cluster, frame: &Frame, id: NodeId) -> Option<api::Node> {
             (NodePhase::Lost, _) => (NodeState::Fencing, Some("it is being made unable to act".into()), confirm()),
             (NodePhase::Fenced, true) => (NodeState::Joining, Some("it is back and is being taken in".into()), None),
             (NodePhase::Fenced, false) => {
-                let proof = node.proof.as_ref().map(|proof| fence_text(proof));
+                let proof = node.proof.as_ref().map(fence_text);
                 (NodeState::Down, proof, Some(format!("switch {name} on")))
             }
         }

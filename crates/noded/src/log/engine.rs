@@ -256,11 +256,10 @@ impl<T: Transport> Engine<T> {
         if let Some(task) = self.taking_in.take() {
             task.abort();
         }
-        if let Some(raft) = raft {
-            if raft.shutdown().await.is_err() {
+        if let Some(raft) = raft
+            && raft.shutdown().await.is_err() {
                 tracing::warn!("the log's task ended badly");
             }
-        }
     }
 
     async fn init(&self, voters: &[NodeId]) {
