@@ -28,7 +28,6 @@ mod vms;
 pub use accelerator::{Chosen, Engine};
 pub use console::{Console, ConsoleInput};
 pub use guest::{Guest, InvalidGuest};
-pub use rundir::MAX_SOCKET_PATH;
 pub use vms::Vms;
 
 use pollux_base::config::{Accelerator, NodeConfig};

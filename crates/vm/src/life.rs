@@ -193,7 +193,7 @@ impl Life {
         let deadline = Instant::now() + START_TIMEOUT;
         let spawned =
             Process::spawn(&argv, log, settings.guest_cgroup.as_deref(), |identity| self.dir.record(identity));
-        let process = process.insert(spawned.await.map_err(|error| failed("QEMU could not be started", &error))?);
+        let process = process.insert(spawned.map_err(|error| failed("QEMU could not be started", &error))?);
         let too_late = |_| NotStarted::Failed(format!("QEMU was not ready after {} s", START_TIMEOUT.as_secs()));
         let qmp = timeout_at(deadline, self.connect(process)).await.map_err(too_late)??;
         match qmp.call("cont", json!({}), CALL_TIMEOUT).await {

@@ -9,11 +9,10 @@ use crate::ready::readable;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
-use tokio::io::AsyncWriteExt;
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 
@@ -74,8 +73,8 @@ impl Process {
     }
 
     /// Starts `argv` in a session of its own, its output to `log`. `record` is called with its identity before the
-    /// program is executed; if it fails, or the returned future is dropped, the program never is.
-    pub async fn spawn(
+    /// program is executed; if it fails, the program never is. Not asynchronous, so that nobody can drop it half done.
+    pub fn spawn(
         argv: &[String],
         log: File,
         cgroup: Option<&Path>,
@@ -98,8 +97,9 @@ impl Process {
             std::fs::create_dir_all(cgroup)?;
             std::fs::write(cgroup.join("cgroup.procs"), pid.to_string())?;
         }
-        let mut input = child.stdin.take().ok_or_else(|| io::Error::other("the process has no input"))?;
-        input.write_all(b"go\n").await?;
+        let input = child.stdin.take().ok_or_else(|| io::Error::other("the process has no input"))?;
+        // Three bytes into an empty pipe: never blocks.
+        File::from(input.into_owned_fd()?).write_all(b"go\n")?;
         Ok(Process { pidfd, child: Some(child) })
     }
 
@@ -146,7 +146,6 @@ mod tests {
             identity = Some(who);
             Ok(())
         })
-        .await
         .expect("sh and setsid are there");
         let identity = identity.expect("recorded before it ran");
         let mut found = Process::find(identity).expect("/proc is there").expect("it runs");
@@ -176,8 +175,7 @@ mod tests {
         let refused = Process::spawn(&argv(&format!("touch {}", mark.display())), null(), None, |who| {
             identity = Some(who);
             Err(io::Error::other("no space"))
-        })
-        .await;
+        });
         assert!(refused.is_err());
         if let Some(mut process) = Process::find(identity.expect("asked")).expect("/proc is there") {
             process.gone().await;

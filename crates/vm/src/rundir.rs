@@ -13,7 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// The kernel's limit for the path of a unix socket: 108 bytes with the final zero.
-pub const MAX_SOCKET_PATH: usize = 107;
+const SOCKET_PATH_MAX: usize = 107;
 
 #[derive(Clone, Debug)]
 pub struct RunDir {
@@ -50,10 +50,10 @@ impl RunDir {
 
     /// Begins a run: nothing of an earlier one is left. Returns the file for QEMU's words.
     pub fn prepare(&self, guest: &Guest) -> io::Result<File> {
-        if self.console_socket().as_os_str().len() > MAX_SOCKET_PATH {
+        if self.console_socket().as_os_str().len() > SOCKET_PATH_MAX {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                format!("its path is too long for a socket (at most {MAX_SOCKET_PATH} bytes); use a shorter run_dir"),
+                format!("its path is too long for a socket (at most {SOCKET_PATH_MAX} bytes); use a shorter run_dir"),
             ));
         }
         self.make()?;
