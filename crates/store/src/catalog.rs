@@ -3,7 +3,7 @@
 //! A change is written to the first copy, flushed, written to the second, flushed, then acknowledged. So one copy is whole
 //! at any time, and of two whole ones the higher sequence is the newer.
 
-use crate::layout::{BLOCK, BlockKind, CATALOG_BYTES, HEADER_BYTES, Header, seal, unseal};
+use crate::layout::{BLOCK, BlockKind, CATALOG_BYTES, Header, seal, unseal};
 use pollux_base::checksum::crc32c;
 use pollux_base::data::Buffer;
 use pollux_base::{ByteCount, Data, GroupId, PoolId, VolumeId};
@@ -45,10 +45,15 @@ impl Catalog {
         buffer.freeze()
     }
 
+    /// Bytes of the body that belongs to this head, if the head is whole.
+    pub fn body_len(head: &[u8], pool: PoolId) -> Option<usize> {
+        let (header, _) = unseal(head, BlockKind::Catalog, Some(pool)).ok()?;
+        Some(header.len.min(CATALOG_BYTES - BLOCK))
+    }
+
     /// A copy as read, with its sequence; `None` if it is damaged.
     pub fn decode(bytes: &[u8], pool: PoolId) -> Option<(u64, Catalog)> {
         let (head, tail) = bytes.split_at_checked(BLOCK)?;
-        debug_assert_eq!(head.len() - HEADER_BYTES, crate::layout::PAYLOAD_BYTES);
         let (header, _) = unseal(head, BlockKind::Catalog, Some(pool)).ok()?;
         let body = tail.get(..header.len)?;
         if u64::from(crc32c(body)) != header.one {

@@ -156,12 +156,16 @@ impl Pool {
     fn continue_cooling(&mut self, key: Key) {
         let hot = self.hot.get_mut(&key).expect("what cools is hot");
         let Some(slot) = hot.slot.filter(|_| hot.dirty) else { return self.commit_cooling(key, None) };
-        let Checksums::Loaded(sums) = &hot.checksums else { return self.load(key, None) };
         let old = *self.table.get(slot);
-        if sums.iter().all(|sum| sum.is_zero()) {
-            let empty = Slot { state: SlotState::Empty, leaf_place: None, ..old };
-            return self.commit_cooling(key, Some(empty));
-        }
+        let empty = Slot { state: SlotState::Empty, leaf_place: None, ..old };
+        let sums = match &hot.checksums {
+            Checksums::Unloaded => return self.load(key, None),
+            Checksums::Absent => return self.commit_cooling(key, Some(empty)),
+            Checksums::Loaded(sums) if sums.iter().all(|sum| sum.is_zero()) => {
+                return self.commit_cooling(key, Some(empty));
+            }
+            Checksums::Loaded(sums) => sums,
+        };
         let owner = LeafOwner { volume: key.0.0, extent: key.1.0, slot, sequence: old.leaf_sequence + 1 };
         let data = leaf::encode(sums, owner, self.superblock.identity.pool);
         let cooling = hot.cooling.as_mut().expect("it is cooling");

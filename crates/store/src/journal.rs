@@ -7,10 +7,11 @@
 
 use crate::layout::{BLOCK, BlockKind, Header, JOURNAL, JOURNAL_BLOCKS, unseal};
 use crate::record::{Record, pack};
-use crate::superblock::sealed;
+use crate::superblock::{Anchor, sealed};
 use pollux_base::unit::BLOCK_BYTES;
 use pollux_base::{ByteCount, Data, DiskOpKind, PoolId};
 use std::collections::VecDeque;
+use std::ops::Range;
 
 /// Blocks that only a checkpoint (or an opening) may use for what it must write anew: a mark of 24 bytes and a mask of
 /// 392 bytes for each of `HOT_EXTENTS_MAX` extents, so 7 and 103 blocks.
@@ -251,6 +252,15 @@ pub struct Found {
     pub end: u64,
     /// Everything before this block is durable, and so is the data it tells of.
     pub durable: u64,
+}
+
+/// Whether any of these blocks is there and belongs to the anchor's journal. `ring` gives a block by its place.
+pub fn any<'a>(ring: impl Fn(u64) -> Option<&'a [u8]>, pool: PoolId, anchor: Anchor, blocks: Range<u64>) -> bool {
+    blocks.into_iter().any(|sequence| {
+        let header =
+            ring(sequence % JOURNAL_BLOCKS).and_then(|block| unseal(block, BlockKind::Journal, Some(pool)).ok());
+        header.is_some_and(|(header, _)| header.one == anchor.log_life && header.sequence == sequence)
+    })
 }
 
 /// Reads a journal of `life` from block `tail` on. `ring` gives a block by its place. `durable`: blocks before it must

@@ -9,21 +9,25 @@
 //! 5. what is hot is restated at the journal's end;
 //! 6. the anchor moves the tail there.
 
+use crate::catalog::Catalog;
 use crate::hot::Base;
-use crate::journal::{Journal, Wrote};
-use crate::layout::{ANCHORS, BLOCK, CATALOG_BYTES, CATALOGS, Geometry, JOURNAL, JOURNAL_BLOCKS, SUPERBLOCKS};
+use crate::journal::{self, Journal, Wrote};
+use crate::layout::{ANCHORS, BLOCK, CATALOGS, Geometry, JOURNAL, JOURNAL_BLOCKS, SUPERBLOCKS};
 use crate::pool::{LogThen, Pool};
 use crate::record::Record;
-use crate::recovery::{Found, Image, recover};
+use crate::recovery::{Found, Image, find_anchor, recover, ring};
 use crate::slots::SlotTable;
 use crate::superblock::{Anchor, Superblock};
 use crate::{OpenError, Output};
 use pollux_base::unit::{BLOCK_BYTES, EXTENT_BLOCKS};
-use pollux_base::{BlockChecksum, ByteCount, ClusterId, Data, DiskDone, DiskOp, DiskOpId, DiskOpKind, NodeId};
+use pollux_base::{BlockChecksum, ByteCount, ClusterId, Data, DiskDone, DiskOp, DiskOpId, DiskOpKind, NodeId, PoolId};
 use std::collections::{BTreeMap, VecDeque};
 
 /// Bytes of one read or write of the opening.
 const CHUNK_BYTES: u64 = 1 << 20;
+/// Blocks of the journal read at a time, and how long a stretch without any block of it must be for it to have ended.
+/// Longer than any batch, so that what a crash left of the last one lies within.
+const STRETCH_BLOCKS: u64 = 256;
 /// Operations under way at once: enough to keep a disk busy, 8 MiB of memory.
 const WINDOW: usize = 8;
 
@@ -31,7 +35,11 @@ const WINDOW: usize = 8;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
     Superblocks,
+    /// Anchors, slot table, and the heads of the catalogs.
     Metadata,
+    CatalogBodies,
+    /// The journal from its tail on, until a stretch holds nothing of it.
+    Journal,
     /// First writes that may have been lost with the power are compared with their checksums.
     Verify,
     Settle,
@@ -56,6 +64,8 @@ pub struct Opening {
     under_way: BTreeMap<DiskOpId, DiskOpKind>,
     next_op: u64,
     image: Image,
+    /// First block of the journal that was not asked for yet; 0: none was.
+    journal_read: u64,
     superblock: Option<(Superblock, [bool; 2])>,
     state: Option<Recovering>,
 }
@@ -90,6 +100,7 @@ impl Opening {
             under_way: BTreeMap::new(),
             next_op: 1,
             image: Image::default(),
+            journal_read: 0,
             superblock: None,
             state: None,
         }
@@ -165,9 +176,21 @@ impl Opening {
                 Stage::Metadata
             }
             Stage::Metadata => {
-                self.judge_metadata()?;
-                self.read_first_writes();
-                Stage::Verify
+                self.read_catalog_bodies();
+                Stage::CatalogBodies
+            }
+            Stage::CatalogBodies => {
+                self.read_journal();
+                Stage::Journal
+            }
+            Stage::Journal => {
+                if self.read_journal() {
+                    Stage::Journal
+                } else {
+                    self.judge_metadata()?;
+                    self.read_first_writes();
+                    Stage::Verify
+                }
             }
             Stage::Verify => self.flush(Stage::Settle),
             Stage::Settle => {
@@ -234,29 +257,57 @@ impl Opening {
         self.waiting.push_back(DiskOpKind::Write { offset: ByteCount(offset), data: vec![data], sync });
     }
 
-    fn read_metadata(&mut self) {
-        let geometry = self.geometry();
-        let table = u64::from(geometry.table_blocks) * BLOCK_BYTES;
-        let regions = [
-            (ANCHORS[0], BLOCK_BYTES),
-            (ANCHORS[1], BLOCK_BYTES),
-            (CATALOGS[0], CATALOG_BYTES as u64),
-            (CATALOGS[1], CATALOG_BYTES as u64),
-            (JOURNAL, JOURNAL_BLOCKS * BLOCK_BYTES),
-            (geometry.tables[0], table),
-            (geometry.tables[1], table),
-        ];
-        for (start, len) in regions {
-            for at in (0..len).step_by(CHUNK_BYTES as usize) {
-                let len = CHUNK_BYTES.min(len - at) as usize;
-                self.waiting.push_back(DiskOpKind::Read { offset: ByteCount(start + at), len });
-            }
+    fn read(&mut self, start: u64, len: u64) {
+        for at in (0..len).step_by(CHUNK_BYTES as usize) {
+            let len = CHUNK_BYTES.min(len - at) as usize;
+            self.waiting.push_back(DiskOpKind::Read { offset: ByteCount(start + at), len });
         }
     }
 
+    fn read_metadata(&mut self) {
+        let geometry = self.geometry();
+        let table = u64::from(geometry.table_blocks) * BLOCK_BYTES;
+        for start in ANCHORS.into_iter().chain(CATALOGS) {
+            self.read(start, BLOCK_BYTES);
+        }
+        for start in geometry.tables {
+            self.read(start, table);
+        }
+    }
+
+    fn pool_id(&self) -> PoolId {
+        self.superblock.as_ref().expect("the superblock was judged first").0.identity.pool
+    }
+
+    fn read_catalog_bodies(&mut self) {
+        for start in CATALOGS {
+            let head = self.image.block(start);
+            let len = head.and_then(|head| Catalog::body_len(head, self.pool_id())).unwrap_or(0);
+            self.read(start + BLOCK_BYTES, (len as u64).next_multiple_of(BLOCK_BYTES));
+        }
+    }
+
+    /// Reads the next stretch of the journal; `false`: there is no more. The journal itself ends at the first block that
+    /// is missing, and what is read beyond serves to tell an end from a hole.
+    fn read_journal(&mut self) -> bool {
+        let Some((_, anchor)) = find_anchor(&self.image, self.pool_id()) else { return false };
+        let from = self.journal_read;
+        let goes_on = from == 0 || journal::any(ring(&self.image), self.pool_id(), anchor, from - STRETCH_BLOCKS..from);
+        let from = from.max(anchor.tail);
+        let blocks = STRETCH_BLOCKS.min((anchor.tail + JOURNAL_BLOCKS).saturating_sub(from));
+        if !goes_on || blocks == 0 {
+            return false;
+        }
+        let place = from % JOURNAL_BLOCKS;
+        let before_end = blocks.min(JOURNAL_BLOCKS - place);
+        self.read(JOURNAL + place * BLOCK_BYTES, before_end * BLOCK_BYTES);
+        self.read(JOURNAL, (blocks - before_end) * BLOCK_BYTES);
+        self.journal_read = from + STRETCH_BLOCKS;
+        true
+    }
+
     fn judge_metadata(&mut self) -> Result<(), OpenError> {
-        let (superblock, geometry) = (self.superblock.expect("it was judged before").0, self.geometry());
-        let pool = superblock.identity.pool;
+        let (pool, geometry) = (self.pool_id(), self.geometry());
         let mut found = recover(&std::mem::take(&mut self.image), pool, &geometry)?;
         let sequences = std::mem::take(&mut found.sequences);
         let mut table = SlotTable::new(geometry, std::mem::take(&mut found.slots), sequences);
@@ -326,7 +377,7 @@ impl Opening {
     }
 
     fn write_anchor(&mut self, copy: usize) {
-        let pool = self.superblock.expect("it was judged before").0.identity.pool;
+        let pool = self.pool_id();
         let anchor = self.recovering().anchor.encode(pool);
         self.write(ANCHORS[copy], anchor, true);
     }

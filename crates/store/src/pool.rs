@@ -156,10 +156,9 @@ impl Pool {
             let holds_data = found.slot.is_some_and(|slot| table.get(slot).state == SlotState::Data);
             let mut hot = HotExtent::new(found.generation, found.slot, holds_data);
             hot.marked = Some(found.generation);
-            if holds_data {
-                hot.recovered = Some(Box::new(found.recovered));
-                hot.dirty = true;
-            }
+            hot.recovered = holds_data.then(|| Box::new(found.recovered));
+            // Whether it was changed under its mark nobody knows.
+            hot.dirty = found.slot.is_some();
             (key, hot)
         });
         Pool {

@@ -5,7 +5,7 @@
 use crate::catalog::Catalog;
 use crate::hot::Recovered;
 use crate::lanes::Key;
-use crate::layout::{ANCHORS, BLOCK, CATALOG_BYTES, CATALOGS, Geometry, JOURNAL};
+use crate::layout::{ANCHORS, BLOCK, CATALOGS, Geometry, JOURNAL};
 use crate::record::Record;
 use crate::slots::{Slot, SlotState, decode_block};
 use crate::superblock::Anchor;
@@ -30,12 +30,12 @@ impl Image {
         data.as_slice().get(at..at + BLOCK)
     }
 
-    fn run(&self, offset: u64, len: usize) -> Option<Vec<u8>> {
-        let mut bytes = Vec::with_capacity(len);
-        for at in (0..len).step_by(BLOCK) {
-            bytes.extend_from_slice(self.block(offset + at as u64)?);
+    fn catalog(&self, offset: u64, pool: PoolId) -> Option<(u64, Catalog)> {
+        let mut bytes = self.block(offset)?.to_vec();
+        for at in (0..Catalog::body_len(&bytes, pool)?).step_by(BLOCK) {
+            bytes.extend_from_slice(self.block(offset + BLOCK_BYTES + at as u64)?);
         }
-        Some(bytes)
+        Catalog::decode(&bytes, pool)
     }
 }
 
@@ -66,11 +66,10 @@ pub struct Found {
 
 pub fn recover(image: &Image, pool: PoolId, geometry: &Geometry) -> Result<Found, OpenError> {
     let damaged = OpenError::Damaged;
-    let anchors = ANCHORS.map(|offset| image.block(offset).and_then(|block| Anchor::decode(block, pool)));
-    let (anchor_copy, anchor) = newer(anchors.map(|anchor| anchor.map(|anchor| (anchor.sequence, anchor))))
-        .ok_or_else(|| damaged("both copies of the journal's anchor are unreadable".into()))?;
+    let (anchor_copy, anchor) =
+        find_anchor(image, pool).ok_or_else(|| damaged("both copies of the journal's anchor are unreadable".into()))?;
     let catalogs = CATALOGS
-        .map(|offset| image.run(offset, CATALOG_BYTES).and_then(|bytes| Catalog::decode(&bytes, pool)))
+        .map(|offset| image.catalog(offset, pool))
         .map(|copy| copy.map(|(sequence, catalog)| (sequence, (sequence, catalog))));
     let sequences = [&catalogs[0], &catalogs[1]].map(|copy| copy.as_ref().map(|(sequence, _)| *sequence));
     let (_, (catalog_sequence, catalog)) =
@@ -91,12 +90,22 @@ pub fn recover(image: &Image, pool: PoolId, geometry: &Geometry) -> Result<Found
     };
     read_table(image, pool, geometry, &mut found)?;
     let end = (anchor.end != 0).then_some(anchor.end);
-    let ring = |place: u64| image.block(JOURNAL + place * BLOCK_BYTES);
-    let journal =
-        journal::find(ring, pool, anchor.log_life, anchor.tail, anchor.durable, end).map_err(OpenError::Damaged)?;
+    let journal = journal::find(ring(image), pool, anchor.log_life, anchor.tail, anchor.durable, end)
+        .map_err(OpenError::Damaged)?;
     found.journal_end = journal.end;
     replay(journal, &mut found)?;
     Ok(found)
+}
+
+/// The newer copy of the journal's anchor, and which it is.
+pub fn find_anchor(image: &Image, pool: PoolId) -> Option<(usize, Anchor)> {
+    let copies = ANCHORS.map(|offset| image.block(offset).and_then(|block| Anchor::decode(block, pool)));
+    newer(copies.map(|copy| copy.map(|anchor| (anchor.sequence, anchor))))
+}
+
+/// The journal's blocks by place.
+pub fn ring<'a>(image: &'a Image) -> impl Fn(u64) -> Option<&'a [u8]> {
+    move |place| image.block(JOURNAL + place * BLOCK_BYTES)
 }
 
 fn newer<T>(copies: [Option<(u64, T)>; 2]) -> Option<(usize, T)> {

@@ -8,6 +8,7 @@ use super::*;
 use pollux_base::unit::EXTENT_BLOCKS;
 use pollux_store::faulty_disk::Luck;
 use std::collections::BTreeSet;
+use std::sync::OnceLock;
 
 type Sectors = [u64; 8];
 type BlockKey = (VolumeId, u64);
@@ -104,8 +105,10 @@ fn sectors_of(block: &[u8]) -> Result<Sectors, String> {
 
 impl History {
     pub fn new(seed: u64) -> History {
+        // Formatting and the first volumes are the same every time.
+        static MADE: OnceLock<FaultyDisk> = OnceLock::new();
+        let mut disk = MADE.get_or_init(History::made).clone();
         let mut luck = Luck::new(seed);
-        let mut disk = formatted();
         disk.kill(luck.draw());
         let rig = Rig::open(disk).map_err(|(error, _)| error).expect("a fresh pool opens");
         let mut history = History {
@@ -125,12 +128,19 @@ impl History {
             must_be_hot: BTreeSet::new(),
             full: 0,
         };
-        for _ in 0..3 {
-            history.create();
-            history.rig.settle();
-            history.gather().expect("nothing can be wrong yet");
+        for (volume, _, _) in history.rig.store.volumes() {
+            history.volumes.insert(volume, true);
+            history.next_volume += 1;
         }
         history
+    }
+
+    fn made() -> FaultyDisk {
+        let mut rig = Rig::open(formatted()).map_err(|(error, _)| error).expect("a fresh pool opens");
+        for volume in 1..=3 {
+            rig.done(StoreOp::Create { volume: VolumeId(volume), group: GROUP, size: ByteCount(VOLUME_BYTES) });
+        }
+        rig.disk
     }
 
     /// Fills the journal until a checkpoint is about to begin.
