@@ -3,8 +3,7 @@
 
 mod world;
 
-use pollux_base::order::{FreezeReason, ReplicaState};
-use pollux_base::{Op, Reply, Report};
+use pollux_base::{Op, Reply};
 use world::*;
 
 #[test]

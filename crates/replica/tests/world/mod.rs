@@ -43,11 +43,20 @@ pub fn blocks(value: u64, count: u64) -> Data {
     Data::copy_of(&bytes)
 }
 
-/// What a block says; 0 if it was never written. Panics on a torn block.
+/// What each sector of a block says; 0 if it was never written. A block is torn only between sectors.
+pub fn values_of(block: &[u8]) -> [u64; 8] {
+    let mut sectors = block.chunks(512).map(|sector| {
+        assert!(sector.chunks(8).all(|part| part == &sector[..8]), "a torn sector was given out");
+        u64::from_le_bytes(sector[..8].try_into().expect("eight bytes"))
+    });
+    std::array::from_fn(|_| sectors.next().expect("a block has eight sectors"))
+}
+
+/// What a block says that is not torn.
 pub fn value_of(block: &[u8]) -> u64 {
-    let value = u64::from_le_bytes(block[..8].try_into().expect("eight bytes"));
-    assert!(block.chunks(8).all(|part| part == &block[..8]), "a torn block was given out");
-    value
+    let values = values_of(block);
+    assert!(values.iter().all(|value| *value == values[0]), "a torn block: {values:?}");
+    values[0]
 }
 
 pub struct Machine {
@@ -537,16 +546,27 @@ impl World {
     }
 
     pub fn read_value(&mut self, node: NodeId, block: u64) -> u64 {
+        let values = self.read_values(node, block);
+        assert!(values.iter().all(|value| *value == values[0]), "a torn block: {values:?}");
+        values[0]
+    }
+
+    pub fn read_values(&mut self, node: NodeId, block: u64) -> [u64; 8] {
         let id = self.request(node, Op::Read { range: range(block, 1) });
         self.until("read answered", |world| world.answer(id).is_some());
         match self.answer(id) {
-            Some(Reply::Data(data)) => value_of(data.as_slice()),
+            Some(Reply::Data(data)) => values_of(data.as_slice()),
             other => panic!("read of {block} gave {other:?}"),
         }
     }
 
     /// What the replica on the node's disk says in each block: a copy of the disk is opened beside it.
     pub fn contents(&self, node: NodeId) -> Vec<u64> {
+        self.sectors(node).into_iter().map(|values| values[0]).collect()
+    }
+
+    /// As `contents`, for blocks that may be torn.
+    pub fn sectors(&self, node: NodeId) -> Vec<[u64; 8]> {
         let mut disk = self.machines[&node].disk.clone();
         disk.kill(1);
         let mut store = Store::open(CLUSTER, node, ByteCount(disk.size()));
@@ -560,7 +580,7 @@ impl World {
         done = drain(&mut store, &mut disk);
         match done.pop() {
             Some(Ok(StoreReply::Read { data, .. })) => {
-                data.as_slice().chunks(BLOCK_BYTES as usize).map(value_of).collect()
+                data.as_slice().chunks(BLOCK_BYTES as usize).map(values_of).collect()
             }
             other => panic!("{node}: {other:?}"),
         }
