@@ -144,13 +144,13 @@ impl Opening {
 
     fn on_read(&mut self, offset: u64, len: usize, data: Option<Data>) {
         match (self.stage, data) {
-            (Stage::Verify, data) => self.on_verified(offset, len, data),
-            (_, Some(data)) => self.image.insert(offset, data),
             // One bad block must not hide its neighbours.
             (_, None) if len > BLOCK => {
                 let blocks = (offset..offset + len as u64).step_by(BLOCK);
                 self.waiting.extend(blocks.map(|at| DiskOpKind::Read { offset: ByteCount(at), len: BLOCK }));
             }
+            (Stage::Verify, data) => self.on_verified(offset, len, data),
+            (_, Some(data)) => self.image.insert(offset, data),
             (_, None) => {}
         }
     }

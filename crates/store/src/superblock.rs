@@ -3,7 +3,9 @@
 //! Both exist twice. The superblock is written when the pool is formatted and to heal a damaged copy, never else. The
 //! anchor is written at open and at every checkpoint, one copy after the other, so that one of them is always whole.
 
-use crate::layout::{BLOCK, BlockFault, BlockKind, FORMAT_VERSION, Geometry, HEADER_BYTES, Header, seal, unseal};
+use crate::layout::{
+    BLOCK, BlockFault, BlockKind, FORMAT_VERSION, Geometry, HEADER_BYTES, Header, SUPERBLOCKS, seal, unseal,
+};
 use crate::{OpenError, PoolIdentity};
 use pollux_base::data::Buffer;
 use pollux_base::{ByteCount, ClusterId, Data, NodeId, PoolId};
@@ -77,7 +79,9 @@ impl Superblock {
         node: NodeId,
         size: ByteCount,
     ) -> Result<(Superblock, [bool; 2]), OpenError> {
-        let judged = copies.map(|copy| copy.map_or(Err(BlockFault::Crc), Superblock::decode));
+        // A disk too short for a second copy never had one.
+        let missing = if size.0 <= SUPERBLOCKS[1] { BlockFault::NoMagic } else { BlockFault::Crc };
+        let judged = copies.map(|copy| copy.map_or(Err(missing), Superblock::decode));
         let superblock = match &judged {
             [Ok(first), Ok(second)] if first != second => {
                 return Err(OpenError::Damaged("the two superblocks are of different pools".into()));

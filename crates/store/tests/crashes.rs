@@ -10,6 +10,12 @@ fn or_fail<T>(seed: u64, what: &str, result: Result<T, String>) -> T {
     result.unwrap_or_else(|error| panic!("seed {seed}, {what}: {error}"))
 }
 
+/// Some seeds from `first` on; more of them when POLLUX_SEEDS says by what factor.
+fn seeds(first: u64, count: u64) -> std::ops::Range<u64> {
+    let factor = std::env::var("POLLUX_SEEDS").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1);
+    first..first + count * factor
+}
+
 #[test]
 fn a_crash_at_every_step_of_a_history_loses_nothing() {
     for steps in 0..250 {
@@ -24,7 +30,7 @@ fn a_crash_at_every_step_of_a_history_loses_nothing() {
 #[test]
 fn long_histories_of_many_crashes_lose_nothing() {
     let mut full = 0;
-    for seed in 100..160 {
+    for seed in seeds(1000, 40) {
         let mut luck = Luck::new(seed);
         let mut history = History::new(seed);
         for _ in 0..8 {
@@ -39,7 +45,7 @@ fn long_histories_of_many_crashes_lose_nothing() {
 
 #[test]
 fn a_crash_at_any_step_of_a_checkpoint_loses_nothing() {
-    for seed in 200..230 {
+    for seed in seeds(2_000_000, 15) {
         let mut luck = Luck::new(seed);
         let mut history = History::new(seed);
         or_fail(seed, "run", history.run(luck.below(200)));
@@ -55,7 +61,7 @@ fn a_crash_at_any_step_of_a_checkpoint_loses_nothing() {
 /// The checker is of use: on a disk whose flushes do nothing it must find losses.
 #[test]
 fn a_disk_that_lies_about_flushes_is_found_out() {
-    let lies = (300..340).filter(|seed| {
+    let lies = seeds(3_000_000, 40).filter(|seed| {
         let mut history = History::new(*seed);
         history.rig.disk.ignore_flushes();
         history.run(400).and_then(|()| history.crash(Crash::PowerCut)).is_err()

@@ -3,8 +3,9 @@
 mod common;
 
 use common::*;
-use pollux_base::{BlockChecksum, ByteCount, DiskOpKind, VolumeId};
-use pollux_store::{StoreError, StoreOp, StoreReply};
+use pollux_base::{BlockChecksum, ByteCount, DiskError, DiskOpKind, GroupId, VolumeId};
+use pollux_store::faulty_disk::OpClass;
+use pollux_store::{HOT_EXTENTS_MAX, LOST_CHECKSUM, NOTE_BYTES_MAX, StoreError, StoreOp, StoreReply};
 
 #[test]
 fn what_was_written_is_read_and_what_was_not_is_zeros() {
@@ -18,6 +19,10 @@ fn what_was_written_is_read_and_what_was_not_is_zeros() {
     assert_eq!(rig.bytes(1020, 8), [0, 0, 1, 2, 3, 4, 0, 0]);
     let Ok(StoreReply::Read { checksums, .. }) = rig.read_of(VOLUME, 1021, 2) else { panic!("it was read before") };
     assert_eq!(checksums, [BlockChecksum::ZERO, BlockChecksum::of(&[1; BLOCK])]);
+    let Ok(StoreReply::Checksums(sums)) = rig.end(StoreOp::Checksums { volume: VOLUME, extent: x(1) }) else {
+        panic!("checksums can be had")
+    };
+    assert_eq!((sums[1], sums[2]), (BlockChecksum::of(&[4; BLOCK]), BlockChecksum::ZERO));
 }
 
 #[test]
@@ -25,13 +30,447 @@ fn an_overwrite_costs_one_data_write_and_nothing_else() {
     let mut rig = Rig::fresh();
     rig.heat(&[0], 1);
     rig.write(0, &[1; 64]);
+    // The first overwrite of a fresh block puts on record that it was flushed.
     rig.write(0, &[2; 64]);
     rig.issued.clear();
     for round in 0..10 {
         rig.write(round * 3, &[9; 3]);
     }
     assert_eq!(rig.issued.len(), 10, "{:?}", rig.issued);
-    assert!(
-        rig.issued.iter().all(|kind| matches!(kind, DiskOpKind::Write { data, sync: false, .. } if data.len() == 1))
-    );
+    let plain = |kind: &DiskOpKind| matches!(kind, DiskOpKind::Write { data, sync: false, .. } if data.len() == 1);
+    assert!(rig.issued.iter().all(plain));
+    // Also after the extent has cooled and is hot again.
+    rig.cool(&[0]);
+    rig.heat(&[0], 1);
+    rig.issued.clear();
+    rig.write(0, &[3; 64]);
+    assert_eq!(rig.issued.len(), 1, "{:?}", rig.issued);
+}
+
+#[test]
+fn neighbouring_blocks_are_read_in_one_operation() {
+    let mut rig = Rig::fresh();
+    rig.heat(&[0], 1);
+    rig.write(0, &[7; 256]);
+    let before = rig.disk.counts().reads;
+    assert_eq!(rig.bytes(0, 256), [7; 256]);
+    assert_eq!(rig.disk.counts().reads, before + 1);
+}
+
+#[test]
+fn a_mark_is_durable_before_heat_ends_and_gone_when_cool_ends() {
+    for seed in 0..20 {
+        let mut rig = Rig::fresh();
+        rig.heat(&[1, 2], 5);
+        assert!(rig.store.is_hot(VOLUME, x(1), gen_(5)) && !rig.store.is_hot(VOLUME, x(1), gen_(6)));
+        rig.disk.power_cut(seed);
+        let mut rig = rig.reopen();
+        assert_eq!(rig.store.hot(VOLUME), [x(1), x(2)]);
+        assert_eq!(rig.store.changed_since(VOLUME, gen_(9)), [x(1), x(2)]);
+        rig.cool(&[2]);
+        rig.disk.power_cut(seed);
+        assert_eq!(rig.reopen().store.hot(VOLUME), [x(1)]);
+    }
+}
+
+#[test]
+fn a_raised_mark_survives_and_names_the_change() {
+    let mut rig = Rig::fresh();
+    rig.heat(&[0, 1], 5);
+    rig.write(0, &[1]);
+    rig.done(StoreOp::Remark { group: GROUP, generation: gen_(7) });
+    assert!(rig.store.is_hot(VOLUME, x(0), gen_(7)));
+    rig.cool(&[0, 1]);
+    let rig = rig.reopen();
+    assert_eq!(rig.store.hot(VOLUME), []);
+    assert_eq!(rig.store.changed_since(VOLUME, gen_(6)), [x(0)], "an extent that was only hot was not changed");
+    assert_eq!(rig.store.changed_since(VOLUME, gen_(7)), []);
+}
+
+#[test]
+fn an_extent_that_is_written_to_while_it_cools_stays_hot() {
+    // At whichever step of the cooling the write comes.
+    for steps in 0..12 {
+        let mut rig = Rig::fresh();
+        rig.heat(&[0], 1);
+        rig.write(0, &[1, 1]);
+        let cool = rig.ask(StoreOp::Cool { volume: VOLUME, extents: vec![x(0)] });
+        for _ in 0..steps {
+            rig.step();
+        }
+        if !rig.store.is_hot(VOLUME, x(0), gen_(1)) {
+            rig.heat(&[0], 2);
+        }
+        let write = rig.ask(write_op(VOLUME, 1, filled(&[2])));
+        rig.settle();
+        assert_eq!(rig.ended.remove(&cool), Some(Ok(StoreReply::Done)));
+        assert_eq!(rig.ended.remove(&write), Some(Ok(StoreReply::Done)));
+        assert!(rig.store.is_hot(VOLUME, x(0), gen_(1)), "after {steps} steps");
+        rig.disk.kill(steps);
+        let mut rig = rig.reopen();
+        assert_eq!(rig.store.hot(VOLUME), [x(0)]);
+        assert_eq!(rig.bytes(0, 3), [1, 2, 0]);
+        rig.cool(&[0]);
+        assert_eq!(rig.reopen().bytes(0, 3), [1, 2, 0]);
+    }
+}
+
+#[test]
+fn a_full_pool_refuses_before_anything_is_changed_and_goes_on_when_there_is_room() {
+    let mut rig = Rig::fresh();
+    let other = VolumeId(2);
+    rig.done(StoreOp::Create { volume: other, group: GroupId(2), size: ByteCount(1 << 30) });
+    let slots = rig.store.free().0 >> 22;
+    for extent in 0..slots as u32 - 1 {
+        rig.done(StoreOp::Heat { volume: other, extents: vec![x(extent)], generation: gen_(1) });
+        rig.done(write_op(other, u64::from(extent) * 1024, filled(&[5])));
+    }
+    rig.heat(&[0, 1], 1);
+    // Two extents are needed, one is free: nothing of it is written.
+    assert_eq!(rig.end(write_op(VOLUME, 1023, filled(&[1, 1]))), Err(StoreError::Full));
+    assert_eq!(rig.store.allocated(VOLUME), []);
+    assert_eq!(rig.bytes(1023, 2), [0, 0]);
+    assert_eq!(rig.store.free().0, 4 << 20);
+    assert_eq!(rig.store.used(GroupId(2)).0, (slots - 1) << 22);
+    rig.done(StoreOp::Delete { volume: other });
+    assert_eq!(rig.store.free().0, slots << 22);
+    rig.write(1023, &[1, 1]);
+    assert_eq!(rig.bytes(1023, 2), [1, 1]);
+}
+
+#[test]
+fn a_recycled_slot_shows_zeros_where_nothing_was_written() {
+    let mut rig = Rig::fresh();
+    rig.heat(&[0], 1);
+    rig.write(0, &[9; 1024]);
+    rig.cool(&[0]);
+    let other = VolumeId(2);
+    rig.done(StoreOp::Delete { volume: VOLUME });
+    rig.done(StoreOp::Create { volume: other, group: GROUP, size: ByteCount(8 << 20) });
+    rig.done(StoreOp::Heat { volume: other, extents: vec![x(0)], generation: gen_(1) });
+    rig.done(write_op(other, 5, filled(&[1])));
+    for cool in [false, true] {
+        if cool {
+            rig.done(StoreOp::Cool { volume: other, extents: vec![x(0)] });
+        }
+        rig = rig.reopen();
+        let Ok(StoreReply::Read { data, .. }) = rig.read_of(other, 0, 1024) else { panic!("it can be read") };
+        let held: Vec<u8> = data.as_slice().chunks_exact(BLOCK).map(uniform).collect();
+        assert_eq!(held.iter().filter(|byte| **byte != 0).count(), 1);
+        assert_eq!(held[5], 1);
+    }
+    assert_eq!(rig.end(StoreOp::Read { volume: VOLUME, range: range(0, 1) }), Err(StoreError::NoVolume));
+}
+
+#[test]
+fn an_emptied_extent_is_remembered_as_changed_until_it_is_reaped() {
+    let mut rig = Rig::fresh();
+    rig.heat(&[0], 1);
+    rig.write(0, &[1; 8]);
+    rig.cool(&[0]);
+    rig.heat(&[0], 4);
+    rig.zero(0, 1024);
+    rig.done(StoreOp::Reap { group: GROUP });
+    assert_eq!(rig.store.allocated(VOLUME), [x(0)], "what is hot is not reaped");
+    rig.cool(&[0]);
+    rig.settle();
+    assert!(rig.issued.iter().any(|kind| matches!(kind, DiskOpKind::Discard { .. })), "its space is given back");
+    let mut rig = rig.reopen();
+    assert_eq!(rig.store.changed_since(VOLUME, gen_(3)), [x(0)]);
+    assert_eq!(rig.bytes(0, 8), [0; 8]);
+    assert_eq!(rig.store.status(VOLUME, range(0, 2048)), [(range(0, 2048), false)]);
+    let free = rig.store.free();
+    rig.done(StoreOp::Reap { group: GROUP });
+    assert_eq!(rig.store.free().0, free.0 + (4 << 20));
+    let rig = rig.reopen();
+    assert_eq!((rig.store.allocated(VOLUME), rig.store.changed_since(VOLUME, gen_(0))), (vec![], vec![]));
+}
+
+#[test]
+fn an_emptied_extent_can_be_written_again() {
+    let mut rig = Rig::fresh();
+    rig.heat(&[0], 1);
+    rig.write(0, &[1; 8]);
+    rig.zero(0, 1024);
+    rig.cool(&[0]);
+    rig.heat(&[0], 2);
+    rig.write(3, &[2]);
+    rig.disk.kill(1);
+    let mut rig = rig.reopen();
+    assert_eq!(rig.bytes(0, 8), [0, 0, 0, 2, 0, 0, 0, 0]);
+}
+
+#[test]
+fn zeroed_blocks_stay_zeros_after_a_crash() {
+    for seed in 0..20 {
+        let mut rig = Rig::fresh();
+        rig.heat(&[0], 1);
+        rig.write(0, &[1; 8]);
+        rig.zero(2, 3);
+        rig.flush();
+        rig.disk.power_cut(seed);
+        let mut rig = rig.reopen();
+        assert_eq!(rig.bytes(0, 8), [1, 1, 0, 0, 0, 1, 1, 1]);
+        assert_eq!(
+            rig.store.status(VOLUME, range(0, 8)),
+            [(range(0, 2), true), (range(2, 3), false), (range(5, 3), true)]
+        );
+    }
+}
+
+#[test]
+fn rotten_data_is_reported_and_healed_by_a_write() {
+    let mut rig = Rig::fresh();
+    rig.heat(&[0], 1);
+    rig.write(0, &[1, 2, 3, 4]);
+    rig.cool(&[0]);
+    let place = place_of(&rig, 2);
+    rig.disk.rot(place * BLOCK as u64 + 100);
+    assert_eq!(rig.corrupt(0, 4), [range(1, 1)]);
+    assert_eq!(rig.bytes(2, 2), [3, 4], "other blocks are fine");
+    rig.heat(&[0], 2);
+    rig.write(1, &[2]);
+    assert_eq!(rig.bytes(0, 4), [1, 2, 3, 4]);
+}
+
+#[test]
+fn a_misdirected_write_is_noticed_where_it_should_have_gone_and_where_it_went() {
+    let mut rig = Rig::fresh();
+    rig.heat(&[0], 1);
+    rig.write(0, &[1; 16]);
+    rig.write(0, &[2; 16]);
+    rig.disk.misdirect_next_write(8 * BLOCK as u64);
+    rig.write(0, &[3; 4]);
+    assert_eq!(rig.corrupt(0, 16), [range(0, 4), range(8, 4)]);
+}
+
+#[test]
+fn a_rotten_leaf_makes_its_blocks_corrupt_and_never_zeros() {
+    let mut rig = Rig::fresh();
+    rig.heat(&[0], 1);
+    rig.write(0, &[1, 2]);
+    rig.write(1000, &[3]);
+    rig.cool(&[0]);
+    let leaf = rig.issued.iter().rev().find_map(|kind| match kind {
+        DiskOpKind::Write { offset, data, .. } if data[0].len() == 3 * BLOCK => Some(offset.0),
+        _ => None,
+    });
+    rig.disk.rot(leaf.expect("cooling wrote a leaf") + 2000);
+    let mut rig = rig.reopen();
+    assert_eq!(rig.corrupt(0, 4), [range(0, 4)], "whether the last two held data nobody knows");
+    assert_eq!(rig.bytes(1000, 2), [3, 0], "the other parts of the leaf are whole");
+    rig.heat(&[0], 1);
+    let Ok(StoreReply::Checksums(sums)) = rig.end(StoreOp::Checksums { volume: VOLUME, extent: x(0) }) else {
+        panic!("checksums can be had")
+    };
+    assert_eq!(sums[0], LOST_CHECKSUM);
+    // Healed by writing and by zeroing; what was not healed stays corrupt over cooling and crashes.
+    rig.write(0, &[1]);
+    rig.zero(2, 1);
+    rig.disk.kill(3);
+    let mut rig = rig.reopen();
+    rig.cool(&[0]);
+    let mut rig = rig.reopen();
+    assert_eq!(rig.corrupt(0, 4), [range(1, 1), range(3, 1)]);
+    assert_eq!((rig.bytes(0, 1), rig.bytes(2, 1)), (vec![1], vec![0]));
+}
+
+#[test]
+fn a_spot_that_cannot_be_read_is_corrupt_and_other_read_errors_are_errors() {
+    let mut rig = Rig::fresh();
+    rig.heat(&[0], 1);
+    rig.write(0, &[1, 2]);
+    rig.disk.fail_next(OpClass::Read, DiskError::Io("medium error".into(), 5));
+    assert_eq!(rig.corrupt(0, 4), [range(0, 2)]);
+    rig.disk.fail_next(OpClass::Read, DiskError::Io("gone".into(), 19));
+    assert!(matches!(rig.read_of(VOLUME, 0, 4), Err(StoreError::Disk(_))));
+    assert_eq!(rig.bytes(0, 2), [1, 2]);
+}
+
+#[test]
+fn a_failed_write_or_flush_is_never_retried_into_success() {
+    for class in [OpClass::Write, OpClass::Flush] {
+        let mut rig = Rig::fresh();
+        rig.heat(&[0, 1], 1);
+        rig.write(0, &[1, 2]);
+        rig.disk.fail_next(class, DiskError::Io("broken".into(), 5));
+        let failing = [write_op(VOLUME, 5, filled(&[7])), StoreOp::Flush].map(|op| rig.ask(op));
+        rig.settle();
+        for id in failing {
+            let ended = rig.ended.remove(&id);
+            assert!(matches!(ended, Some(Err(StoreError::Disk(_))) | Some(Ok(StoreReply::Done))), "{ended:?}");
+        }
+        rig.issued.clear();
+        let extents = vec![x(1)];
+        for op in [
+            write_op(VOLUME, 0, filled(&[7])),
+            StoreOp::Flush,
+            StoreOp::Zero { volume: VOLUME, range: range(0, 1) },
+            StoreOp::Heat { volume: VOLUME, extents: extents.clone(), generation: gen_(9) },
+            StoreOp::Cool { volume: VOLUME, extents },
+            StoreOp::PutNote { group: GROUP, note: None },
+            StoreOp::Delete { volume: VOLUME },
+        ] {
+            assert!(matches!(rig.end(op), Err(StoreError::Disk(_))));
+        }
+        assert_eq!(rig.issued, [], "nothing is written any more");
+        assert_eq!(rig.bytes(0, 2), [1, 2], "reads go on");
+        let mut rig = rig.reopen();
+        assert_eq!(rig.store.hot(VOLUME), [x(0), x(1)]);
+        assert_eq!(rig.bytes(0, 2), [1, 2]);
+    }
+}
+
+#[test]
+fn a_read_waits_for_the_write_it_overlaps() {
+    let mut rig = Rig::fresh();
+    rig.heat(&[0], 1);
+    rig.write(0, &[1; 4]);
+    rig.write(0, &[2; 4]);
+    for _ in 0..20 {
+        let write = rig.ask(write_op(VOLUME, 1, filled(&[3, 3])));
+        let read = rig.ask(StoreOp::Read { volume: VOLUME, range: range(0, 4) });
+        rig.settle();
+        rig.ended.remove(&write).expect("it ended").expect("it succeeded");
+        let Some(Ok(StoreReply::Read { data, .. })) = rig.ended.remove(&read) else { panic!("it can be read") };
+        assert_eq!(data, filled(&[2, 3, 3, 2]));
+    }
+}
+
+#[test]
+fn notes_are_kept_replaced_and_erased() {
+    let mut rig = Rig::fresh();
+    let put =
+        |group: u64, note: Option<&[u8]>| StoreOp::PutNote { group: GroupId(group), note: note.map(<[u8]>::to_vec) };
+    rig.done(put(1, Some(b"one")));
+    rig.done(put(2, Some(b"two")));
+    rig.done(put(1, Some(b"uno")));
+    assert_eq!(rig.end(put(3, Some(&[0; NOTE_BYTES_MAX + 1]))), Err(StoreError::NoteTooLong(NOTE_BYTES_MAX + 1)));
+    rig.disk.power_cut(1);
+    let mut rig = rig.reopen();
+    assert_eq!(rig.store.notes().collect::<Vec<_>>(), [(GroupId(1), &b"uno"[..]), (GroupId(2), b"two")]);
+    rig.done(put(1, None));
+    rig.disk.power_cut(2);
+    assert_eq!(rig.reopen().store.notes().collect::<Vec<_>>(), [(GroupId(2), &b"two"[..])]);
+}
+
+#[test]
+fn a_catalog_that_is_full_refuses_and_loses_nothing() {
+    let mut rig = Rig::fresh();
+    let note = || Some(vec![7; NOTE_BYTES_MAX]);
+    let fits = (10..2000).take_while(|group| {
+        let ended = rig.end(StoreOp::PutNote { group: GroupId(*group), note: note() });
+        assert!(matches!(ended, Ok(StoreReply::Done) | Err(StoreError::Full)));
+        ended.is_ok()
+    });
+    let fits = fits.count();
+    assert!(fits > 900, "{fits}");
+    assert_eq!(rig.reopen().store.notes().count(), fits);
+}
+
+#[test]
+fn a_volume_grows_and_never_shrinks() {
+    let mut rig = Rig::fresh();
+    let create = |size: u64| StoreOp::Create { volume: VOLUME, group: GROUP, size: ByteCount(size) };
+    rig.done(create(64 << 20));
+    rig.done(create(4096));
+    let rig = &mut rig.reopen();
+    assert_eq!(rig.store.volumes().collect::<Vec<_>>(), [(VOLUME, GROUP, ByteCount(64 << 20))]);
+    for wrong in [0, 4095, 1 << 51] {
+        assert_eq!(rig.end(create(wrong)), Err(StoreError::OutOfRange));
+    }
+}
+
+#[test]
+fn requests_outside_the_volume_are_refused() {
+    let mut rig = Rig::fresh();
+    let blocks = 32 << 8;
+    for (start, count) in [(blocks, 1), (blocks - 1, 2), (u64::MAX, 1), (1, u64::MAX)] {
+        assert_eq!(rig.read_of(VOLUME, start, count), Err(StoreError::OutOfRange));
+        let zero = StoreOp::Zero { volume: VOLUME, range: range(start, count) };
+        assert_eq!(rig.end(zero), Err(StoreError::OutOfRange));
+    }
+    let heat = StoreOp::Heat { volume: VOLUME, extents: vec![x(8)], generation: gen_(1) };
+    assert_eq!(rig.end(heat), Err(StoreError::OutOfRange));
+    assert_eq!(rig.end(StoreOp::Checksums { volume: VOLUME, extent: x(8) }), Err(StoreError::OutOfRange));
+    assert_eq!(rig.end(StoreOp::Cool { volume: VolumeId(9), extents: vec![] }), Err(StoreError::NoVolume));
+}
+
+#[test]
+fn heat_beyond_the_bound_waits_until_others_have_cooled() {
+    let mut rig = Rig::fresh();
+    rig.done(StoreOp::Create { volume: VOLUME, group: GROUP, size: ByteCount(1 << 40) });
+    let extents = |range: std::ops::Range<u32>| range.map(x).collect::<Vec<_>>();
+    let all = HOT_EXTENTS_MAX as u32;
+    rig.done(StoreOp::Heat { volume: VOLUME, extents: extents(0..all), generation: gen_(1) });
+    let more = StoreOp::Heat { volume: VOLUME, extents: extents(all..all + 2), generation: gen_(1) };
+    let waiting = rig.ask(more);
+    rig.settle();
+    assert!(!rig.ended.contains_key(&waiting) && rig.store.hot(VOLUME).len() == HOT_EXTENTS_MAX);
+    rig.cool(&[5, 6]);
+    rig.settle();
+    assert_eq!(rig.ended.remove(&waiting), Some(Ok(StoreReply::Done)));
+    assert!(rig.store.is_hot(VOLUME, x(all + 1), gen_(1)));
+}
+
+#[test]
+fn the_journal_goes_round_many_times_with_everything_hot() {
+    let mut rig = Rig::fresh();
+    rig.done(StoreOp::Create { volume: VOLUME, group: GROUP, size: ByteCount(1 << 40) });
+    let extents: Vec<_> = (0..HOT_EXTENTS_MAX as u32).map(x).collect();
+    rig.done(StoreOp::Heat { volume: VOLUME, extents, generation: gen_(1) });
+    let slots = rig.store.free().0 >> 22;
+    for extent in 0..slots {
+        rig.write(extent * 1024, &[extent as u8 + 1; 3]);
+    }
+    for round in 0..6000u64 {
+        // Each makes a block hold nothing, or data again: a record in the journal.
+        let extent = round % slots;
+        if round / slots % 2 == 0 {
+            rig.zero(extent * 1024 + 1, 1);
+        } else {
+            rig.write(extent * 1024 + 1, &[extent as u8 + 1]);
+        }
+    }
+    rig.disk.kill(7);
+    let mut rig = rig.reopen();
+    assert_eq!(rig.store.hot(VOLUME).len(), HOT_EXTENTS_MAX);
+    for extent in 0..slots {
+        let full = [extent as u8 + 1, extent as u8 + 1, extent as u8 + 1, 0];
+        let holed = [extent as u8 + 1, 0, extent as u8 + 1, 0];
+        let is_full = (5999 - (5999 + slots - extent) % slots) / slots % 2 == 1;
+        assert_eq!(rig.bytes(extent * 1024, 4), if is_full { full } else { holed });
+    }
+}
+
+#[test]
+fn a_deletion_that_was_cut_short_is_finished_at_open() {
+    let mut rig = Rig::fresh();
+    let all = rig.store.free();
+    for steps in 0..40 {
+        let volume = VolumeId(100 + steps);
+        rig.done(StoreOp::Create { volume, group: GROUP, size: ByteCount(16 << 20) });
+        rig.done(StoreOp::Heat { volume, extents: vec![x(0), x(1), x(2)], generation: gen_(1) });
+        rig.done(write_op(volume, 1000, filled(&[1; 1048])));
+        rig.done(StoreOp::Cool { volume, extents: vec![x(0)] });
+        rig.ask(StoreOp::Delete { volume });
+        for _ in 0..steps % 20 {
+            rig.step();
+        }
+        rig.disk.power_cut(steps);
+        rig = rig.reopen();
+        if rig.store.volumes().any(|(known, _, _)| known == volume) {
+            rig.done(StoreOp::Delete { volume });
+        }
+        assert_eq!(rig.store.free(), all);
+        assert_eq!(rig.store.hot(volume), []);
+    }
+}
+
+/// Block of the disk that holds the only block filled with `byte`.
+fn place_of(rig: &Rig, byte: u8) -> u64 {
+    let mut places = rig.disk.blocks().filter(|(_, block)| block.iter().all(|found| *found == byte));
+    let (place, _) = places.next().expect("it is on the disk");
+    assert_eq!(places.count(), 0);
+    place
 }
