@@ -1,5 +1,6 @@
 //! Project chores. `check` never writes, `fix` does.
 
+mod bench;
 mod check;
 mod licence;
 mod sim;
@@ -22,6 +23,8 @@ enum Chore {
     Check,
     /// Formats, and applies what clippy knows how to mend.
     Fix,
+    /// Speed and price of a mirrored volume beside `qemu-nbd` in the same run. Needs root and fio.
+    Bench(bench::BenchArgs),
     /// Runs the simulator over many seeds, or replays one.
     Sim(sim::SimArgs),
 }
@@ -30,6 +33,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().chore {
         Chore::Check => check::check(),
         Chore::Fix => fix(),
+        Chore::Bench(args) => bench::run(&args),
         Chore::Sim(args) => sim::sim(&args),
     };
     match result {
