@@ -112,7 +112,7 @@ impl Cluster {
     pub fn handle(&mut self, now: Instant, input: Input) {
         match input {
             Input::Committed { index, entry } => self.on_committed(now, index, entry),
-            Input::Snapshot { index, state } => self.on_snapshot(now, index, *state),
+            Input::Snapshot { index, state } => self.on_snapshot(index, *state),
             Input::Log { leader, voters, learners } => self.on_log(LogSight { leader, voters, learners }),
             Input::LogGivenUp { epoch } => self.on_log_given_up(epoch),
             Input::Request { request, unix_ms, change } => {
@@ -247,8 +247,9 @@ impl Cluster {
         }
     }
 
-    fn on_snapshot(&mut self, _now: Instant, index: u64, state: State) {
-        if self.giving_up {
+    fn on_snapshot(&mut self, index: u64, state: State) {
+        // What is committed does not change: an older snapshot has nothing that is not here.
+        if self.giving_up || index <= self.state.applied {
             return;
         }
         self.state = state;

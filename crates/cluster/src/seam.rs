@@ -73,7 +73,8 @@ pub enum Input {
         voters: Vec<NodeId>,
         learners: Vec<NodeId>,
     },
-    /// `Output::GiveUpLog` is done: what is committed from now on belongs to the new log. Entries before this are ignored.
+    /// `Output::GiveUpLog` is done: what is committed from now on belongs to the new log, told from its beginning. What comes
+    /// before this is ignored.
     LogGivenUp {
         epoch: Epoch,
     },

@@ -64,6 +64,7 @@ pub struct Server {
     inbox: Vec<(Instant, Input)>,
     data: BTreeMap<GroupId, pollux_base::record::GroupSpec>,
     reported: BTreeSet<(GroupId, Generation)>,
+    exports: Vec<String>,
     boots: u64,
     pub memory: u64,
     pub has_power_switch: bool,
@@ -93,6 +94,9 @@ pub struct World {
     /// Crash this node when it has put out that many more outputs of weight.
     pub crash_after: Option<(NodeId, u32)>,
     pub crashed_at: Option<String>,
+    /// Guests do not hear their power button.
+    pub guests_are_deaf: bool,
+    pub fills_take: Duration,
 }
 
 impl World {
@@ -112,6 +116,7 @@ impl World {
             inbox: vec![],
             data: BTreeMap::new(),
             reported: BTreeSet::new(),
+            exports: vec![],
             boots: 0,
             memory: 8 * GIB,
             has_power_switch: with_power,
@@ -136,6 +141,8 @@ impl World {
             starts: vec![],
             crash_after: None,
             crashed_at: None,
+            guests_are_deaf: false,
+            fills_take: ms(500),
         }
     }
 
@@ -202,6 +209,21 @@ impl World {
 
     pub fn server_mut(&mut self, node: NodeId) -> &mut Server {
         self.server(node)
+    }
+
+    pub fn has_noded(&self, node: NodeId) -> bool {
+        self.servers[&node].noded.is_some()
+    }
+
+    /// Settled, but for VMs that died so often that they were given up.
+    pub fn is_settled_or_given_up(&self) -> bool {
+        let has_failed = |node: NodeId| {
+            let core = self.servers[&node].noded.as_ref();
+            core.is_some_and(|core| {
+                core.state().vms.values().any(|vm| vm.phase == pollux_cluster::entry::VmPhase::Failed)
+            })
+        };
+        self.is_settled() || (has_failed(A) && has_failed(B))
     }
 
     pub fn is_powered(&self, node: NodeId) -> bool {
@@ -437,6 +459,24 @@ impl World {
         for (vm, incarnation) in std::mem::take(&mut self.server(node).runs) {
             self.end(node, vm, incarnation, true, "shut down");
         }
+    }
+
+    /// A QEMU that nobody asked for.
+    pub fn plant_run(&mut self, node: NodeId, vm: VmId) {
+        self.server(node).runs.insert(vm, Incarnation(1));
+    }
+
+    pub fn has_run(&self, node: NodeId, vm: VmId) -> bool {
+        self.servers[&node].runs.contains_key(&vm)
+    }
+
+    pub fn exports(&self, node: NodeId) -> Vec<String> {
+        self.servers[&node].exports.clone()
+    }
+
+    /// Groups of which the node's data plane has a replica.
+    pub fn groups(&self, node: NodeId) -> usize {
+        self.servers[&node].data.len()
     }
 
     /// QEMU dies.
@@ -688,9 +728,9 @@ impl World {
                     server.emptied_for = epoch;
                     server.log = None;
                     server.has = 0;
-                    server.given = 0;
                 }
-                server.inbox.push((now + STEP, Input::LogGivenUp { epoch }));
+                server.given = 0;
+                self.give(node, Input::LogGivenUp { epoch });
             }
             Output::TakeIn { node: joiner } => {
                 let Some(id) = self.servers[&node].log.filter(|_| self.connected()) else {
@@ -723,6 +763,7 @@ impl World {
                 Order::Forget { group } => {
                     self.server(node).data.remove(&group);
                 }
+                Order::Exports { names } => self.server(node).exports = names.into_keys().collect(),
                 _ => {}
             },
             Output::Vm(VmCommand::Start { vm, incarnation, .. }) => {
@@ -733,7 +774,7 @@ impl World {
                 server.inbox.push((now + ms(200), Input::Vm(VmEvent::Running { vm, incarnation })));
             }
             Output::Vm(VmCommand::Shutdown { vm }) => {
-                if let Some(incarnation) = self.servers[&node].runs.get(&vm) {
+                if let Some(incarnation) = self.servers[&node].runs.get(&vm).filter(|_| !self.guests_are_deaf) {
                     self.ends.push((now + ms(1000), node, vm, *incarnation));
                 }
             }
@@ -743,7 +784,8 @@ impl World {
                 }
             }
             Output::Fill { vm, .. } => {
-                self.server(node).inbox.push((now + ms(500), Input::Vm(VmEvent::Filled { vm, result: Ok(()) })));
+                let at = now + self.fills_take;
+                self.server(node).inbox.push((at, Input::Vm(VmEvent::Filled { vm, result: Ok(()) })));
             }
         }
     }
