@@ -2,8 +2,9 @@
 
 use tracing_subscriber::EnvFilter;
 
-/// Told by default: our transitions, and what is wrong elsewhere. The log's engine tells much that is no news here.
-const DEFAULT: &str = "info,openraft=error";
+/// Told by default: our transitions. The log's engine repeats with each attempt that a node is not reached, which
+/// `greet` tells once; when it can not go on, `log::engine` says so.
+const DEFAULT: &str = "info,openraft=off";
 
 pub fn start() {
     let filter = EnvFilter::try_from_env("POLLUX_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT));

@@ -187,9 +187,10 @@ impl Peers {
         let peer = self.peers.get(&node).ok_or(CallError::Unknown(node))?;
         // A kept connection may have died unseen. Calls may be made twice, so the second attempt is on a new one.
         if let Some(sender) = peer.take_idle()
-            && let Ok(bytes) = self.post_on(peer, sender, path, body.clone()).await {
-                return Ok(bytes);
-            }
+            && let Ok(bytes) = self.post_on(peer, sender, path, body.clone()).await
+        {
+            return Ok(bytes);
+        }
         let sender = self.connect(peer).await?;
         self.post_on(peer, sender, path, body).await
     }

@@ -257,9 +257,10 @@ impl<T: Transport> Engine<T> {
             task.abort();
         }
         if let Some(raft) = raft
-            && raft.shutdown().await.is_err() {
-                tracing::warn!("the log's task ended badly");
-            }
+            && raft.shutdown().await.is_err()
+        {
+            tracing::warn!("the log's task ended badly");
+        }
     }
 
     async fn init(&self, voters: &[NodeId]) {

@@ -83,9 +83,10 @@ impl Witness {
         let token = headers.get("authorization").and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
         let cluster = text.parse::<ClusterId>().ok();
         if let (Some(cluster), Some(token)) = (cluster, token)
-            && self.tokens.lock().map_err(|_| broken())?.allow(cluster, token) {
-                return Ok(cluster);
-            }
+            && self.tokens.lock().map_err(|_| broken())?.allow(cluster, token)
+        {
+            return Ok(cluster);
+        }
         Err(Refused(
             ApiError::new(ErrorCode::Unauthorized, "this token may not speak for this cluster")
                 .with_hint("Compare the node's witness token with the witness' token file."),

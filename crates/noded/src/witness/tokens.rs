@@ -25,11 +25,13 @@ impl Tokens {
     /// Whether this token may speak for this cluster.
     pub fn allow(&mut self, cluster: ClusterId, token: &str) -> bool {
         let changed = std::fs::metadata(&self.path).and_then(|metadata| metadata.modified()).ok();
-        if changed.is_some() && changed != self.changed
-            && let Err(error) = self.read() {
-                tracing::warn!("the token file has changed but is not used: {error}");
-                self.changed = changed;
-            }
+        if changed.is_some()
+            && changed != self.changed
+            && let Err(error) = self.read()
+        {
+            tracing::warn!("the token file has changed but is not used: {error}");
+            self.changed = changed;
+        }
         // blake3::Hash compares in constant time.
         self.hashes.get(&cluster).is_some_and(|hash| *hash == blake3::hash(token.as_bytes()))
     }
