@@ -71,8 +71,8 @@ pub struct Node {
     pub log: LogNode<Entry>,
     pub record: Option<EpochRecord>,
     pub snapshot: Option<(u64, State)>,
-    /// The disk fails from now on whatever it is asked.
-    pub disk_dead: bool,
+    /// The disk failed, or is about to.
+    pub disk_failed: bool,
 
     // Survives the death of processes.
     pub left: Option<Left>,

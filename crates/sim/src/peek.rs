@@ -71,14 +71,22 @@ impl Peek {
         }
     }
 
-    /// Every block that is stored, with what it means.
-    pub fn contents(&mut self, volume: VolumeId) -> Result<BTreeMap<u64, (Value, BlockChecksum)>, String> {
+    /// Every block that is stored, with what it means. `rotted`: only by its checksum, whatever became of its bytes.
+    pub fn contents(
+        &mut self,
+        volume: VolumeId,
+        rotted: bool,
+    ) -> Result<BTreeMap<u64, (Value, BlockChecksum)>, String> {
         let mut contents = BTreeMap::new();
         for extent in self.store.allocated(volume) {
             let checksums = self.checksums(volume, extent)?;
             let stored = (0..EXTENT_BLOCKS).zip(&checksums).filter(|(_, checksum)| !checksum.is_zero());
             for (index, checksum) in stored {
                 let block = extent.first_block().0 + index;
+                if rotted {
+                    contents.insert(block, (Value::ZERO, *checksum));
+                    continue;
+                }
                 let range = BlockRange::new(BlockIndex(block), BlockCount(1));
                 let data = match self.ask(StoreOp::Read { volume, range }) {
                     Ok(StoreReply::Read { data, .. }) => data,
@@ -149,7 +157,7 @@ impl World {
             for (volume, group, _) in volumes {
                 let Some(record) = self.newest.get(&group) else { continue };
                 let in_sync = record.in_sync.contains(&id);
-                match peek.contents(volume) {
+                match peek.contents(volume, self.rotted) {
                     Ok(blocks) => self.see(Seen::Replica { node: id, volume, in_sync, blocks }),
                     Err(text) => self.fail("replicas_converge", format!("{id}: {text}")),
                 }

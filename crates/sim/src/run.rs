@@ -53,10 +53,11 @@ impl Scenario {
         let vms = [vec![size()], vec![size(), size()]];
         let vms = vms[..1 + luck.below(2) as usize].to_vec();
         let length = Duration::from_millis(4000 + luck.below(16_000));
-        let faults = plan(&mut luck, &nodes, vms.len(), length);
+        let witness = !luck.one_in(10);
+        let faults = plan(&mut luck, &nodes, vms.len(), witness, length);
         let settings = Settings {
             nodes: 2,
-            witness: !luck.one_in(10),
+            witness,
             switches: luck.one_in(2),
             vms,
             think: Duration::from_millis(10 + luck.below(60)),
@@ -105,8 +106,15 @@ impl Scenario {
         if !wait(world, HEALED_WITHIN, "healing", is_healthy) {
             return;
         }
-        // A while of ordinary life.
+        // A while of ordinary life; on some seeds with a medium that decays.
         world.run_until(world.now + Duration::from_secs(1));
+        if matches!(self.script, Script::Plan(..)) && world.luck.one_in(6) {
+            let ids = world.ids();
+            let node = ids[world.luck.below(ids.len() as u64) as usize];
+            for _ in 0..1 + world.luck.below(4) {
+                world.rot(node);
+            }
+        }
         world.quiet = true;
         for node in world.ids() {
             world.node(node).guests.values_mut().for_each(crate::guest::Guest::check_all);
@@ -114,8 +122,8 @@ impl Scenario {
         if !wait(world, CHECKED_WITHIN, "reading everything again", is_quiet) {
             return;
         }
-        // What is idle cools down.
-        world.run_until(world.now + Duration::from_secs(3));
+        // What is idle cools down, and only then are its checksums on the disks.
+        world.run_until(world.now + Duration::from_secs(12));
         if world.failure.is_none() {
             world.look_at_replicas();
         }

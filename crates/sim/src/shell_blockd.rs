@@ -11,8 +11,8 @@ use crate::world::{CLUSTER, Event, POOL_BYTES, World};
 use pollux_base::order::{ReplicaState, Report};
 use pollux_base::unit::{BLOCK_BYTES, BlockRange};
 use pollux_base::{
-    BlockError, ByteCount, DiskDone, DiskError, DiskOpId, DiskOpKind, Incarnation, NodeId, Reply, Request, RequestId,
-    VmId, VolumeId,
+    BlockError, ByteCount, DiskDone, DiskOpId, DiskOpKind, Incarnation, NodeId, Reply, Request, RequestId, VmId,
+    VolumeId,
 };
 use pollux_replica::{Config, DataPlane, Output};
 use std::time::Duration;
@@ -107,18 +107,11 @@ impl World {
     }
 
     pub fn on_disk_done(&mut self, id: NodeId, life: u64, op: DiskOpId) {
-        let dead = self.nodes[&id].disk_dead;
         let node = self.node(id);
         if node.life(Process::Blockd) != Some(life) {
             return;
         }
-        let done = if dead {
-            node.disk.fail_next(pollux_store::faulty_disk::OpClass::Any, DiskError::Io("the disk is dead".into(), 5));
-            node.disk.complete(op)
-        } else {
-            node.disk.complete(op)
-        };
-        let Some(DiskDone { id: op, result }) = done else { return };
+        let Some(DiskDone { id: op, result }) = node.disk.complete(op) else { return };
         if let Err(error) = &result {
             self.trace.line(self.now, || format!("{id} disk: {op:?} fails: {error}"));
         }
@@ -236,7 +229,8 @@ impl World {
                         .sent = None;
                     return;
                 }
-                BlockError::Unreadable if self.rotted => {}
+                // The last good copy, on a disk that fails.
+                BlockError::Unreadable if self.rotted || self.nodes.values().any(|node| node.disk_failed) => {}
                 BlockError::Unreadable | BlockError::NoVolume | BlockError::OutOfRange => {
                     self.fail("errors_only_without_any_copy", format!("{vm} #{number} {ask:?} fails: {error}"));
                 }

@@ -120,9 +120,7 @@ impl World {
             Input::Core(input) => {
                 applied =
                     matches!(input, pollux_cluster::Input::Committed { .. } | pollux_cluster::Input::Snapshot { .. });
-                if !matches!(input, pollux_cluster::Input::Guard(_)) {
-                    trace.line(world_now, || format!("{id} noded <- {}", brief(&input)));
-                }
+                trace.line(world_now, || format!("{id} noded <- {}", brief(&input)));
                 running.core.handle(now, input);
             }
             Input::Log(from, message) => node.log.receive(world_now, from, message),
@@ -415,6 +413,13 @@ pub fn keep_newest_view(waiting: &mut Vec<Input>) {
 fn brief(input: &pollux_cluster::Input) -> String {
     match input {
         pollux_cluster::Input::Snapshot { index, .. } => format!("Snapshot {{ index: {index} }}"),
+        pollux_cluster::Input::Guard(view) => {
+            let held = if view.lease_held { "held" } else { "over" };
+            let heard = |peer: &pollux_base::guard::PeerView| {
+                format!(" {} heard {:?} ms ago on {:?} {:?}", peer.node, peer.heard_ms, peer.networks, peer.epoch)
+            };
+            format!("Guard: lease {held}{}", view.peers.iter().map(heard).collect::<String>())
+        }
         other => format!("{other:?}"),
     }
 }

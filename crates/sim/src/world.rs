@@ -173,6 +173,8 @@ pub struct World {
     pub steps: u64,
     /// Guests make no new requests.
     pub quiet: bool,
+    /// Nothing goes wrong any more.
+    pub healed: bool,
     /// Something was done to the disks that may leave a block without any good copy.
     pub rotted: bool,
     pub counts: Counts,
@@ -230,7 +232,7 @@ impl World {
                 log: LogNode::new(id, luck.draw()),
                 record: None,
                 snapshot: None,
-                disk_dead: false,
+                disk_failed: false,
                 left: None,
                 guests: BTreeMap::new(),
                 guard: None,
@@ -265,6 +267,7 @@ impl World {
             trace,
             steps: 0,
             quiet: false,
+            healed: false,
             rotted: false,
             counts: Counts::default(),
             runs: Vec::new(),
