@@ -65,10 +65,11 @@ fn export(client: &Client, output: &Output, volume: &str, exported: bool) -> Out
     if !exported {
         return output.say(&format!("volume {volume} is no longer exported"));
     }
-    let uris = client.volume(volume).map_err(from_client)?.uris;
+    let mut uris = client.volume(volume).map_err(from_client)?.uris;
     if uris.is_empty() {
         return Err(Failure::other(format!("volume {volume} is exported, but no node says where"))
             .hint(format!("look again with `pollux volume show {volume}`")));
     }
+    uris.extend(crate::lab::local_uris(&uris));
     output.show(&uris, |uris| uris.join("\n"))
 }

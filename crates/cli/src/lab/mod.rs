@@ -183,6 +183,19 @@ pub fn the_site() -> Outcome<Site> {
         .ok_or_else(|| Failure::new(Code::NotFound, "no lab is up on this machine").hint("`pollux lab up` builds one"))
 }
 
+/// The nodes of a lab are on this machine, so their NBD sockets are too: the same exports, without the network.
+pub fn local_uris(uris: &[String]) -> Vec<String> {
+    let Some(site) = down::site_of_run() else { return Vec::new() };
+    let local = |uri: &String| {
+        let (address, export) = uri.strip_prefix("nbd://")?.split_once('/')?;
+        let config = site.nodes.iter().map(|node| site.node_config(node)).find(|config| {
+            config.own().and_then(|own| own.nbd.first()).is_some_and(|first| first.to_string() == address)
+        })?;
+        Some(format!("nbd+unix:///{export}?socket={}", config.nbd_socket().display()))
+    };
+    uris.iter().filter_map(local).collect()
+}
+
 fn set_links(links: &[String], plugged: bool) -> Outcome {
     let site = the_site()?;
     let mut cables = std::collections::BTreeSet::new();

@@ -118,8 +118,8 @@ impl Daemon {
     pub fn program(self) -> &'static str {
         match self {
             Daemon::Guard => "pollux-guard",
-            Daemon::Blockd => "pollux-blockd",
-            Daemon::Noded => "pollux-noded",
+            Daemon::Blockd => "blockd",
+            Daemon::Noded => "noded",
         }
     }
 }

@@ -273,7 +273,7 @@ impl Supervisor {
 
 /// How a node's daemon is run.
 pub fn daemon_program(site: &Site, node: &SiteNode, daemon: Daemon) -> Program {
-    node_program(site, node, daemon, &["run"])
+    node_program(site, node, daemon, &[])
 }
 
 /// One of a node's programs with another verb, such as the one that formats its pool.
