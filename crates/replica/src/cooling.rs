@@ -2,11 +2,12 @@
 //! an extent: with three replicas a write may have reached one survivor and not the other, and only the mark tells of it.
 
 use crate::group::Group;
-use crate::node::Node;
+use crate::node::{Node, Purpose};
 use crate::primary::{MemberState, Primary};
 use crate::wire::Message;
-use pollux_base::{ExtentIndex, Instant, VolumeId};
-use std::collections::BTreeMap;
+use pollux_base::{ExtentIndex, Instant, Stamp, VolumeId};
+use pollux_store::StoreOp;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// An extent that was not written for so long is cooled. Long enough that a working set stays hot (its overwrites cost no
@@ -58,6 +59,7 @@ impl Group {
         let group = self.id;
         let Some(stamp) = self.acting().map(|spec| spec.record.stamp) else { return };
         let is_member = self.is_member(node);
+        let reap = self.is_complete(node);
         let Some(primary) = &mut self.primary else { return };
         // A mark at a replica that has not been compared yet may be all that tells of a difference: only replicas that
         // hold everything, or for which the extent was compared, hear of it.
@@ -86,11 +88,31 @@ impl Group {
             primary.members.iter().filter(|(_, member)| hears(&member.state)).map(|(peer, _)| *peer).collect();
         for (volume, extents) in by_volume {
             for peer in &peers {
-                node.send_bare(*peer, Message::Cool { group, stamp, volume, extents: extents.clone() });
+                node.send_bare(*peer, Message::Cool { group, stamp, volume, extents: extents.clone(), reap });
             }
             if is_member {
-                self.cool_here(node, volume, extents);
+                self.cool_here(node, volume, extents, reap);
             }
+        }
+    }
+}
+
+impl Group {
+    /// Takes back the marks of extents: only those that are hot here.
+    pub(crate) fn cool_here(&mut self, node: &mut Node, volume: VolumeId, extents: Vec<ExtentIndex>, reap: bool) {
+        let hot: BTreeSet<ExtentIndex> = node.store.hot(volume).into_iter().collect();
+        let extents: Vec<ExtentIndex> = extents.into_iter().filter(|extent| hot.contains(extent)).collect();
+        if !extents.is_empty() {
+            let reap = self.acting().map(|spec| spec.record.stamp).filter(|_| reap);
+            node.request(self.id, Purpose::Cool { reap }, StoreOp::Cool { volume, extents });
+        }
+    }
+
+    /// Marks are taken back on the disk. Since they were, no replica may have fallen out: what changed after that is to be
+    /// remembered.
+    pub(crate) fn on_cooled(&mut self, node: &mut Node, reap: Option<Stamp>) {
+        if reap.is_some() && self.acting().map(|spec| spec.record.stamp) == reap {
+            node.request(self.id, Purpose::Background, StoreOp::Reap { group: self.id });
         }
     }
 }

@@ -209,6 +209,7 @@ impl DataPlane {
                     Origin::Copy { peer, key } => group.on_copy_job(node, peer, key, result),
                 }
             }
+            Purpose::Cool { reap } => group.on_cooled(node, reap),
             Purpose::Background => {}
         }
     }

@@ -28,6 +28,10 @@ pub(crate) enum Purpose {
         key: Key,
         attempt: u32,
     },
+    /// Marks are taken back. Then, if every replica counted under this record and it still holds, emptied extents are freed.
+    Cool {
+        reap: Option<Stamp>,
+    },
     /// Nobody waits for its end.
     Background,
 }

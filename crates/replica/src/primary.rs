@@ -522,16 +522,21 @@ impl Group {
         Some((sequence, stamp))
     }
 
+    /// Whether every replica that the group should have is in sync and here.
+    pub(crate) fn is_complete(&self, node: &Node) -> bool {
+        let (Some(spec), Some(primary)) = (self.acting(), &self.primary) else { return false };
+        spec.replicas.is_subset(&spec.record.in_sync)
+            && self.is_member(node)
+            && self.required(node.me).iter().all(|peer| primary.is_current(*peer))
+    }
+
     /// All replicas have everything: extents kept to tell of their change are not needed any more.
     fn reap(&mut self, node: &mut Node) {
-        let Some(spec) = self.acting() else { return };
-        let stamp = spec.record.stamp;
-        let complete = spec.replicas.is_subset(&spec.record.in_sync) && self.is_member(node);
-        let required = self.required(node.me);
-        let id = self.id;
+        let stamp = self.acting().map(|spec| spec.record.stamp);
+        let (is_complete, id) = (self.is_complete(node), self.id);
         let Some(primary) = &mut self.primary else { return };
-        if complete && primary.reaped != Some(stamp) && required.iter().all(|peer| primary.is_current(*peer)) {
-            primary.reaped = Some(stamp);
+        if is_complete && primary.reaped != stamp {
+            primary.reaped = stamp;
             node.request(id, Purpose::Background, StoreOp::Reap { group: id });
         }
     }
@@ -597,6 +602,11 @@ impl Group {
     }
 
     pub(crate) fn on_time_as_primary(&mut self, node: &mut Node) {
+        if let Some(primary) = &mut self.primary
+            && primary.wait_old.is_some_and(|(_, until)| until <= node.now)
+        {
+            primary.wait_old = None;
+        }
         self.report_members(node);
         self.cool_on_time(node);
     }
@@ -604,7 +614,7 @@ impl Group {
     pub(crate) fn wake_as_primary(&self, node: &Node) -> Option<Instant> {
         let primary = self.primary.as_ref()?;
         let mut wake: Vec<Instant> = primary.cool_at.into_iter().collect();
-        wake.extend(primary.wait_old.map(|(_, until)| until).filter(|until| node.now < *until));
+        wake.extend(primary.wait_old.map(|(_, until)| until));
         if let Some(spec) = self.acting() {
             let in_sync = &spec.record.in_sync;
             if in_sync.contains(&node.me) {

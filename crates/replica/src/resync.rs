@@ -17,7 +17,7 @@ use crate::verdict::Verdict;
 use crate::wire::{Frame, Message};
 use pollux_base::unit::{BlockRange, EXTENT_BLOCKS};
 use pollux_base::{BlockChecksum, BlockCount, BlockIndex, ExtentIndex, Generation, NodeId, VolumeId};
-use pollux_store::{StoreError, StoreOp, StoreReply};
+use pollux_store::{StoreError, StoreReply};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Extents under comparison at once. Bounds the blocks in flight to 8 MiB and leaves the disk to the guests; two keep the
@@ -357,7 +357,7 @@ impl Group {
         // Nothing is in flight on it (it is ours alone), and both hold the same: its mark there may go, unless requests
         // keep it hot anyway.
         if !primary.warm.contains_key(&at) {
-            node.send_bare(peer, Message::Cool { group, stamp, volume: at.0, extents: vec![at.1] });
+            node.send_bare(peer, Message::Cool { group, stamp, volume: at.0, extents: vec![at.1], reap: false });
         }
         let ready = primary.queue.remove(key);
         self.run_ready(node, ready);
@@ -394,14 +394,5 @@ impl Group {
             })
             .filter(|(_, extents)| !extents.is_empty())
             .collect()
-    }
-
-    /// Takes back the marks of extents (`Cool`): only those that are hot here.
-    pub(crate) fn cool_here(&mut self, node: &mut Node, volume: VolumeId, extents: Vec<ExtentIndex>) {
-        let hot: BTreeSet<ExtentIndex> = node.store.hot(volume).into_iter().collect();
-        let extents: Vec<ExtentIndex> = extents.into_iter().filter(|extent| hot.contains(extent)).collect();
-        if !extents.is_empty() {
-            node.request(self.id, crate::node::Purpose::Background, StoreOp::Cool { volume, extents });
-        }
     }
 }

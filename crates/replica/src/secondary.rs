@@ -155,10 +155,10 @@ impl Group {
                     _ => self.refuse(node, asker, Refusal::Invalid),
                 }
             }
-            Message::Cool { stamp, volume, extents, .. } => {
+            Message::Cool { stamp, volume, extents, reap, .. } => {
                 let acts = self.acting().is_some_and(|spec| spec.record.stamp == stamp && spec.record.primary == peer);
                 if acts && self.fit(node).is_ok() && self.blocks(volume).is_some() {
-                    self.cool_here(node, volume, extents);
+                    self.cool_here(node, volume, extents, reap);
                 }
             }
             Message::LeaseAsk { .. } | Message::LeaseGrant { .. } => {

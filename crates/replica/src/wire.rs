@@ -148,11 +148,13 @@ pub enum Message {
         runs: Vec<BlockRange>,
     },
     /// The extents are the same on every replica that counts, and nothing is in flight: their marks may be taken back.
+    /// `reap`: every replica counts, so that nothing needs to be kept of extents that were emptied.
     Cool {
         group: GroupId,
         stamp: Stamp,
         volume: VolumeId,
         extents: Vec<ExtentIndex>,
+        reap: bool,
     },
     /// The receiver holds every acknowledged write and is needed for every further one: it flushes, notes this, and
     /// answers `Done`. Only then may a record name it (W9).

@@ -6,7 +6,7 @@
 mod world;
 
 use pollux_base::{NodeId, Op, Reply, RequestId};
-use pollux_replica::wire::Frame;
+use pollux_replica::wire::{Frame, Message, Standing};
 use pollux_store::faulty_disk::Luck;
 use std::collections::{BTreeMap, BTreeSet};
 use world::*;
@@ -114,7 +114,7 @@ impl Clients {
     }
 }
 
-type Mischief = Box<dyn FnMut(NodeId, NodeId, &Frame) -> bool>;
+type Mischief = Box<dyn FnMut(NodeId, NodeId, &mut Frame) -> bool>;
 
 /// One history; panics where a promise is broken. Gives the number of acknowledged changes.
 fn history(seed: u64, nodes: &[NodeId], mischief: Option<Mischief>) -> u64 {
@@ -250,4 +250,53 @@ fn one_history_can_be_looked_at() {
     let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
     let nodes = if seed >= 1000 { &[A, B, C][..] } else { &[A, B][..] };
     history(seed, nodes, None);
+}
+
+/// Runs histories with a broken protocol until one of them is found out.
+fn must_be_caught(what: &str, mischief: fn() -> Mischief) {
+    let caught = (0..40).any(|seed| std::panic::catch_unwind(|| history(seed, &[A, B], Some(mischief()))).is_err());
+    assert!(caught, "nobody noticed that {what}");
+}
+
+#[test]
+fn the_check_catches_candidates_that_are_skipped() {
+    must_be_caught("candidates are skipped", || {
+        Box::new(|_, _, frame| {
+            if let Message::Join { stamp, standing, extents, .. } = &mut frame.message {
+                extents.clear();
+                if let Standing::Stale { since } = standing {
+                    *since = Some(*stamp);
+                }
+            }
+            true
+        })
+    });
+}
+
+#[test]
+fn the_check_catches_a_verdict_that_nothing_differs() {
+    must_be_caught("differences are denied", || {
+        Box::new(|_, _, frame| {
+            if let Message::Differs { runs, .. } = &mut frame.message {
+                runs.clear();
+            }
+            true
+        })
+    });
+}
+
+#[test]
+fn the_check_catches_writes_that_are_acknowledged_but_not_made() {
+    must_be_caught("writes are not made", || {
+        let mut count = 0;
+        Box::new(move |_, _, frame| {
+            if let Message::Write { group, stamp, sequence, .. } = frame.message {
+                count += 1;
+                if count % 10 == 0 {
+                    *frame = Frame::bare(Message::Flush { group, stamp, sequence });
+                }
+            }
+            true
+        })
+    });
 }

@@ -103,8 +103,8 @@ pub struct World {
     pub disconnects: Vec<(NodeId, String)>,
     /// Bytes of blocks sent between nodes, in all.
     pub sent_bytes: u64,
-    /// The wire's own mischief, for a checker that must notice: what it says `false` to is lost.
-    pub lets_through: Box<dyn FnMut(NodeId, NodeId, &Frame) -> bool>,
+    /// The wire's own mischief, for a checker that must notice: what it says `false` to is lost, and it may change a frame.
+    pub lets_through: Box<dyn FnMut(NodeId, NodeId, &mut Frame) -> bool>,
     /// Messages as they were sent, for transcripts.
     pub messages: Vec<String>,
     next_request: u64,
@@ -348,8 +348,8 @@ impl World {
         }
     }
 
-    fn send(&mut self, from: NodeId, to: NodeId, session: u64, frame: Frame) {
-        let passes = (self.lets_through)(from, to, &frame);
+    fn send(&mut self, from: NodeId, to: NodeId, session: u64, mut frame: Frame) {
+        let passes = (self.lets_through)(from, to, &mut frame);
         self.messages.push(format!("{from}>{to} {}", summary(&frame)));
         let after = Duration::from_micros(30 + self.luck.below(400));
         let arrives = self.now + after;
@@ -630,5 +630,12 @@ pub fn summary(frame: &Frame) -> String {
         Message::Done { stamp, .. } => format!("done {}", gen_of(stamp)),
         Message::Held { .. } => "held".to_string(),
         Message::Refused { why, .. } => format!("refused {why:?}"),
+    }
+}
+
+impl World {
+    /// The session between two connected nodes.
+    pub fn session(&self, a: NodeId, b: NodeId) -> Session {
+        Session(self.cables[&pair(a, b)].session.expect("they are connected"))
     }
 }
