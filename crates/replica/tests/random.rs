@@ -118,7 +118,6 @@ type Mischief = Box<dyn FnMut(NodeId, NodeId, &mut Frame) -> bool>;
 
 /// One history; panics where a promise is broken. Gives the number of acknowledged changes.
 fn history(seed: u64, nodes: &[NodeId], mischief: Option<Mischief>) -> u64 {
-    println!("seed {seed}");
     let mut world = World::new(seed, nodes);
     world.until_serving(nodes[0]);
     if let Some(mischief) = mischief {
@@ -233,23 +232,27 @@ fn disturb(world: &mut World, luck: &mut Luck, tainted: &mut Option<NodeId>) {
 
 #[test]
 fn two_replicas_keep_every_promise_whatever_happens() {
-    let acknowledged: u64 = (0..60).map(|seed| history(seed, &[A, B], None)).sum();
-    assert!(acknowledged > 1000, "the histories are not empty: {acknowledged}");
+    let acknowledged: u64 = (0..30).map(|seed| history(seed, &[A, B], None)).sum();
+    assert!(acknowledged > 300, "the histories are not empty: {acknowledged}");
 }
 
 #[test]
 fn three_replicas_keep_every_promise_whatever_happens() {
-    let acknowledged: u64 = (1000..1040).map(|seed| history(seed, &[A, B, C], None)).sum();
-    assert!(acknowledged > 500, "the histories are not empty: {acknowledged}");
+    let acknowledged: u64 = (1000..1020).map(|seed| history(seed, &[A, B, C], None)).sum();
+    assert!(acknowledged > 300, "the histories are not empty: {acknowledged}");
 }
 
-/// One seed by itself, with its messages: `SEED=7 cargo test -p pollux-replica --test random one_history -- --nocapture`.
+/// More seeds, or one by itself: `SEEDS=7..8 cargo test -p pollux-replica --test random seeds -- --nocapture`. From 1000
+/// on there are three nodes.
 #[test]
 #[allow(clippy::disallowed_methods)] // a test may read its environment
-fn one_history_can_be_looked_at() {
-    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
-    let nodes = if seed >= 1000 { &[A, B, C][..] } else { &[A, B][..] };
-    history(seed, nodes, None);
+fn any_seeds_can_be_looked_at() {
+    let seeds = std::env::var("SEEDS").unwrap_or("1..2".to_string());
+    let (first, end) = seeds.split_once("..").expect("SEEDS is first..end");
+    for seed in first.parse().expect("a number")..end.parse().expect("a number") {
+        println!("seed {seed}");
+        history(seed, if seed >= 1000 { &[A, B, C] } else { &[A, B] }, None);
+    }
 }
 
 /// Runs histories with a broken protocol until one of them is found out.

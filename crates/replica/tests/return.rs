@@ -1,0 +1,398 @@
+//! Death, takeover and return: what is compared, what is sent, who counts and who does not (W4, W8 to W10, W12).
+#![allow(clippy::unwrap_used)]
+
+mod world;
+
+use pollux_base::order::ReplicaState;
+use pollux_base::{Epoch, NodeId, Op, Order, Report};
+use pollux_replica::wire::Message;
+use std::collections::BTreeSet;
+use world::*;
+
+fn same(world: &mut World, nodes: &[NodeId]) {
+    world.run_for(ms(20));
+    let expected = world.sectors(nodes[0]);
+    for node in &nodes[1..] {
+        assert!(world.sectors(*node) == expected, "{node} holds what {} does", nodes[0]);
+    }
+}
+
+#[test]
+fn death_takeover_and_return_with_writes_in_flight() {
+    for seed in 0..12 {
+        let mut world = World::pair(seed);
+        for block in 0..30 {
+            world.write_done(A, block * 130, 2, block + 1);
+        }
+        for block in 0..10 {
+            world.write(A, block * 400, 1, 1000 + block);
+        }
+        world.run_for(std::time::Duration::from_micros(60 * seed));
+        world.power_cut(A);
+        world.take_over(B, &[B]);
+        world.until_serving(B);
+        for block in 0..30 {
+            assert!([block + 1, 1000 + block * 130 / 400].contains(&world.read_value(B, block * 130 + 1)));
+        }
+        world.write_done(B, 2000, 5, 77);
+        world.start(A);
+        world.until_healthy();
+        same(&mut world, &[A, B]);
+    }
+}
+
+#[test]
+fn only_blocks_that_differ_are_sent_to_a_replica_that_returns() {
+    let mut world = World::pair(30);
+    for extent in 0..4 {
+        world.write_done(A, extent * 1024, 1024, extent + 1);
+    }
+    world.run_for(ms(15_000));
+    world.kill(B);
+    world.write_done(A, 5, 3, 99);
+    world.write_done(A, 2048, 1, 98);
+    world.sent_bytes = 0;
+    world.messages.clear();
+    world.start(B);
+    world.until_healthy();
+    assert_eq!(world.sent_bytes, 4 * 4096);
+    let compared = world.messages.iter().filter(|message| message.contains("compare")).count();
+    assert_eq!(compared, 2, "only extents changed since it was in sync are looked at");
+    same(&mut world, &[A, B]);
+}
+
+#[test]
+fn a_return_as_the_wire_sees_it() {
+    let mut world = World::pair(31);
+    world.write_done(A, 0, 1, 1);
+    world.run_for(ms(15_000));
+    world.kill(B);
+    world.write_done(A, 0, 1, 2);
+    world.messages.clear();
+    world.start(B);
+    world.until_healthy();
+    let messages: Vec<&str> = world
+        .messages
+        .iter()
+        .map(String::as_str)
+        .filter(|text| !text.contains("lease") && !text.contains("announce") && !text.contains("InSync"))
+        .collect();
+    let mut seen: Vec<&str> = Vec::new();
+    for message in messages {
+        if seen.last() != Some(&message) {
+            seen.push(message); // a replica joins anew at each announcement
+        }
+    }
+    assert_eq!(
+        seen,
+        [
+            "n2>n1 join e1g2 Stale { since: Some(Stamp { epoch: epoch 1, generation: gen 1 }) } extents 0",
+            "n1>n2 compare x0",
+            "n2>n1 differs [b0+1]",
+            "n1>n2 write e1g2 b0+1",
+            "n2>n1 done e1g2",
+            "n1>n2 current e1g2",
+            "n2>n1 done e1g2",
+        ]
+    );
+}
+
+#[test]
+fn thin_stays_thin_on_a_replica_that_is_filled_anew() {
+    let mut world = World::pair(32);
+    world.write_done(A, 0, 1, 1);
+    world.write_done(A, 3000, 10, 2);
+    world.kill(B);
+    world.write_done(A, 1, 1, 3);
+    world.format(B);
+    world.start(B);
+    world.until_healthy();
+    same(&mut world, &[A, B]);
+    let used = |node| world.machines[&node].plane.as_ref().unwrap().store().used(GROUP).0;
+    assert_eq!((used(A), used(B)), (2 * 4 << 20, 2 * 4 << 20));
+}
+
+#[test]
+fn writes_behind_and_ahead_of_the_comparison_are_not_lost() {
+    for seed in 33..45 {
+        let mut world = World::pair(seed);
+        for extent in 0..4 {
+            world.write_done(A, extent * 1024, 700, extent + 1);
+        }
+        world.kill(B);
+        for extent in 0..4 {
+            world.write_done(A, extent * 1024 + 10, 500, 50 + extent);
+        }
+        world.start(B);
+        world.until("copying", |world| world.messages.iter().any(|message| message.contains("compare")));
+        let mut ids = Vec::new();
+        for value in 0..60 {
+            ids.push(world.write(A, (value * 331) % BLOCKS.min(4190), 1, 1000 + value));
+            if value % 3 == 0 {
+                ids.push(world.request(A, Op::Zero { range: range((value * 577) % 4000, 5), fua: false }));
+            }
+            world.run_for(std::time::Duration::from_micros(seed * 7));
+        }
+        world.until("all acknowledged", |world| ids.iter().all(|id| world.answer(*id).is_some()));
+        world.until_healthy();
+        same(&mut world, &[A, B]);
+        // And it counts: it can go on alone.
+        world.power_cut(A);
+        world.take_over(B, &[B]);
+        world.until_serving(B);
+    }
+}
+
+#[test]
+fn a_resync_that_is_interrupted_at_any_step_begins_again_and_ends() {
+    // The n-th message after B's return is the last before something breaks.
+    for interruption in (0..26).step_by(2) {
+        for what in 0..3 {
+            let mut world = World::pair(100 + interruption);
+            for extent in 0..3 {
+                world.write_done(A, extent * 1024, 40, extent + 1);
+            }
+            world.kill(B);
+            for extent in 0..3 {
+                world.write_done(A, extent * 1024 + 20, 40, 50 + extent);
+            }
+            world.start(B);
+            world.until("joining", |world| world.messages.iter().any(|message| message.contains("Stale")));
+            let begin = world.messages.len() as u64;
+            let end = world.now + ms(3000);
+            while (world.messages.len() as u64) < begin + interruption && world.step(end) {}
+            match what {
+                0 => world.flap(A, B),
+                1 => {
+                    world.kill(B);
+                    world.run_for(ms(10));
+                    world.start(B);
+                }
+                _ => {
+                    world.kill(A);
+                    world.run_for(ms(10));
+                    world.start(A);
+                }
+            }
+            world.run_for(ms(1));
+            world.until_healthy();
+            world.write_done(A, 7, 1, 7);
+            same(&mut world, &[A, B]);
+        }
+    }
+}
+
+#[test]
+fn a_replica_is_never_named_before_it_needs_to_acknowledge() {
+    let mut world = World::pair(46);
+    world.kill(B);
+    world.write_done(A, 0, 1, 1);
+    world.decides = false;
+    world.start(B);
+    world.until("offered", |world| {
+        world.reports.iter().any(|(_, _, report)| matches!(report, Report::ReplicaCurrent { .. }))
+    });
+    // A record that names B may exist by now. Without B nothing is acknowledged, also after a restart of A.
+    world.kill(B);
+    world.kill(A);
+    world.start(A);
+    world.until("served", |world| !world.machines[&A].served.is_empty());
+    let id = world.write(A, 1, 1, 2);
+    world.run_for(ms(3000));
+    assert_eq!(world.answer(id), None);
+    assert!(world.reports.iter().any(|(_, node, report)| {
+        matches!(report, Report::ReplicaLost { node: lost, .. } if *lost == B) && *node == A
+    }));
+}
+
+#[test]
+fn an_empty_replaced_disk_never_counts_and_never_becomes_the_source() {
+    // Of the secondary and of the primary, in the first generation and in a later one.
+    for (seed, node, later) in [(50, B, false), (51, A, false), (52, B, true), (53, A, true)] {
+        let mut world = World::pair(seed);
+        if later {
+            world.take_over(A, &[A, B]);
+            world.until_healthy();
+        }
+        world.write_done(A, 0, 3, 5);
+        world.write_done(A, 2000, 3, 6);
+        world.flush_done(A);
+        world.kill(node);
+        world.format(node);
+        world.start(node);
+        let other = if node == A { B } else { A };
+        world.until("dropped", |world| !world.spec.record.in_sync.contains(&node));
+        assert_eq!(world.spec.record.in_sync, BTreeSet::from([other]));
+        // A primary without a replica of its own serves through the other (W6).
+        world.until_serving(A);
+        assert_eq!((world.read_value(A, 1), world.read_value(A, 2001)), (5, 6));
+        if node == A {
+            world.take_over(B, &[B]);
+        }
+        world.until_healthy();
+        same(&mut world, &[B, A]);
+        assert_eq!(world.contents(node)[0..4], [5, 5, 5, 0]);
+    }
+}
+
+#[test]
+fn a_birth_that_is_interrupted_is_a_birth_all_the_same() {
+    for seed in 60..80 {
+        let mut world = World::new(seed, &[A, B]);
+        let node = if seed % 2 == 0 { A } else { B };
+        world.run_for(std::time::Duration::from_micros((seed - 60) * 1300));
+        world.kill(node);
+        world.decides = false;
+        world.start(node);
+        world.until_serving(A);
+        world.write_done(A, 0, 1, 1);
+        same(&mut world, &[A, B]);
+        assert_eq!(world.spec.record.stamp, stamp(1, 1));
+    }
+}
+
+/// A went on alone under epoch 2 and acknowledged a write; the log's truth is B's, under epoch 3.
+fn split(seed: u64) -> World {
+    let mut world = World::pair(seed);
+    world.write_done(A, 0, 1, 1);
+    world.cut(A, B);
+    world.machine(B).is_deaf = true;
+    let common = world.spec.clone();
+    world.decide_under(Epoch(2), A, [A].into());
+    world.write_done(A, 1, 1, 2);
+    world.kill(A);
+    world.spec = common;
+    world.machine(B).is_deaf = false;
+    world.decide_under(Epoch(3), B, [B].into());
+    world.until_serving(B);
+    world.write_done(B, 2, 1, 3);
+    world.heal(A, B);
+    world
+}
+
+#[test]
+fn a_diverged_replica_is_left_alone_until_exactly_its_writes_are_given_up() {
+    let mut world = split(90);
+    world.start(A);
+    let own = stamp(2, 2);
+    world.until("diverged", |world| world.state(A) == Some(&ReplicaState::Diverged { own }));
+    world.run_for(ms(3000));
+    assert_eq!(world.contents(A)[..3], [1, 2, 0], "untouched");
+    assert!(world.machines[&A].served.is_empty());
+    assert!(!world.messages.iter().any(|message| message.contains("compare")));
+    world.order(A, Order::Discard { group: GROUP, loser: stamp(2, 3) });
+    world.run_for(ms(1000));
+    assert_eq!(world.contents(A)[..3], [1, 2, 0], "another stamp was given up");
+    world.order(A, Order::Discard { group: GROUP, loser: own });
+    world.until_healthy();
+    assert_eq!(world.contents(A)[..3], [1, 0, 3]);
+    same(&mut world, &[A, B]);
+}
+
+#[test]
+fn a_choice_made_while_the_diverged_node_is_away_holds_when_it_returns() {
+    let mut world = split(91);
+    world.start(A);
+    // The order comes right after the start, before the pool is open and before the group is known to be diverged.
+    world.input(A, pollux_replica::Input::Order(Order::Discard { group: GROUP, loser: stamp(2, 2) }));
+    world.until_healthy();
+    assert_eq!(world.contents(A)[..3], [1, 0, 3]);
+}
+
+#[test]
+fn a_write_that_only_one_of_two_survivors_got_is_settled_between_them() {
+    for seed in 200..212 {
+        let mut world = World::new(seed, &[A, B, C]);
+        world.until_serving(A);
+        world.write_done(A, 0, 1, 1);
+        // C gets nothing of the last writes.
+        world.lets_through = Box::new(|_, to, frame| to != C || !matches!(frame.message, Message::Write { .. }));
+        for block in 0..5 {
+            world.write(A, block * 800, 1, 60 + block);
+        }
+        world.run_for(ms(3));
+        world.lets_through = Box::new(|_, _, _| true);
+        world.power_cut(A);
+        let (next, other) = if seed % 2 == 0 { (B, C) } else { (C, B) };
+        world.take_over(next, &[B, C]);
+        world.until_serving(next);
+        same(&mut world, &[next, other]);
+        world.start(A);
+        world.until_healthy();
+        same(&mut world, &[A, B, C]);
+    }
+}
+
+#[test]
+fn a_stale_node_that_returns_first_serves_nothing() {
+    let mut world = World::pair(92);
+    world.kill(B);
+    world.write_done(A, 0, 1, 1);
+    world.kill(A);
+    world.start(B);
+    world.run_for(ms(3000));
+    assert_eq!(world.state(B), Some(&ReplicaState::Stale));
+    assert!(world.machines[&B].served.is_empty());
+    world.start(A);
+    world.until_healthy();
+    same(&mut world, &[A, B]);
+}
+
+#[test]
+fn a_forgotten_group_takes_no_space_and_does_not_come_back() {
+    let mut world = World::pair(93);
+    world.write_done(A, 0, 1, 1);
+    world.order(B, Order::Forget { group: GROUP });
+    world.run_for(ms(500));
+    world.flap(A, B);
+    world.run_for(ms(500));
+    let store = world.machines[&B].plane.as_ref().unwrap().store();
+    assert_eq!((store.volumes().count(), store.notes().count()), (0, 0));
+}
+
+#[test]
+fn a_group_may_grow_and_be_given_volumes_within_a_generation() {
+    let mut world = World::pair(94);
+    let size = pollux_base::ByteCount((BLOCKS + 1024) * 4096);
+    world.spec.volumes.insert(VOLUME, size);
+    world.spec.volumes.insert(pollux_base::VolumeId(12), size);
+    let spec = world.spec.clone();
+    world.order(A, Order::Group(spec));
+    world.run_for(ms(100));
+    world.write_done(A, BLOCKS + 10, 1, 4);
+    assert_eq!(world.machines[&A].served.len(), 2);
+    let store = world.machines[&B].plane.as_ref().unwrap().store();
+    assert_eq!(store.volumes().count(), 2, "the announcement brings it, if the order is slow");
+}
+
+#[test]
+fn a_pool_without_space_holds_writers_and_goes_on_when_there_is_some() {
+    let mut world = World::pair(95);
+    // Fill both pools with another group's volume, then free it.
+    let mut filler = world.spec.clone();
+    filler.group = pollux_base::GroupId(2);
+    let volume = pollux_base::VolumeId(21);
+    let free = world.machines[&A].plane.as_ref().unwrap().store().free().0;
+    filler.volumes = [(volume, pollux_base::ByteCount(free))].into();
+    for node in [A, B] {
+        world.order(node, Order::Group(filler.clone()));
+    }
+    world.run_for(ms(200));
+    for extent in 0..free / (4 << 20) {
+        let id = pollux_base::RequestId(10_000 + extent);
+        let op = Op::Write { range: range(extent * 1024, 1), data: blocks(1, 1), fua: false };
+        world.input(A, pollux_replica::Input::Request(pollux_base::Request { id, volume, op }));
+        world.until("filled", |world| world.answer(id).is_some());
+    }
+    let id = world.write(A, 0, 1, 8);
+    world.run_for(ms(7000));
+    assert_eq!(world.answer(id), None);
+    assert_eq!(world.frozen(A), Some(&pollux_base::order::FreezeReason::PoolFull));
+    assert_eq!(world.spec.record.stamp, stamp(1, 1), "nobody is dropped for it");
+    for node in [A, B] {
+        world.order(node, Order::Forget { group: filler.group });
+    }
+    world.until("acknowledged", |world| world.answer(id).is_some());
+    world.until_serving(A);
+    same(&mut world, &[A, B]);
+}
