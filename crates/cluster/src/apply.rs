@@ -370,9 +370,7 @@ impl Applying<'_> {
         if in_sync.is_disjoint(&old.in_sync) {
             return Err(stale("a new in-sync set keeps a member of the old one".into()));
         }
-        if primary == old.primary && *in_sync == old.in_sync {
-            return Ok(Answer::Done);
-        }
+        // The same record anew is a change, too: its generation ends what was reported under the one before.
         let stamp = Stamp { epoch, generation: expect.generation.next() };
         found.record = GroupRecord { stamp, primary, in_sync: in_sync.clone() };
         found.lineage.push(stamp);

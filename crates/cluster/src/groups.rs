@@ -123,7 +123,10 @@ impl Cluster {
             };
             let record = group.record.clone();
             let mut in_sync = record.in_sync.clone();
-            let is_asked = record.primary == self.me && record.stamp.generation == generation && in_sync.remove(&node);
+            // It may be lost right after it was reported as current and before a record named it. Then the same set is
+            // committed anew: under the next generation the primary knows that no record with the replica can come.
+            in_sync.remove(&node);
+            let is_asked = record.primary == self.me && record.stamp.generation == generation;
             if is_asked && !in_sync.is_empty() {
                 let reason = format!("`{}` is out: {reason}", self.name_of(node));
                 self.set_group(now, id, record.stamp, record.primary, in_sync, reason);
