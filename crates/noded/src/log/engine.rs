@@ -190,8 +190,11 @@ impl<T: Transport> Engine<T> {
             let Some(raft) = self.raft.borrow().clone() else {
                 return;
             };
-            let mut metrics = raft.metrics();
-            self.tell().await;
+            // Leader and voters only: the other figures change with every heartbeat.
+            let mut metrics = raft.server_metrics();
+            // Seen before it is told: the next change wakes this loop, what is known already does not.
+            let seen = metrics.borrow_and_update().clone();
+            self.tell(&seen).await;
             tokio::select! {
                 command = commands.recv() => match command {
                     Some(command) => {
@@ -203,9 +206,10 @@ impl<T: Transport> Engine<T> {
                     None => return,
                 },
                 changed = metrics.changed() => {
-                    let stopped = metrics.borrow().running_state.clone();
-                    if changed.is_err() || stopped.is_err() {
-                        let reason = stopped.err().map_or_else(|| "it is gone".into(), |error| error.to_string());
+                    // Closed only when the engine's own task has ended.
+                    if changed.is_err() {
+                        let reason = raft.metrics().borrow().running_state.clone().err();
+                        let reason = reason.map_or_else(|| "it is gone".into(), |error| error.to_string());
                         let _ = self.fatal.send(format!("the log has stopped: {reason}")).await;
                         return;
                     }
@@ -330,14 +334,9 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Tells the core of leader and voters when they have changed.
-    async fn tell(&mut self) {
-        let Some(raft) = self.present() else { return };
-        let (leader, voters, learners) = {
-            let metrics = raft.server_metrics();
-            let metrics = metrics.borrow();
-            let (voters, learners) = members(&metrics.membership_config);
-            (metrics.current_leader.map(NodeId), voters, learners)
-        };
+    async fn tell(&mut self, metrics: &openraft::metrics::RaftServerMetrics<u64, EmptyNode>) {
+        let (voters, learners) = members(&metrics.membership_config);
+        let leader = metrics.current_leader.map(NodeId);
         let now = Some((leader, voters.clone(), learners.clone()));
         if self.told != now {
             self.told = now;
