@@ -183,6 +183,10 @@ impl World {
             // long enough for the other node to take over.
             if std::mem::take(&mut self.node(node).disk_failed) {
                 self.power_cut(node);
+                let until = self.now + DISK_LOOKED_AT;
+                let found = self.node(node);
+                found.off_until = until;
+                found.disk.kill(0);
                 self.at(DISK_LOOKED_AT, Event::PowerOn { node });
             } else {
                 self.at(Duration::ZERO, Event::PowerOn { node });

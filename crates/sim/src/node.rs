@@ -61,6 +61,8 @@ pub struct Contacts {
 pub struct Node {
     pub id: NodeId,
     pub on: bool,
+    /// Somebody holds the plug in his hand until then.
+    pub off_until: Time,
     pub drift_ppm: i64,
     pub clock: Clock,
     /// How far its wall clock is off, in milliseconds.

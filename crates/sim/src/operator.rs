@@ -37,6 +37,12 @@ impl World {
             return;
         }
         let id = ids[self.luck.below(ids.len() as u64) as usize];
+        // Nobody makes a VM before the cluster is complete.
+        let incomplete = self.records.is_empty()
+            && !self.ids().iter().all(|a| self.peers(*a).iter().all(|b| self.is_linked(*a, *b)));
+        if incomplete {
+            return;
+        }
         for index in 0..self.settings.vms.len() {
             let Some(noded) = &self.nodes[&id].noded else { return };
             let wanted = if self.operator.wanted[index] { Wanted::Running } else { Wanted::Stopped };

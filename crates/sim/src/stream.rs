@@ -193,14 +193,17 @@ impl World {
         }
     }
 
+    /// Whether the data planes of both are connected.
+    pub fn is_linked(&self, a: NodeId, b: NodeId) -> bool {
+        self.streams.streams.values().any(|stream| stream.ends.contains_key(&a) && stream.ends.contains_key(&b))
+    }
+
     fn connect_pair(&mut self, a: NodeId, b: NodeId) {
         let active = |node: &NodeId| self.nodes[node].is_active(Process::Blockd);
         if !active(&a) || !active(&b) {
             return;
         }
-        let streams = self.streams.streams.values();
-        let is_open = |stream: &Stream| stream.ends.contains_key(&a) && stream.ends.contains_key(&b);
-        if streams.clone().any(is_open) {
+        if self.is_linked(a, b) {
             return;
         }
         let Some(network) = self.net.path([STORAGE, MANAGEMENT], a, b) else { return };

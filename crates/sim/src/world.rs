@@ -225,6 +225,7 @@ impl World {
             let node = Node {
                 id,
                 on: false,
+                off_until: Time(0),
                 drift_ppm,
                 clock: Clock::boot(Time(0), drift_ppm, &mut luck),
                 wall_skew_ms: 0,
@@ -452,8 +453,9 @@ impl World {
     fn power_on(&mut self, id: NodeId) {
         let drift_ppm = self.nodes[&id].drift_ppm;
         let clock = Clock::boot(self.now, drift_ppm, &mut self.luck);
+        let now = self.now;
         let node = self.node(id);
-        if node.on {
+        if node.on || now < node.off_until {
             return;
         }
         node.on = true;
