@@ -27,9 +27,13 @@ impl Catalog {
         postcard::to_stdvec(self).expect("numbers and bytes can always be written")
     }
 
-    /// Whether it fits into its place on disk.
-    pub fn fits(&self) -> bool {
-        self.body().len() <= CATALOG_BYTES - BLOCK
+    /// Whether it fits into its place on disk with `note_bytes` more of notes, or another volume. Reckons the longest form
+    /// of each number.
+    pub fn fits(&self, note_bytes: usize) -> bool {
+        const ENTRY_BYTES: usize = 32;
+        let entries = 1 + self.volumes.len() + self.notes.len() + 1;
+        let notes: usize = self.notes.values().map(Vec::len).sum();
+        entries * ENTRY_BYTES + notes + note_bytes <= CATALOG_BYTES - BLOCK
     }
 
     /// Header block, then the body.

@@ -42,7 +42,7 @@ pub struct Checkpoint {
 impl Pool {
     pub fn begin_checkpoint(&mut self) {
         let blocks = self.table.take_dirty(self.pool_id());
-        let tail = self.journal.written();
+        let tail = self.journal.committed();
         let waiting = VecDeque::new();
         self.checkpoint = Some(Checkpoint { tail, blocks, step: Step::Flush, waiting, under_way: 0, restated: false });
         self.flush(FlushThen::Checkpoint);

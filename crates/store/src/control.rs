@@ -93,7 +93,18 @@ impl Pool {
         let mut next = self.catalog.clone();
         let (mut requests, mut deleted) = (Vec::new(), Vec::new());
         while let Some((id, change)) = self.catalog_queue.pop_front() {
-            let before = next.clone();
+            let fits = match &change {
+                Change::Create { volume, .. } => next.volumes.contains_key(volume) || next.fits(0),
+                Change::Note { note, .. } => note.as_ref().is_none_or(|note| next.fits(note.len())),
+                Change::Delete { .. } => true,
+            };
+            if !fits {
+                if let Some(request) = self.requests.get_mut(&id) {
+                    request.error = Some(StoreError::Full);
+                }
+                self.finish_one(id);
+                continue;
+            }
             match change {
                 // The old volume of this number is not gone yet.
                 Change::Create { volume, .. } if self.deletions.contains_key(&volume) => {
@@ -115,15 +126,7 @@ impl Pool {
                     next.notes.remove(&group);
                 }
             }
-            if next.fits() {
-                requests.push(id);
-            } else {
-                next = before;
-                if let Some(request) = self.requests.get_mut(&id) {
-                    request.error = Some(StoreError::Full);
-                }
-                self.finish_one(id);
-            }
+            requests.push(id);
         }
         if next == self.catalog {
             return requests.into_iter().for_each(|id| self.finish_one(id));

@@ -23,6 +23,7 @@ const RESERVED_BLOCKS: u64 = 2 * RESTATED_BLOCKS_MAX as u64;
 const BATCH_BLOCKS_MAX: usize = 64;
 
 struct Batch<T> {
+    start: u64,
     end: u64,
     durable_said: u64,
     records: Vec<Record>,
@@ -87,6 +88,10 @@ impl<T> Journal<T> {
 
     pub fn written(&self) -> u64 {
         self.written
+    }
+    /// The records of the blocks before this one are committed. A batch that is written but waits for its flush is not.
+    pub fn committed(&self) -> u64 {
+        self.batch.as_ref().map_or(self.next, |batch| batch.start)
     }
     pub fn durable(&self) -> u64 {
         self.durable
@@ -170,8 +175,10 @@ impl<T> Journal<T> {
             .into_iter()
             .map(|(place, data)| DiskOpKind::Write { offset: offset_of(place), data, sync: write_sync })
             .collect();
+        let start = self.next;
         self.next += blocks.len() as u64;
         self.batch = Some(Batch {
+            start,
             end: self.next,
             durable_said: self.durable,
             records,

@@ -49,10 +49,9 @@ pub fn encode(sums: &Sums, owner: LeafOwner, pool: PoolId) -> Data {
     buffer.freeze()
 }
 
-/// The checksums of a leaf as read (`None`: it could not be read). What is damaged is lost, the rest is as it was.
-pub fn decode(bytes: Option<&[u8]>, owner: LeafOwner, pool: PoolId) -> Box<Sums> {
+/// The checksums of a leaf as read. What is damaged is lost, the rest is as it was.
+pub fn decode(bytes: &[u8], owner: LeafOwner, pool: PoolId) -> Box<Sums> {
     let mut sums = Box::new([LOST_CHECKSUM; SUMS]);
-    let Some(bytes) = bytes else { return sums };
     for (part, block) in bytes.chunks_exact(BLOCK).enumerate().take(LEAF_BLOCKS) {
         let expected = header_of(owner, part);
         if unseal(block, BlockKind::Leaf, Some(pool)).is_ok_and(|(header, _)| header == expected) {
@@ -129,9 +128,9 @@ mod tests {
             *sum = BlockChecksum(at as u64);
         }
         let mut bytes = encode(&sums, OWNER, PoolId(9)).as_slice().to_vec();
-        assert_eq!(decode(Some(&bytes), OWNER, PoolId(9)), sums);
+        assert_eq!(decode(&bytes, OWNER, PoolId(9)), sums);
         bytes[BLOCK + 100] ^= 1;
-        let damaged = decode(Some(&bytes), OWNER, PoolId(9));
+        let damaged = decode(&bytes, OWNER, PoolId(9));
         for (at, sum) in damaged.iter().enumerate() {
             let lost = (SUMS_PER_BLOCK..2 * SUMS_PER_BLOCK).contains(&at);
             assert_eq!(*sum, if lost { LOST_CHECKSUM } else { sums[at] });
@@ -148,7 +147,7 @@ mod tests {
             LeafOwner { slot: 4, ..OWNER },
             LeafOwner { sequence: 5, ..OWNER },
         ] {
-            assert_eq!(*decode(Some(bytes.as_slice()), other, PoolId(9)), [LOST_CHECKSUM; SUMS]);
+            assert_eq!(*decode(bytes.as_slice(), other, PoolId(9)), [LOST_CHECKSUM; SUMS]);
         }
     }
 

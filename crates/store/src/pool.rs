@@ -28,6 +28,8 @@ pub enum DiskThen {
     Part(PartId),
     /// A leaf was read, for the checksums of this extent.
     Leaf(Key),
+    /// One block of it.
+    LeafBlock(Key, usize),
     /// Blocks of a recovered extent were read, from this one on.
     Rebuild(Key, u16, u16),
     LeafWritten(Key, u64),
@@ -239,6 +241,7 @@ impl Pool {
         match then {
             DiskThen::Part(part) => self.on_part_done(part, done.result),
             DiskThen::Leaf(key) => self.on_leaf_read(key, done.result.ok().flatten()),
+            DiskThen::LeafBlock(key, part) => self.on_leaf_block(key, part, done.result.ok().flatten()),
             DiskThen::Rebuild(key, first, count) => self.on_rebuilt(key, first, count, done.result.ok().flatten()),
             DiskThen::Discard { volume, first, count } => self.on_slots_discarded(volume, first..first + count),
             DiskThen::LeafWritten(..)
@@ -266,9 +269,11 @@ impl Pool {
             DiskThen::Table => self.on_table_written(),
             DiskThen::Anchor => self.on_anchor_written(),
             DiskThen::Catalog => self.on_catalog_written(),
-            DiskThen::Part(_) | DiskThen::Leaf(_) | DiskThen::Rebuild(..) | DiskThen::Discard { .. } => {
-                unreachable!("told apart by the caller")
-            }
+            DiskThen::Part(_)
+            | DiskThen::Leaf(_)
+            | DiskThen::LeafBlock(..)
+            | DiskThen::Rebuild(..)
+            | DiskThen::Discard { .. } => unreachable!("told apart by the caller"),
         }
     }
 

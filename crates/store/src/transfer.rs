@@ -9,7 +9,7 @@
 
 use crate::hot::{Base, Checksums, Fresh};
 use crate::lanes::{Key, PartId};
-use crate::layout::{BLOCK, LEAF_BYTES};
+use crate::layout::{BLOCK, LEAF_BLOCKS, LEAF_BYTES};
 use crate::leaf::{self, LOST_CHECKSUM, LeafOwner, SUMS, Sums};
 use crate::pool::{DiskThen, LogThen, Pool, block_of};
 use crate::record::{Record, VALID_BLOCKS_MAX};
@@ -17,7 +17,9 @@ use crate::slots::{Slot, SlotState};
 use crate::{StoreError, StoreReply, StoreRequestId};
 use pollux_base::data::Buffer;
 use pollux_base::unit::{BlockRange, EXTENT_BLOCKS};
-use pollux_base::{BlockChecksum, BlockCount, BlockIndex, Data, DiskError, DiskOpKind, ExtentIndex, VolumeId};
+use pollux_base::{
+    BlockChecksum, BlockCount, BlockIndex, ByteCount, Data, DiskError, DiskOpKind, ExtentIndex, VolumeId,
+};
 use std::sync::Arc;
 
 /// A request under way.
@@ -140,6 +142,8 @@ pub struct Part {
 pub struct Load {
     slot: u32,
     sums: Box<Sums>,
+    /// The leaf, when it had to be read block by block.
+    leaf: Vec<u8>,
     reads_left: u32,
     parts: Vec<PartId>,
 }
@@ -537,7 +541,7 @@ impl Pool {
         }
         let slot = self.volumes[&key.0].extents[&key.1];
         let sums = Box::new([BlockChecksum::ZERO; SUMS]);
-        self.loads.insert(key, Load { slot, sums, reads_left: 0, parts: part.into_iter().collect() });
+        self.loads.insert(key, Load { slot, sums, leaf: Vec::new(), reads_left: 0, parts: part.into_iter().collect() });
         self.volumes.get_mut(&key.0).expect("the volume is known").busy += 1;
         match self.table.get(slot).leaf_place {
             None => self.on_leaf_known(key),
@@ -550,14 +554,42 @@ impl Pool {
 
     pub fn on_leaf_read(&mut self, key: Key, data: Option<Data>) {
         let slot = self.loads[&key].slot;
-        let owner = self.leaf_owner(slot);
-        let sums = leaf::decode(data.as_ref().map(Data::as_slice), owner, self.pool_id());
+        if let Some(data) = data {
+            return self.on_leaf_bytes(key, data.as_slice());
+        }
+        // One bad block must not hide its neighbours.
+        let Some(place) = self.table.get(slot).leaf_place else { unreachable!("the leaf was just read there") };
+        let start = self.geometry().leaf_offset(slot, place).0;
+        let load = self.loads.get_mut(&key).expect("it was just there");
+        load.leaf = vec![0; LEAF_BYTES];
+        load.reads_left = LEAF_BLOCKS as u32;
+        for part in 0..LEAF_BLOCKS {
+            let offset = ByteCount(start + (part * BLOCK) as u64);
+            self.io.submit(DiskOpKind::Read { offset, len: BLOCK }, DiskThen::LeafBlock(key, part));
+        }
+    }
+
+    pub fn on_leaf_block(&mut self, key: Key, part: usize, data: Option<Data>) {
+        let load = self.loads.get_mut(&key).expect("a load is under way");
+        if let Some(data) = data {
+            load.leaf[part * BLOCK..(part + 1) * BLOCK].copy_from_slice(data.as_slice());
+        }
+        load.reads_left -= 1;
+        if load.reads_left == 0 {
+            let leaf = std::mem::take(&mut load.leaf);
+            self.on_leaf_bytes(key, &leaf);
+        }
+    }
+
+    fn on_leaf_bytes(&mut self, key: Key, bytes: &[u8]) {
+        let owner = self.leaf_owner(self.loads[&key].slot);
+        let sums = leaf::decode(bytes, owner, self.pool_id());
         self.loads.get_mut(&key).expect("it was just there").sums = sums;
         self.on_leaf_known(key);
     }
 
     /// As its descriptor names it.
-    pub fn leaf_owner(&self, slot: u32) -> LeafOwner {
+    fn leaf_owner(&self, slot: u32) -> LeafOwner {
         let descriptor = self.table.get(slot);
         LeafOwner { volume: descriptor.volume, extent: descriptor.extent, slot, sequence: descriptor.leaf_sequence }
     }
@@ -602,6 +634,15 @@ impl Pool {
 
     pub fn on_rebuilt(&mut self, key: Key, first: u16, count: u16, data: Option<Data>) {
         let load = self.loads.get_mut(&key).expect("a load is under way");
+        if data.is_none() && count > 1 {
+            load.reads_left += u32::from(count) - 1;
+            let slot = load.slot;
+            for block in first..first + count {
+                let read = DiskOpKind::Read { offset: self.geometry().data_offset(slot, block), len: BLOCK };
+                self.io.submit(read, DiskThen::Rebuild(key, block, 1));
+            }
+            return;
+        }
         for at in 0..usize::from(count) {
             let sum = &mut load.sums[usize::from(first) + at];
             if !sum.is_zero() && *sum != LOST_CHECKSUM {

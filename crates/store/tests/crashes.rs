@@ -11,6 +11,7 @@ fn or_fail<T>(seed: u64, what: &str, result: Result<T, String>) -> T {
 }
 
 /// Some seeds from `first` on; more of them when POLLUX_SEEDS says by what factor.
+#[allow(clippy::disallowed_methods)]
 fn seeds(first: u64, count: u64) -> std::ops::Range<u64> {
     let factor = std::env::var("POLLUX_SEEDS").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1);
     first..first + count * factor

@@ -110,7 +110,7 @@ impl History {
         let mut disk = MADE.get_or_init(History::made).clone();
         let mut luck = Luck::new(seed);
         disk.kill(luck.draw());
-        let rig = Rig::open(disk).map_err(|(error, _)| error).expect("a fresh pool opens");
+        let rig = Rig::open(disk).expect("a fresh pool opens");
         let mut history = History {
             rig,
             luck,
@@ -136,7 +136,7 @@ impl History {
     }
 
     fn made() -> FaultyDisk {
-        let mut rig = Rig::open(formatted()).map_err(|(error, _)| error).expect("a fresh pool opens");
+        let mut rig = Rig::open(formatted()).expect("a fresh pool opens");
         for volume in 1..=3 {
             rig.done(StoreOp::Create { volume: VolumeId(volume), group: GROUP, size: ByteCount(VOLUME_BYTES) });
         }
@@ -145,7 +145,7 @@ impl History {
 
     /// Fills the journal until a checkpoint is about to begin.
     pub fn fill_journal(&mut self, blocks: u64) {
-        let volume = *self.volumes.keys().next().expect("there are volumes");
+        let Some(volume) = self.some_volume() else { return };
         for _ in 0..blocks {
             self.generation += 1;
             let heat = StoreOp::Heat { volume, extents: vec![x(0)], generation: gen_(self.generation) };
@@ -156,9 +156,8 @@ impl History {
     /// Asks and completes at random, `steps` times.
     pub fn run(&mut self, steps: u64) -> Result<(), String> {
         for _ in 0..steps {
-            if self.asked.len() < OUTSTANDING_MAX && self.luck.one_in(2) {
-                self.ask_something();
-            } else if !self.rig.step() {
+            let asks = self.asked.len() < OUTSTANDING_MAX && self.luck.one_in(2);
+            if asks || !self.rig.step() {
                 self.ask_something();
             }
             self.gather()?;
@@ -457,7 +456,7 @@ impl History {
                 crash = Crash::PowerCut;
             }
         }
-        self.rig = Rig::open(disk).map_err(|(error, _)| format!("not opened: {error}"))?;
+        self.rig = Rig::open(disk).map_err(|error| format!("not opened: {error}"))?;
         self.asked.clear();
         self.busy.clear();
         self.verify(crash)?;
