@@ -105,8 +105,7 @@ impl Pool {
         generation: Generation,
     ) -> Result<(), StoreError> {
         let of_group = |volume: &VolumeId| self.catalog.volumes.get(volume).is_some_and(|known| known.group == group);
-        for (_, key, waiting) in self.heat_waiting.iter_mut().filter(|(_, key, _)| of_group(&key.0)) {
-            debug_assert!(self.volumes.contains_key(&key.0));
+        for (_, _, waiting) in self.heat_waiting.iter_mut().filter(|(_, key, _)| of_group(&key.0)) {
             *waiting = generation.max(*waiting);
         }
         let lower = |hot: &HotExtent| !hot.is_committing() && hot.marked.is_none_or(|marked| marked < generation);

@@ -3,7 +3,8 @@
 //!
 //! Invariants: `slots` is what the journal's queue says, `uncommitted` tells where that is ahead of what the journal has
 //! on disk; only the committed view is ever written to the table, so a table block never says what the journal might
-//! still lose. A slot is in `vacant` if and only if it is free and no discard of it is under way.
+//! still lose. A slot in `vacant` is free, no
+//! discard of it is under way, and no write has taken it.
 
 use crate::layout::{BlockKind, DESCRIPTOR_BYTES, DESCRIPTORS_PER_BLOCK, Geometry, HEADER_BYTES, Header};
 use crate::layout::{table_block_of, unseal};

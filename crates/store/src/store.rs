@@ -6,7 +6,7 @@ use crate::opening::{Opening, Progress};
 use crate::pool::Pool;
 use crate::slots::empty_table;
 use crate::superblock::{Anchor, Superblock};
-use crate::{FormatError, Input, Output, PoolIdentity};
+use crate::{FormatError, Input, Output, PoolIdentity, StoreError};
 use pollux_base::unit::{BLOCK_BYTES, BlockRange, EXTENT_BYTES};
 use pollux_base::{
     ByteCount, ClusterId, Data, DiskOp, DiskOpId, DiskOpKind, ExtentIndex, Generation, GroupId, Instant, NodeId,
@@ -104,9 +104,11 @@ impl Store {
                 }
             }
             (Phase::Refused, Input::Disk(_)) => {}
-            (Phase::Opening(_) | Phase::Refused, Input::Request(id, op)) => {
-                panic!("{id:?} came before the pool was open: {op:?}")
+            (Phase::Refused, Input::Request(id, _)) => {
+                let error = StoreError::Disk("the pool was not opened".into());
+                self.out.push_back(Output::Ended(id, Err(error)));
             }
+            (Phase::Opening(_), Input::Request(id, op)) => panic!("{id:?} came before the pool was open: {op:?}"),
         }
     }
 
