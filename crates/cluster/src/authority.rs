@@ -305,11 +305,12 @@ impl Cluster {
             return;
         }
         let epoch = self.state.authority.epoch;
-        let back = self
-            .state
-            .nodes
-            .iter()
-            .filter(|(id, node)| node.phase == NodePhase::Fenced && self.log.voters.contains(id));
+        // While one goes on alone, only it is back: it may have been a member for so short a time that nobody said so.
+        let alone = self.state.alone();
+        let back = self.state.nodes.iter().filter(|(id, node)| {
+            let acts = alone.map_or(self.log.voters.contains(id), |alone| alone == **id);
+            node.phase == NodePhase::Fenced && acts
+        });
         for node in back.map(|(id, _)| *id).collect::<Vec<_>>() {
             let phase = Change::NodePhase { node, epoch, phase: NodePhase::Online, proof: None };
             self.propose(now, ("online", node.0, epoch.0), phase);

@@ -334,3 +334,45 @@ fn no_human_overrules_a_witness_that_can_be_asked_or_a_peer_that_is_heard() {
     world.give(A, Input::ConfirmDown { request: 901, node: B, token });
     assert!(matches!(world.answers[&901], Err(Refusal::Unsafe(_))), "outdated data do not come back to life");
 }
+
+#[test]
+fn a_node_that_lost_all_it_knew_is_taken_in_like_a_stale_one() {
+    for while_it_was_missed in [true, false] {
+        let mut world = World::with_vm(true, true, A);
+        if while_it_was_missed {
+            world.crash(B);
+            world.run(Duration::from_secs(10));
+            world.wipe(B);
+            world.boot(B);
+        } else {
+            // Only its noded: the guard never fell silent, so nothing but its own word says that its log is gone.
+            world.stop_noded(B);
+            world.wipe(B);
+            world.start_noded(B);
+        }
+        world.run_until("it has begun to join", |world| world.register.epoch.0 > 1);
+        for _ in 0..3 {
+            world.run(Duration::from_secs(8));
+            if !world.is_powered(B) {
+                world.boot(B);
+            }
+        }
+        world.run_until("together again", World::is_settled);
+        assert_eq!(world.runs_on("web1"), Some(A));
+    }
+}
+
+#[test]
+fn a_grant_that_was_won_when_the_peer_came_back_is_not_used_and_is_taken_back() {
+    let mut world = World::with_vm(true, true, A);
+    world.cut = true;
+    world.run_until("a asks", |world| world.register.epoch.0 == 2);
+    // The answer is on its way; the links are whole again before it arrives, and the guards have heard each other.
+    world.hold_witness_answers = true;
+    world.cut = false;
+    world.run(Duration::from_millis(600));
+    world.hold_witness_answers = false;
+    world.run_until("the register is right again", World::is_settled);
+    assert!(world.trace.iter().all(|line| !line.contains("forces")), "{}", world.trace.join("\n"));
+    assert_eq!((world.runs_on("web1"), world.register.epoch.0), (Some(A), 3));
+}

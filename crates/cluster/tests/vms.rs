@@ -213,6 +213,23 @@ fn a_primary_that_loses_its_own_disk_stays_primary_and_leaves_the_in_sync_set() 
 }
 
 #[test]
+fn a_replica_that_is_lost_before_it_was_taken_in_can_not_be_taken_in_late() {
+    let mut world = World::with_vm(true, true, A);
+    world.crash(B);
+    world.run(Duration::from_secs(3));
+    let group = *world.state(A).groups.keys().next().expect("one");
+    let before = world.state(A).groups[&group].record.clone();
+    let generation = before.stamp.generation;
+    world.give(A, Input::Data(Some(Report::ReplicaLost { group, generation, node: B, reason: "gone".into() })));
+    world.run(Duration::from_millis(100));
+    let after = &world.state(A).groups[&group].record;
+    assert_eq!((&after.in_sync, after.stamp.generation), (&before.in_sync, generation.next()));
+    world.give(A, Input::Data(Some(Report::ReplicaCurrent { group, generation, node: B })));
+    world.run(Duration::from_millis(100));
+    assert_eq!(world.state(A).groups[&group].record.in_sync, before.in_sync);
+}
+
+#[test]
 fn what_was_created_while_a_node_was_away_is_mirrored_when_it_is_back() {
     let mut world = World::with_vm(true, true, A);
     world.crash(A);

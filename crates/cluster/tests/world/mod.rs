@@ -5,16 +5,21 @@
 
 #![allow(dead_code)]
 
+mod log;
+mod words;
+
+use log::Log;
 use pollux_base::config::PowerConfig;
 use pollux_base::guard::{Heartbeat, Network};
 use pollux_base::{Epoch, Generation, GroupId, Incarnation, Instant, NodeId, Order, Report, VmId};
-use pollux_cluster::entry::{Change, Entry, NodeSpec};
+use pollux_cluster::entry::{Change, NodeSpec};
 use pollux_cluster::{
     Answer, Cluster, EpochRecord, Input, Output, Refusal, Register, Setup, State, VmCommand, VmEvent, WitnessAnswer,
 };
 use pollux_guard::{Guard, Input as GuardInput, Output as GuardOutput, Setup as GuardSetup};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+use words::weighty;
 
 pub const A: NodeId = NodeId(1);
 pub const B: NodeId = NodeId(2);
@@ -34,16 +39,6 @@ pub fn name(node: NodeId) -> &'static str {
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
-}
-
-/// One history of entries. Forcing makes another one that begins with the same entries.
-#[derive(Clone, Default)]
-struct Log {
-    entries: Vec<Entry>,
-    voters: BTreeSet<NodeId>,
-    learners: BTreeSet<NodeId>,
-    /// Somebody forced itself out of it: it may never grow again.
-    is_dead: bool,
 }
 
 /// One server.
@@ -97,6 +92,8 @@ pub struct World {
     /// Guests do not hear their power button.
     pub guests_are_deaf: bool,
     pub fills_take: Duration,
+    /// What the witness says is on its way and does not arrive.
+    pub hold_witness_answers: bool,
 }
 
 impl World {
@@ -143,6 +140,7 @@ impl World {
             crashed_at: None,
             guests_are_deaf: false,
             fills_take: ms(500),
+            hold_witness_answers: false,
         }
     }
 
@@ -269,6 +267,15 @@ impl World {
             guard.handle(now, GuardInput::Connected);
         }
         self.drain(node);
+    }
+
+    /// The disk with everything that noded keeps is replaced by an empty one.
+    pub fn wipe(&mut self, node: NodeId) {
+        let server = self.server(node);
+        server.record = None;
+        server.log = None;
+        server.has = 0;
+        server.emptied_for = Epoch(0);
     }
 
     /// noded dies; guard, guests and data plane go on.
@@ -503,8 +510,11 @@ impl World {
         }
         let ready: Vec<(Instant, Input)>;
         {
+            let holds = self.hold_witness_answers;
             let server = self.server(node);
-            (ready, server.inbox) = std::mem::take(&mut server.inbox).into_iter().partition(|(at, _)| *at <= now);
+            (ready, server.inbox) = std::mem::take(&mut server.inbox)
+                .into_iter()
+                .partition(|(at, input)| *at <= now && !(holds && matches!(input, Input::Witness { .. })));
         }
         for (_, input) in ready {
             self.give(node, input);
@@ -585,54 +595,6 @@ impl World {
         }
     }
 
-    /// Commits what can be committed and tells each node of its log.
-    fn move_log(&mut self) {
-        for node in [A, B] {
-            if self.servers[&node].noded.is_none() {
-                continue;
-            }
-            let sight = match self.servers[&node].log {
-                None => (None, vec![], vec![]),
-                Some(id) => {
-                    let leader = self.leader(id).filter(|leader| *leader == node || self.connected());
-                    let log = &self.logs[id];
-                    (leader, log.voters.iter().copied().collect(), log.learners.iter().copied().collect())
-                }
-            };
-            if self.servers[&node].told.as_ref() != Some(&sight) {
-                self.server(node).told = Some(sight.clone());
-                let (leader, voters, learners) = sight;
-                self.give(node, Input::Log { leader, voters, learners });
-            }
-            // Replication, then what is committed here.
-            if let Some(id) = self.servers[&node].log {
-                let len = self.logs[id].entries.len();
-                let is_fed = self.leader(id).is_some_and(|leader| leader == node || self.connected());
-                let server = self.server(node);
-                if is_fed {
-                    server.has = len;
-                }
-                while self.servers[&node].log == Some(id) && self.servers[&node].given < self.servers[&node].has {
-                    let given = self.servers[&node].given;
-                    let entry = self.logs[id].entries[given].clone();
-                    self.server(node).given += 1;
-                    self.give(node, Input::Committed { index: given as u64 + 1, entry });
-                    if self.servers[&node].noded.is_none() {
-                        break;
-                    }
-                }
-            }
-        }
-    }
-
-    /// A log has a leader when all its voters (two, or one alone) have it and are connected.
-    fn leader(&self, id: usize) -> Option<NodeId> {
-        let log = &self.logs[id];
-        let has = |node: &NodeId| self.servers[node].noded.is_some() && self.servers[node].log == Some(id);
-        let all = log.voters.iter().all(has) && (log.voters.len() == 1 || self.connected());
-        log.voters.first().copied().filter(|_| all)
-    }
-
     fn drain(&mut self, node: NodeId) {
         while let Some(output) = self.server(node).noded.as_mut().and_then(Cluster::poll) {
             let text = weighty(&output);
@@ -693,11 +655,12 @@ impl World {
                 let input = if self.witness_cut.contains(&node) || !self.with_witness {
                     (now + ms(500), Input::Witness { ask, result: Err("connection timed out".into()) })
                 } else {
-                    let answer = if self.register == expect && set.is_some() {
-                        self.register = set.expect("checked");
-                        WitnessAnswer::Swapped(self.register)
-                    } else {
-                        WitnessAnswer::Holds(self.register)
+                    let answer = match set {
+                        Some(set) if self.register == expect => {
+                            self.register = set;
+                            WitnessAnswer::Swapped(set)
+                        }
+                        _ => WitnessAnswer::Holds(self.register),
                     };
                     (now + ms(10), Input::Witness { ask, result: Ok(answer) })
                 };
@@ -808,59 +771,5 @@ impl World {
         let deciders: Vec<NodeId> =
             alone.filter(|core| core.sight().log_works).filter_map(|core| core.state().alone()).collect();
         assert!(deciders.iter().collect::<BTreeSet<_>>().len() <= 1, "both go on alone\n{}", self.trace.join("\n"));
-    }
-}
-
-/// Outputs that change something durable or visible, as one line.
-fn weighty(output: &Output) -> Option<String> {
-    let register = |register: &Register| match register.alone {
-        None => format!("({}, both)", register.epoch.0),
-        Some(node) => format!("({}, {})", register.epoch.0, name(node)),
-    };
-    Some(match output {
-        Output::AskWitness { expect, set: Some(set), .. } => {
-            format!("asks the witness {} -> {}", register(expect), register(set))
-        }
-        Output::AskWitness { set: None, .. } => return None,
-        Output::SaveEpoch(record) => format!(
-            "saves epoch {}{}{}",
-            record.epoch.0,
-            if record.alone { " alone" } else { "" },
-            record.gave_up.map_or(String::new(), |epoch| format!(", gave up for {}", epoch.0))
-        ),
-        Output::ForceAlone { epoch } => format!("forces the log, epoch {}", epoch.0),
-        Output::GiveUpLog { from, epoch } => format!("gives up its log to {}, epoch {}", name(*from), epoch.0),
-        Output::TakeIn { node } => format!("takes in {}", name(*node)),
-        Output::Fence { node, .. } => format!("switches {} off", name(*node)),
-        Output::Guard(command) => format!("guard: {}", guard_text(command)),
-        Output::Vm(VmCommand::Start { vm, incarnation, .. }) => format!("starts {vm} {incarnation:?}"),
-        Output::Vm(VmCommand::Shutdown { vm }) => format!("shuts {vm} down"),
-        Output::Vm(VmCommand::Stop { vm }) => format!("ends {vm}"),
-        Output::Propose(entry) => match &entry.change {
-            Change::RaiseEpoch { epoch, holder, .. } => format!("proposes epoch {} {holder:?}", epoch.0),
-            Change::NodePhase { node, phase, proof, .. } => {
-                let proof = proof.as_ref().map_or(String::new(), |proof| format!(" ({})", proof.text()));
-                format!("proposes {} {phase:?}{proof}", name(*node))
-            }
-            Change::VmPhase { vm, incarnation, node, phase, reason, .. } => {
-                format!("proposes {vm} {} on {} {incarnation:?}: {reason}", phase.name(), name(*node))
-            }
-            Change::SetGroup { group, primary, in_sync, .. } => {
-                let set: Vec<&str> = in_sync.iter().map(|node| name(*node)).collect();
-                format!("proposes {group} primary {} in sync {}", name(*primary), set.join("+"))
-            }
-            Change::WantVm { vm, wanted } => format!("proposes {vm} wanted {}", wanted.name()),
-            _ => return None,
-        },
-        Output::InitLog { .. } | Output::Answer { .. } | Output::Data(_) | Output::Fill { .. } => return None,
-    })
-}
-
-fn guard_text(command: &pollux_base::guard::GuardCommand) -> String {
-    use pollux_base::guard::GuardCommand::*;
-    match command {
-        Members { epoch, .. } => format!("members of epoch {}", epoch.0),
-        Alone { epoch } => format!("alone under epoch {}", epoch.0),
-        Surrender { epoch } => format!("surrender to epoch {}", epoch.0),
     }
 }

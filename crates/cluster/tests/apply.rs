@@ -1,0 +1,289 @@
+//! Applying the log: what any sequence of entries leaves true, and the one table of a VM's life.
+
+use pollux_base::config::PowerConfig;
+use pollux_base::{ByteCount, Epoch, Generation, GroupId, ImageId, Incarnation, NodeId, Stamp, VmId, VolumeId};
+use pollux_cluster::entry::{FenceProof, Holder, NodePhase, NodeSpec, Proof, Subject, VmPhase, VmSpec, Wanted};
+use pollux_cluster::vm_life::Step;
+use pollux_cluster::{Change, Entry, State};
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+
+const A: NodeId = NodeId(1);
+const B: NodeId = NodeId(2);
+
+fn entry(change: Change, request: Option<u64>) -> Entry {
+    Entry { by: A, unix_ms: 1_795_356_000_000, request, change }
+}
+
+fn init() -> Change {
+    let spec = |name: &str, power| NodeSpec {
+        name: name.into(),
+        api: vec![],
+        replication: vec![],
+        nbd: None,
+        power,
+        memory_bytes: 8 << 30,
+    };
+    let power = PowerConfig { url: "http://p".into(), system: "1".into(), uuid: "u".into() };
+    let nodes = [(A, spec("a", None)), (B, spec("b", Some(power)))].into();
+    Change::Init { name: "lab".into(), nodes, witness: true }
+}
+
+fn born() -> State {
+    let mut state = State::default();
+    state.apply(1, &entry(init(), None)).expect("the first entry");
+    state
+}
+
+fn node() -> impl Strategy<Value = NodeId> {
+    (1u64..4).prop_map(NodeId)
+}
+
+fn size() -> impl Strategy<Value = ByteCount> {
+    prop_oneof![Just(0), Just(4096), Just(5000), Just(1 << 30), Just(u64::MAX)].prop_map(ByteCount)
+}
+
+fn name() -> impl Strategy<Value = String> {
+    prop_oneof![Just("x"), Just("y"), Just("-"), Just("")].prop_map(str::to_owned)
+}
+
+fn phase() -> impl Strategy<Value = VmPhase> {
+    use VmPhase::*;
+    prop_oneof![Just(Stopped), Just(Starting), Just(Running), Just(Stopping), Just(Recovering), Just(Failed)]
+}
+
+/// Changes that often meet something that exists: ids are small, names few.
+fn change() -> impl Strategy<Value = Change> {
+    let id = || 1u64..9;
+    let epoch = || (0u64..4).prop_map(Epoch);
+    let incarnation = || (0u64..4).prop_map(Incarnation);
+    let stamp = || (1u64..4, 1u64..6).prop_map(|(e, g)| Stamp { epoch: Epoch(e), generation: Generation(g) });
+    let spec = (name(), size(), proptest::option::of(id().prop_map(ImageId))).prop_map(|(name, size, image)| VmSpec {
+        name,
+        cpus: 1,
+        memory: ByteCount(1 << 30),
+        image,
+        disks: vec![size],
+        mac: String::new(),
+    });
+    let holder = prop_oneof![Just(Holder::Members), node().prop_map(|node| Holder::Alone { node })];
+    let node_phase = prop_oneof![
+        Just((NodePhase::Online, None)),
+        Just((NodePhase::Lost, None)),
+        Just((NodePhase::Fenced, Some(FenceProof::GuardBound { waited_ms: 1 }))),
+        Just((NodePhase::Fenced, None)),
+    ];
+    let wanted = prop_oneof![Just(Wanted::Running), Just(Wanted::Stopped), Just(Wanted::Off)];
+    prop_oneof![
+        1 => Just(init()),
+        2 => (epoch(), epoch(), holder).prop_map(|(expect, epoch, holder)| {
+            Change::RaiseEpoch { expect, epoch, holder, proof: Proof::Witness }
+        }),
+        3 => (node(), epoch(), node_phase).prop_map(|(node, epoch, (phase, proof))| {
+            Change::NodePhase { node, epoch, phase, proof }
+        }),
+        2 => (name(), size(), node()).prop_map(|(name, size, node)| Change::CreateImage { name, size, node }),
+        1 => id().prop_map(|id| Change::ImageReady { image: ImageId(id), sha256: "a".repeat(64) }),
+        1 => id().prop_map(|id| Change::DeleteImage { image: ImageId(id) }),
+        3 => (spec, node()).prop_map(|(spec, node)| Change::CreateVm { spec, node }),
+        1 => id().prop_map(|id| Change::DeleteVm { vm: VmId(id) }),
+        3 => (id(), wanted).prop_map(|(id, wanted)| Change::WantVm { vm: VmId(id), wanted }),
+        9 => (id(), incarnation(), 0u64..2, node(), phase()).prop_map(|(id, expect, more, node, phase)| {
+            let incarnation = Incarnation(expect.0 + more);
+            Change::VmPhase { vm: VmId(id), expect, incarnation, node, phase, reason: "r".into() }
+        }),
+        2 => (name(), size(), node()).prop_map(|(name, size, node)| Change::CreateVolume { name, size, node }),
+        1 => id().prop_map(|id| Change::DeleteVolume { volume: VolumeId(id) }),
+        1 => (id(), any::<bool>()).prop_map(|(id, exported)| Change::ExportVolume { volume: VolumeId(id), exported }),
+        9 => (id(), stamp(), node(), proptest::collection::btree_set(node(), 0..3)).prop_map(
+            |(id, expect, primary, in_sync)| {
+                Change::SetGroup { group: GroupId(id), expect, primary, in_sync, reason: "r".into() }
+            }
+        ),
+        1 => (id(), node(), stamp()).prop_map(|(id, node, loser)| {
+            Change::DiscardReplica { group: GroupId(id), node, loser }
+        }),
+        1 => id().prop_map(|id| Change::VmFilled { vm: VmId(id) }),
+        1 => id().prop_map(|id| Change::Note { subject: Subject::Vm(VmId(id)), text: "t".into() }),
+    ]
+}
+
+/// What one entry may do to the state before it.
+fn check_step(before: &State, after: &State, change: &Change) {
+    after.check();
+    for (id, group) in &after.groups {
+        let Some(old) = before.groups.get(id) else {
+            continue;
+        };
+        let (old, new) = (&old.record, &group.record);
+        assert!(new.stamp.generation >= old.stamp.generation, "{id}: the generation went back");
+        if new != old {
+            assert_eq!(new.stamp.generation, old.stamp.generation.next());
+            assert!(
+                matches!(change, Change::SetGroup { expect, .. } if *expect == old.stamp),
+                "only from what was expected"
+            );
+            assert!(!new.in_sync.is_disjoint(&old.in_sync), "somebody has every acknowledged write");
+            assert!(new.primary == old.primary || old.in_sync.contains(&new.primary), "W4");
+        }
+    }
+    for (id, vm) in &after.vms {
+        let Some(old) = before.vms.get(id) else {
+            continue;
+        };
+        assert!(vm.incarnation >= old.incarnation && vm.incarnation.0 <= old.incarnation.0 + 1);
+        if vm.incarnation != old.incarnation {
+            assert!(!old.phase.may_run() && vm.phase == VmPhase::Starting, "a run begins where none is");
+            let is_lost = before.nodes[&old.node].phase == NodePhase::Lost;
+            assert!(!(old.phase == VmPhase::Recovering && is_lost), "the old run's node is not proven unable to act");
+            assert_eq!(after.groups[&vm.group].record.primary, vm.node);
+        } else if vm.phase.may_run() {
+            assert_eq!(vm.node, old.node, "a run does not move");
+        }
+    }
+    assert!(after.authority.epoch >= before.authority.epoch && after.last_id >= before.last_id);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_entries_keep_the_rules_of_records_and_runs(changes in proptest::collection::vec(change(), 1..80)) {
+        let mut state = born();
+        for (number, change) in changes.into_iter().enumerate() {
+            let before = state.clone();
+            let index = number as u64 + 2;
+            let result = state.apply(index, &entry(change.clone(), None));
+            if result.is_err() {
+                prop_assert_eq!(&before, &State { applied: before.applied, ..state.clone() }, "a refusal changes nothing");
+            }
+            prop_assert_eq!(state.applied, index);
+            check_step(&before, &state, &change);
+        }
+        let text = serde_json::to_string(&state).expect("a state becomes JSON");
+        let back: State = serde_json::from_str(&text).expect("and comes back");
+        prop_assert_eq!(back, state);
+    }
+
+    #[test]
+    fn an_entry_that_comes_twice_is_done_once(changes in proptest::collection::vec(change(), 1..60)) {
+        let (mut once, mut twice) = (born(), born());
+        for (number, change) in changes.into_iter().enumerate() {
+            let request = entry(change.clone(), Some(number as u64));
+            let _ = once.apply(2, &request);
+            let _ = twice.apply(2, &request);
+            let _ = twice.apply(2, &request);
+            prop_assert_eq!(&once, &twice);
+        }
+    }
+
+    #[test]
+    fn entries_survive_their_journey(change in change()) {
+        let sent = entry(change, Some(7));
+        let text = serde_json::to_string(&sent).expect("an entry becomes JSON");
+        let back: Entry = serde_json::from_str(&text).expect("and comes back");
+        prop_assert_eq!(back, sent);
+    }
+}
+
+#[test]
+fn changes_of_authority_that_come_twice_change_nothing_the_second_time() {
+    let mut state = born();
+    let made = Change::CreateVolume { name: "v".into(), size: ByteCount(4096), node: A };
+    state.apply(2, &entry(made, None)).expect("created");
+    let (group, record) = state.groups.iter().next().map(|(id, group)| (*id, group.record.clone())).expect("one");
+    let drop_b = |stamp| Change::SetGroup {
+        group,
+        expect: stamp,
+        primary: A,
+        in_sync: BTreeSet::from([A]),
+        reason: "b is lost".into(),
+    };
+    let raise = Change::RaiseEpoch {
+        expect: Epoch(1),
+        epoch: Epoch(2),
+        holder: Holder::Alone { node: A },
+        proof: Proof::Witness,
+    };
+    for change in [raise, drop_b(record.stamp)] {
+        state.apply(3, &entry(change.clone(), None)).expect("as expected");
+        let before = state.clone();
+        state.apply(3, &entry(change, None)).expect_err("late");
+        assert_eq!(state, before);
+    }
+    let stamp = Stamp { epoch: Epoch(2), generation: Generation(2) };
+    assert_eq!(state.groups[&group].record.stamp, stamp, "the record is of the epoch under which it was committed");
+    assert!(state.groups[&group].lineage.contains(stamp) && state.groups[&group].lineage.contains(record.stamp));
+}
+
+#[test]
+fn the_table_of_a_vms_life_is_this() {
+    use VmPhase::*;
+    let all = [Stopped, Starting, Running, Stopping, Recovering, Failed];
+    let mut table = String::new();
+    for from in all {
+        let steps = all.iter().filter_map(|to| from.step(*to).map(|step| (to, step)));
+        let steps = steps.map(|(to, step)| match step {
+            Step::NewRun => format!("{}*", to.name()),
+            Step::SameRun => to.name().to_owned(),
+        });
+        table += &format!("{} -> {}\n", from.name(), steps.collect::<Vec<_>>().join(", "));
+    }
+    // * begins a new run
+    let expected = "\
+stopped -> starting*
+starting -> stopped, running, stopping, recovering, failed
+running -> stopped, stopping, recovering, failed
+stopping -> stopped, recovering, failed
+recovering -> stopped, starting*, failed
+failed -> stopped, starting*
+";
+    assert_eq!(table, expected);
+    for from in all {
+        for to in all {
+            if from.step(to) == Some(Step::NewRun) {
+                assert!(!from.may_run() && to == Starting, "a new run begins only where none may be");
+            }
+        }
+    }
+}
+
+#[test]
+fn history_is_bounded_for_each_subject_and_in_all() {
+    let mut state = born();
+    for number in 0..1000u64 {
+        let subject = if number % 2 == 0 { Subject::Node(A) } else { Subject::Cluster };
+        let note = Change::Note { subject, text: format!("note {number}") };
+        state.apply(number + 2, &entry(note, Some(number))).expect("noted");
+    }
+    let of_node: Vec<_> = state.events_of(&[Subject::Node(A)]).collect();
+    assert_eq!(of_node.len(), pollux_cluster::state::EVENTS_PER_SUBJECT);
+    assert_eq!(of_node.last().map(|event| event.text.as_str()), Some("note 998"));
+}
+
+#[test]
+fn bad_requests_are_refused_by_name_with_what_was_wrong() {
+    let mut state = born();
+    let volume = |name: &str, size| Change::CreateVolume { name: name.into(), size: ByteCount(size), node: A };
+    let refusal = |state: &mut State, change| state.apply(9, &entry(change, None)).expect_err("refused").to_string();
+    state.apply(2, &entry(volume("v", 4096), None)).expect("created");
+    let told = [
+        refusal(&mut state, volume("v", 4096)),
+        refusal(&mut state, volume("w", 0)),
+        refusal(&mut state, volume("w", 5000)),
+        refusal(&mut state, volume("w", 1 << 60)),
+        refusal(&mut state, volume("../w", 4096)),
+        refusal(&mut state, Change::DeleteVolume { volume: VolumeId(99) }),
+        refusal(&mut state, Change::CreateVolume { name: "w".into(), size: ByteCount(4096), node: NodeId(7) }),
+    ];
+    let expected = [
+        "a volume `v` exists already",
+        "the size of a volume is more than zero",
+        "the size of a volume is a multiple of 4096 bytes; 5000 is not",
+        "1152921504606846976 bytes are too much for a volume: the most is 1 PiB",
+        "`../w` is no name for a volume: 1 to 63 of a-z, 0-9 and inner `-`",
+        "no volume v99",
+        "no node n7",
+    ];
+    assert_eq!(told, expected);
+}
