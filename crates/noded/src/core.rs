@@ -118,6 +118,7 @@ fn drain(cluster: &mut Cluster, voice: &Voice, hands: &mut Hands) {
         }
     }
     let hello = cluster.hello();
+    hands.gate.set_epoch(hello.epoch);
     voice.hello.send_if_modified(|told| {
         let changed = *told != hello;
         *told = hello;

@@ -75,7 +75,6 @@ impl Hands {
             }
             Output::Answer { .. } => unreachable!("answers are given by the core's task"),
         }
-        self.gate.set_epoch(cluster.hello().epoch);
     }
 
     /// Puts an entry into the log here, or at the node that leads it. May be lost.

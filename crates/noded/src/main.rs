@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use pollux_base::config::NodeConfig;
 use pollux_noded::{logging, node};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -36,11 +37,15 @@ fn main() -> ExitCode {
         Verb::Init => node::init(&config).map(|prepared| {
             let word = if prepared { "is prepared" } else { "was prepared already" };
             println!("node {} of cluster {} {word}", config.node, config.cluster);
+            ExitCode::SUCCESS
         }),
-        Verb::Run => run(config),
+        Verb::Run => run(config).map(|reason| {
+            eprintln!("Error: {reason}");
+            ExitCode::FAILURE
+        }),
     });
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("Error: {error:#}");
             ExitCode::from(2)
@@ -48,7 +53,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(config: pollux_base::config::NodeConfig) -> Result<()> {
+/// Gives the reason of its end; an error is one of the start.
+fn run(config: NodeConfig) -> Result<String> {
     // Few threads: the work is small, and the machine is the guests'.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(node::run(config))

@@ -60,8 +60,8 @@ pub fn init(config: &NodeConfig) -> Result<bool> {
     Ok(Store::prepare(&store_file(config), config.cluster, config.node)?)
 }
 
-/// Runs the node until something that it can not do without has failed.
-pub async fn run(config: NodeConfig) -> Result<()> {
+/// Runs the node until something that it can not do without has failed, and says what.
+pub async fn run(config: NodeConfig) -> Result<String> {
     let config = Arc::new(config);
     let own = config.own().context("this node is not among its `nodes`")?.clone();
     let secrets = Secrets::read(&config)?;
@@ -140,8 +140,7 @@ pub async fn run(config: NodeConfig) -> Result<()> {
         tokio::spawn(server::serve(listener, acceptor.clone(), router(api.clone())));
     }
     tracing::info!(node = %config.node, api = ?own.api, "noded is ready");
-    let reason = fatally.recv().await.unwrap_or_else(|| "every task has ended".into());
-    bail!(reason)
+    Ok(fatally.recv().await.unwrap_or_else(|| "every task has ended".into()))
 }
 
 /// What the core is told at its start.

@@ -160,13 +160,39 @@ fn a_survivor_goes_on_alone_and_takes_the_other_in_again() {
     drop(show_on_failure);
 }
 
+/// CPU time of a process so far, in clock ticks (10 ms).
+fn ticks(daemon: &Daemon) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", daemon.0.id())).expect("it lives");
+    let fields: Vec<&str> = stat.rsplit(')').next().expect("fields").split_whitespace().collect();
+    fields[11..13].iter().map(|field| field.parse::<u64>().expect("ticks")).sum()
+}
+
+/// A loop that wakes itself would take a whole core. The bound is far above what an unoptimised build needs.
+#[test]
+fn idle_nodes_wait_and_do_not_poll() {
+    let site = Site::new(2);
+    let sky = Arc::new(Mutex::new(Sky::default()));
+    let _witness = site.start_witness();
+    for node in 0..2 {
+        play_guard(&site, node, sky.clone());
+        play_data_plane(&site, node);
+    }
+    let (a, b) = (site.start_node(0), site.start_node(1));
+    until("both are members", || (states(&site, 0) == [NodeState::Online; 2]).then_some(()));
+    let before = (ticks(&a), ticks(&b));
+    std::thread::sleep(Duration::from_secs(5));
+    let spent = (ticks(&a) - before.0, ticks(&b) - before.1);
+    eprintln!("ticks of 10 ms in 5 s: {spent:?}");
+    assert!(spent.0 < 100 && spent.1 < 100, "ticks of 10 ms in 5 s: {spent:?}");
+}
+
 #[test]
 fn nonsense_and_strangers_are_refused() {
     let site = Site::new(1);
     let _a: Daemon = site.start_node(0);
     let address = format!("https://{}", site.nodes[0]);
     let stranger = pollux_api::Client::new(vec![address], &site.ca(), "not-the-token-at-all").unwrap();
-    let refused = stranger.status().err().expect("refused");
+    let refused = stranger.status().expect_err("refused");
     assert!(matches!(&refused, ClientError::Refused(error) if error.code == ErrorCode::Unauthorized), "{refused}");
     assert_eq!(refused.exit_code(), 5);
     let mut garbage = std::net::TcpStream::connect(site.nodes[0]).unwrap();

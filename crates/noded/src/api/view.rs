@@ -371,3 +371,68 @@ pub fn witness(cluster: &Cluster, frame: &Frame) -> Option<api::Witness> {
         error,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pollux_base::record::Lineage;
+    use pollux_base::{Epoch, Generation, GroupRecord, Stamp};
+    use std::collections::{BTreeMap, BTreeSet};
+
+    const A: NodeId = NodeId(1);
+    const B: NodeId = NodeId(2);
+
+    fn stamp(generation: u64) -> Stamp {
+        Stamp { epoch: Epoch(1), generation: Generation(generation) }
+    }
+
+    fn group(in_sync: &[NodeId]) -> Group {
+        Group {
+            owner: Owner::Volume(VolumeId(2)),
+            replicas: BTreeSet::from([A, B]),
+            volumes: BTreeMap::new(),
+            record: GroupRecord { stamp: stamp(2), primary: A, in_sync: in_sync.iter().copied().collect() },
+            lineage: Lineage::default(),
+            discards: BTreeMap::new(),
+        }
+    }
+
+    fn report(generation: u64, state: ReplicaState, connected: &[NodeId]) -> GroupReport {
+        GroupReport {
+            group: GroupId(1),
+            stamp: Some(stamp(generation)),
+            state,
+            used_bytes: 0,
+            healed_blocks: 0,
+            resync: BTreeMap::new(),
+            connected: connected.iter().copied().collect(),
+        }
+    }
+
+    fn word(group: &Group, report: Option<GroupReport>, here: NodeId) -> GroupState {
+        group_state(&State::default(), group, report.as_ref(), here).0
+    }
+
+    #[test]
+    fn a_group_is_healthy_only_when_this_node_knows_it() {
+        let whole = group(&[A, B]);
+        let serving = ReplicaState::Serving;
+        assert_eq!(word(&whole, Some(report(2, serving.clone(), &[B])), A), GroupState::Healthy);
+        assert_eq!(word(&whole, Some(report(2, ReplicaState::Secondary, &[A])), B), GroupState::Healthy);
+        assert_eq!(word(&whole, None, A), GroupState::Degraded, "nothing is known");
+        assert_eq!(word(&whole, Some(report(2, serving.clone(), &[])), A), GroupState::Degraded, "not connected");
+        assert_eq!(word(&whole, Some(report(1, serving.clone(), &[B])), A), GroupState::Degraded, "an old record");
+        assert_eq!(word(&group(&[A]), Some(report(2, serving, &[B])), A), GroupState::Degraded, "one is not in sync");
+        let frozen = ReplicaState::Frozen { reason: FreezeReason::Recording };
+        assert_eq!(word(&whole, Some(report(2, frozen, &[B])), A), GroupState::Frozen);
+        assert_eq!(word(&group(&[A]), Some(report(2, ReplicaState::Stale, &[])), B), GroupState::Stale);
+    }
+
+    #[test]
+    fn a_group_that_is_brought_up_to_date_says_so() {
+        let mut resyncing = report(2, ReplicaState::Serving, &[B]);
+        let progress = pollux_base::order::ResyncProgress { extents_total: 4, extents_left: 1, sent_bytes: 9 };
+        resyncing.resync.insert(B, progress);
+        assert_eq!(word(&group(&[A]), Some(resyncing), A), GroupState::Resyncing);
+    }
+}

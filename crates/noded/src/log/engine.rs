@@ -20,10 +20,10 @@ use tokio::sync::{mpsc, watch};
 
 /// The leader is heard this often, and a call of the log may take so long (openraft uses one number for both). Longer
 /// than a sync on a disk that is shared with guests under software emulation.
-const HEARTBEAT_MS: u64 = 250;
+const HEARTBEAT_MS: u64 = 400;
 /// A leader not heard for this long is replaced. Who may decide is settled by the core's own, faster means when a whole
 /// node is lost; this is for a `noded` that is gone while its node lives.
-const ELECTION_MS: (u64, u64) = (1000, 2000);
+const ELECTION_MS: (u64, u64) = (1500, 3000);
 /// A piece of a snapshot must be taken within this.
 const SNAPSHOT_MS: u64 = 2000;
 /// Entries between two snapshots, and entries kept behind one. An entry is about 300 bytes, and replaying one takes some
