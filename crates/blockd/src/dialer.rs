@@ -13,6 +13,10 @@ const PAUSE_MAX: Duration = Duration::from_millis(1000);
 /// A connection on an address that is not the most wanted is replaced when that one works again; looked for this often.
 const BETTER_EVERY: Duration = Duration::from_secs(20);
 
+/// A connection that lived this long was a good one: it is made anew at once when it is lost. One that died younger may
+/// die of the same cause again, and is not made anew in a hurry.
+const GOOD_AFTER: Duration = Duration::from_secs(2);
+
 /// Dials one peer.
 #[derive(Debug)]
 pub struct Dialer {
@@ -36,11 +40,13 @@ enum State {
     },
     Up {
         index: usize,
+        since: Instant,
         better_at: Instant,
     },
     /// Up, and the most wanted address is being dialled as well.
     Bettering {
         index: usize,
+        since: Instant,
     },
 }
 
@@ -58,8 +64,8 @@ impl Dialer {
         match &mut self.state {
             State::Idle { next, tried, at } => (*next, *tried, *at) = (0, 0, now),
             State::Dialling { index, tried } => (*index, *tried) = (0, 0),
-            State::Up { index, better_at } => (*index, *better_at) = (usize::MAX, now),
-            State::Bettering { index } => *index = usize::MAX,
+            State::Up { index, better_at, .. } => (*index, *better_at) = (usize::MAX, now),
+            State::Bettering { index, .. } => *index = usize::MAX,
         }
     }
 
@@ -67,7 +73,7 @@ impl Dialer {
     pub fn deadline(&self) -> Option<Instant> {
         match self.state {
             State::Idle { at, .. } if !self.addresses.is_empty() => Some(at),
-            State::Up { index, better_at } if index != 0 && !self.addresses.is_empty() => Some(better_at),
+            State::Up { index, better_at, .. } if index != 0 && !self.addresses.is_empty() => Some(better_at),
             _ => None,
         }
     }
@@ -83,8 +89,8 @@ impl Dialer {
                 self.state = State::Dialling { index, tried };
                 self.addresses.get(index).copied()
             }
-            State::Up { index, .. } => {
-                self.state = State::Bettering { index };
+            State::Up { index, since, .. } => {
+                self.state = State::Bettering { index, since };
                 self.addresses.first().copied()
             }
             State::Dialling { .. } | State::Bettering { .. } => None,
@@ -101,7 +107,7 @@ impl Dialer {
             }
         };
         self.pause = PAUSE_MIN;
-        self.state = State::Up { index, better_at: now + BETTER_EVERY };
+        self.state = State::Up { index, since: now, better_at: now + BETTER_EVERY };
     }
 
     /// The attempt has failed.
@@ -115,18 +121,18 @@ impl Dialer {
                 self.pause = (self.pause * 2).min(PAUSE_MAX);
                 State::Idle { next: 0, tried: 0, at }
             }
-            State::Bettering { index } => State::Up { index, better_at: now + BETTER_EVERY },
+            State::Bettering { index, since } => State::Up { index, since, better_at: now + BETTER_EVERY },
             State::Idle { .. } | State::Up { .. } => panic!("only an attempt can fail: {:?}", self.state),
         };
     }
 
-    /// The connection is lost. `at_once`: not for a fault of the peer, which would only be made again.
-    pub fn on_down(&mut self, now: Instant, at_once: bool) {
+    /// The connection is lost.
+    pub fn on_down(&mut self, now: Instant) {
         let count = self.addresses.len().max(1);
         self.state = match self.state {
-            State::Up { index, .. } => {
+            State::Up { index, since, .. } => {
                 let next = if index < count { (index + 1) % count } else { 0 };
-                let at = if at_once { now } else { now + PAUSE_MAX };
+                let at = if now.since(since) >= GOOD_AFTER { now } else { now + PAUSE_MAX };
                 State::Idle { next, tried: 0, at }
             }
             // The attempt that was to better it is now the attempt.
@@ -176,11 +182,12 @@ mod tests {
         dialer.dial(START);
         dialer.on_up(START);
         assert_eq!(dialer.deadline(), None);
-        dialer.on_down(START, true);
-        assert_eq!(dialer.dial(START), Some(address(2)));
-        dialer.on_up(START);
+        let now = START + GOOD_AFTER;
+        dialer.on_down(now);
+        assert_eq!(dialer.dial(now), Some(address(2)));
+        dialer.on_up(now);
         let later = dialer.deadline().expect("the wanted address is tried again");
-        assert_eq!(dialer.dial(START), None);
+        assert_eq!(dialer.dial(now), None);
         assert_eq!(dialer.dial(later), Some(address(1)));
         dialer.on_failed(later);
         let later = dialer.deadline().expect("and again");
@@ -198,17 +205,17 @@ mod tests {
         dialer.on_up(START);
         let later = dialer.deadline().expect("the wanted address is tried again");
         dialer.dial(later);
-        dialer.on_down(later, true);
+        dialer.on_down(later);
         dialer.on_up(later);
         assert_eq!(dialer.deadline(), None);
     }
 
     #[test]
-    fn a_peer_that_talks_nonsense_is_not_dialled_in_a_loop() {
+    fn a_peer_whose_connections_die_young_is_not_dialled_in_a_loop() {
         let mut dialer = dialer();
         dialer.dial(START);
         dialer.on_up(START);
-        dialer.on_down(START, false);
+        dialer.on_down(START);
         assert_eq!(dialer.dial(START), None);
     }
 

@@ -10,7 +10,7 @@ use pollux_blockd::daemon::Daemon;
 use pollux_blockd::pool::{self, PoolError};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 #[derive(Parser)]
@@ -68,6 +68,9 @@ fn main() -> ExitCode {
 fn run(config: &NodeConfig) -> Result<(), (u8, anyhow::Error)> {
     // All that fails at the start are addresses, paths and the pool's lock, which the configuration or its user must mend.
     let daemon = Daemon::new(config).map_err(|cause| (2, cause))?;
+    if let Err(cause) = pollux_host::priority::raise() {
+        warn!(%cause, "running at ordinary priority: on a busy machine, peers may take this node's pauses for its loss");
+    }
     info!(node = %config.node, pool = %config.pool.path.display(), "running");
     daemon.run().map_err(|cause| (1, cause))?;
     info!("ended as asked");

@@ -412,8 +412,8 @@ impl Peers {
         match why {
             // The newer one is what the dialer knows of.
             Why::Replaced => {}
-            _ if was_current => dialer.on_down(turn.now, matches!(why, Why::Lost(_))),
-            _ => dialer.on_failed(turn.now),
+            Why::Lost(_) | Why::Fault(_) if was_current => dialer.on_down(turn.now),
+            Why::Lost(_) | Why::Fault(_) => dialer.on_failed(turn.now),
         }
     }
 }

@@ -3,6 +3,7 @@
 
 mod site;
 
+use nix::sys::signal::Signal;
 use pollux_base::order::ReplicaState;
 use pollux_base::{NodeId, Order, Report};
 use site::{Node, Outcome, PATIENCE, Site, VOLUME_SIZE, exports, group, qemu_io, run, text};
@@ -85,6 +86,19 @@ fn a_secondary_that_dies_is_dropped_comes_back_and_can_take_over() -> Outcome {
             "read -P 0 24M 1M",
         ],
     )?;
+    Ok(())
+}
+
+#[test]
+fn a_secondary_that_is_silent_for_a_while_is_a_pause() -> Outcome {
+    let site = Site::formatted()?;
+    let (mut first, second) = mirrored(&site)?;
+    qemu_io(&first.uri(), &["write -P 1 0 1M"])?;
+    second.signal(Signal::SIGSTOP)?;
+    first.wait_for("the loss of node 2", |report| matches!(report, Report::ReplicaLost { node: NodeId(2), .. }))?;
+    second.signal(Signal::SIGCONT)?;
+    // No record was made without it, so it is still needed, and still there.
+    qemu_io(&first.uri(), &["write -P 2 1M 1M", "flush", "read -P 1 0 1M", "read -P 2 1M 1M"])?;
     Ok(())
 }
 

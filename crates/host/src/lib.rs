@@ -4,5 +4,6 @@ pub mod clock;
 pub mod disk;
 pub mod link;
 pub mod power;
+pub mod priority;
 pub mod reactor;
 mod ring;

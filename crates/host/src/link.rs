@@ -15,6 +15,11 @@ use std::time::Duration;
 /// Connections that may wait for `accept`.
 const BACKLOG: i32 = 128;
 
+/// How long an address may be taken at first: sockets of a killed process live on until the kernel has torn down its
+/// ring, in the background.
+const TAKEN_WAIT: Duration = Duration::from_secs(2);
+const TAKEN_RETRY: Duration = Duration::from_millis(10);
+
 /// A socket. Clones are the same socket; it is closed when the last clone is dropped and the kernel has ended the
 /// operations on it.
 #[derive(Clone, Debug)]
@@ -81,7 +86,7 @@ impl ListenError {
     }
 }
 
-/// Listens on a TCP address.
+/// Listens on a TCP address. Waits a little when it is taken, and so may block for `TAKEN_WAIT`.
 pub fn listen_tcp(address: SocketAddr) -> Result<Socket, ListenError> {
     let tcp = || {
         let fd = stream(address)?;
@@ -91,7 +96,16 @@ pub fn listen_tcp(address: SocketAddr) -> Result<Socket, ListenError> {
         listen(&fd, Backlog::new(BACKLOG)?)?;
         Ok(Socket::new(fd))
     };
-    tcp().map_err(|cause| ListenError::new(address.to_string(), cause))
+    let mut waited = Duration::ZERO;
+    loop {
+        match tcp() {
+            Err(nix::Error::EADDRINUSE) if waited < TAKEN_WAIT => {
+                std::thread::sleep(TAKEN_RETRY);
+                waited += TAKEN_RETRY;
+            }
+            listening => return listening.map_err(|cause| ListenError::new(address.to_string(), cause)),
+        }
+    }
 }
 
 /// Listens on a unix socket; what an earlier run left at `path` is replaced. Two daemons cannot fight over it: whoever

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use pollux_base::config::{Accelerator, NodeAddresses, NodeConfig, PoolConfig, TlsFiles};
 use pollux_base::order::{GroupReport, ReplicaState};
 use pollux_base::record::{GroupRecord, GroupSpec, Lineage, Stamp};
@@ -111,6 +113,8 @@ impl Site {
     /// Starts the node's daemon and connects to it as `noded` would.
     pub fn start(&self, node: u64) -> Outcome<Node> {
         let config = self.configs[&node].clone();
+        // Of a killed run, which may still be listening: its sockets live until the kernel has torn down its ring.
+        let _ = std::fs::remove_file(config.data_socket());
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log(node))?;
         let child = Command::new(env!("CARGO_BIN_EXE_blockd"))
             .arg("--config")
@@ -223,8 +227,7 @@ impl Node {
 
     /// Asks it to end, and gives its exit code.
     pub fn terminate(mut self) -> Outcome<Option<i32>> {
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id())?);
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+        self.signal(Signal::SIGTERM)?;
         let start = Instant::now();
         while start.elapsed() < PATIENCE {
             if let Some(status) = self.child.try_wait()? {
@@ -233,6 +236,10 @@ impl Node {
             std::thread::sleep(Duration::from_millis(10));
         }
         Err("blockd does not end".into())
+    }
+
+    pub fn signal(&self, signal: Signal) -> Outcome {
+        Ok(kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?)
     }
 
     pub fn is_alive(&mut self) -> bool {
