@@ -1,5 +1,7 @@
 //! The witness as a process: what it promises over crashes, races and nonsense.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{CLUSTER, Daemon, Site, TOKEN, WITNESS_TOKEN, wait_for_port};
