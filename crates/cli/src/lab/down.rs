@@ -75,7 +75,7 @@ fn remove_state(site: &Site, keep: Keep) -> Outcome {
         remove_tree(&site.node_dir(node))?;
     }
     remove_tree(&site.keys())?;
-    remove_tree(&site.witness_state())?;
+    remove_tree(&site.witness_dir())?;
     if keep == Keep::Nothing {
         remove_tree(&site.logs())?;
     }

@@ -187,7 +187,7 @@ impl Site {
     pub fn context_file(&self) -> PathBuf {
         self.dir.join("context.json")
     }
-    pub fn witness_state(&self) -> PathBuf {
+    pub fn witness_dir(&self) -> PathBuf {
         self.dir.join("witness")
     }
     pub fn supervisor_socket(&self) -> PathBuf {

@@ -295,7 +295,7 @@ fn witness_program(site: &Site) -> Program {
         "--listen".into(),
         witness_address().to_string().into(),
         "--state".into(),
-        site.witness_state().into(),
+        site.witness_dir().join("registers").into(),
         "--certificate".into(),
         certificate.into(),
         "--key".into(),

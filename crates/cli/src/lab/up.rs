@@ -159,8 +159,9 @@ fn absolute(path: &Path) -> Outcome<PathBuf> {
 }
 
 fn prepare_directories(site: &Site) -> Outcome {
-    fs::create_dir_all(site.logs()).doing(format!("cannot create {}", site.logs().display()))?;
-    fs::create_dir_all(&site.run).doing(format!("cannot create {RUN}"))?;
+    for dir in [&site.logs(), &site.witness_dir(), &site.run] {
+        fs::create_dir_all(dir).doing(format!("cannot create {}", dir.display()))?;
+    }
     // A reboot would lose what is here, and the guard may not wait for a disk: so it is a tmpfs, wherever /run is.
     mount(Some("pollux-lab"), RUN, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(RUN_SIZE))
         .doing(format!("cannot mount a tmpfs at {RUN}"))?;
