@@ -9,7 +9,7 @@ use crate::primary::MemberState;
 use crate::wire::{Frame, Message};
 use crate::{Config, Input, Output};
 use pollux_base::timing::{LEASE_RENEW, REPLICA_LOST};
-use pollux_base::{BlockError, GroupId, Instant, NodeId, Order, Reply, Report, Request, Session, Stamp};
+use pollux_base::{BlockError, GroupId, Instant, NodeId, Order, Reply, Report, Request, Session, Stamp, VolumeId};
 use pollux_store::{Store, StoreError, StoreReply};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -21,6 +21,10 @@ const EARLY_MAX: usize = 65536;
 pub struct DataPlane {
     node: Node,
     groups: BTreeMap<GroupId, Group>,
+    /// Whose volume it is, of the groups whose records are known.
+    volumes: BTreeMap<VolumeId, GroupId>,
+    /// When each group is to be looked at again, as of when something last happened to it.
+    wakes: BTreeMap<GroupId, Instant>,
     /// Groups that were deleted: a late announcement does not bring them back.
     forgotten: BTreeSet<GroupId>,
     /// Discards that came before their group.
@@ -41,6 +45,8 @@ impl DataPlane {
         let mut plane = DataPlane {
             node: Node::new(now, config.node, store),
             groups: BTreeMap::new(),
+            volumes: BTreeMap::new(),
+            wakes: BTreeMap::new(),
             forgotten: BTreeSet::new(),
             discards: BTreeMap::new(),
             is_open: false,
@@ -90,7 +96,7 @@ impl DataPlane {
         if !self.is_open {
             return self.node.store.deadline();
         }
-        let groups = self.groups.values().filter_map(|group| group.wake(&self.node));
+        let groups = self.wakes.values().copied();
         let links = self.node.links.values().filter_map(|link| {
             link.session?;
             let ask = link.next_ask?;
@@ -106,8 +112,13 @@ impl DataPlane {
         if self.is_open {
             self.node.store.check();
         }
-        for group in self.groups.values() {
+        for (id, group) in &self.groups {
             group.check(&self.node);
+            // A wake that is due in the past was looked at; one that is missed would never come.
+            if let Some(wake) = group.wake(&self.node) {
+                let known = self.wakes.get(id);
+                assert!(known.is_some_and(|known| *known <= wake.max(self.node.now)), "{id} will be woken in time");
+            }
         }
     }
 
@@ -286,7 +297,16 @@ impl DataPlane {
         // ignore_unknown_group: only an order makes a group known, so that a deleted one does not come back by a peer.
         let Some(group) = self.groups.get_mut(&id) else { return };
         self.touched.insert(id);
+        let is_record = matches!(frame.message, Message::Announce { .. });
         group.on_frame(&mut self.node, peer, session, frame);
+        if is_record {
+            self.index_volumes(id);
+        }
+    }
+
+    fn index_volumes(&mut self, id: GroupId) {
+        let volumes = self.groups.get(&id).and_then(|group| group.spec.as_ref()).map(|spec| spec.volumes.keys());
+        self.volumes.extend(volumes.into_iter().flatten().map(|volume| (*volume, id)));
     }
 
     /// W5: a peer that is primary of something asks for the right to serve.
@@ -332,6 +352,7 @@ impl DataPlane {
                 }
                 group.on_record(&mut self.node, spec, true);
                 self.touched.insert(id);
+                self.index_volumes(id);
             }
             Order::Forget { group: id } => {
                 self.forgotten.insert(id);
@@ -339,6 +360,8 @@ impl DataPlane {
                     group.forget(&mut self.node);
                 }
                 self.touched.remove(&id);
+                self.wakes.remove(&id);
+                self.volumes.retain(|_, group| *group != id);
             }
             Order::Fenced { node: fenced } => {
                 self.node.link(fenced).lease.on_fenced();
@@ -375,8 +398,8 @@ impl DataPlane {
     }
 
     fn on_request(&mut self, request: Request) {
-        let serves = |group: &&mut Group| group.blocks(request.volume).is_some();
-        match self.groups.values_mut().find(serves) {
+        let group = self.volumes.get(&request.volume).and_then(|id| self.groups.get_mut(id));
+        match group {
             Some(group) => {
                 self.touched.insert(group.id);
                 group.on_request(&mut self.node, request);
@@ -410,10 +433,11 @@ impl DataPlane {
                 self.ask_lease(peer);
             }
         }
-        for (id, group) in &mut self.groups {
-            if group.wake(&self.node).is_some_and(|wake| wake <= now) {
+        let due: Vec<GroupId> = self.wakes.iter().filter(|(_, wake)| **wake <= now).map(|(group, _)| *group).collect();
+        for id in due {
+            if let Some(group) = self.groups.get_mut(&id) {
                 group.on_time(&mut self.node);
-                self.touched.insert(*id);
+                self.touched.insert(id);
             }
         }
     }
@@ -448,6 +472,10 @@ impl DataPlane {
                     group.report_members(&mut self.node);
                 }
                 group.report_changes(&mut self.node);
+                match group.wake(&self.node) {
+                    Some(wake) => self.wakes.insert(id, wake),
+                    None => self.wakes.remove(&id),
+                };
             }
             self.drain_store();
             if self.touched.is_empty() && (self.node.pool_failed.is_none() || self.pool_failure_told) {

@@ -176,6 +176,9 @@ impl Group {
             self.outdated = None;
         }
         let is_primary = spec.record.primary == node.me;
+        if self.known() != Some(spec.record.stamp) {
+            self.peer_asks.clear(); // what is still being done for them is not answered any more
+        }
         self.spec = Some(spec);
         let (stamp, generation) = (self.known().expect("just set"), self.generation());
         // Peers ask again under the newer record; what an older primary asked is not begun any more (W2).
@@ -457,6 +460,6 @@ impl Group {
 /// Whether a log can have made this record: held against what the code relies upon.
 fn is_plausible(spec: &GroupSpec) -> bool {
     let record = &spec.record;
-    let sizes = |size: &ByteCount| size.0 <= VOLUME_BYTES_MAX && size.0 % BLOCK_BYTES == 0;
+    let sizes = |size: &ByteCount| size.0 <= VOLUME_BYTES_MAX && size.0.is_multiple_of(BLOCK_BYTES);
     !record.in_sync.is_empty() && spec.lineage.contains(record.stamp) && spec.volumes.values().all(sizes)
 }

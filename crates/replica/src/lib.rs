@@ -9,6 +9,7 @@ mod data_plane;
 mod group;
 mod lease;
 mod local;
+mod loss;
 mod node;
 mod note;
 mod primary;

@@ -143,16 +143,16 @@ impl Local {
                 *step = Step::Full;
                 self.full.insert(key);
                 self.started.remove(&key);
-                return Some((job.origin, Err(StoreError::Full)));
+                Some((job.origin, Err(StoreError::Full)))
             }
             (Step::Heating, Ok(_)) => {
                 self.run(node, group, generation, key);
-                return None;
+                None
             }
             (Step::Acting, Ok(_)) if job.fua => {
                 *step = Step::Flushing;
                 node.request(group, Purpose::Job(key), StoreOp::Flush);
-                return None;
+                None
             }
             (Step::Acting | Step::Flushing, Ok(reply)) => {
                 let origin = job.origin;

@@ -14,19 +14,10 @@ use crate::resync::{Direction, Sync};
 use crate::verdict::Verdict;
 use crate::wire::{Message, Sequence, Standing};
 use pollux_base::order::FreezeReason;
-use pollux_base::timing::REPLICA_LOST;
 use pollux_base::unit::BlockRange;
-use pollux_base::{ExtentIndex, Instant, NodeId, Report, Request, Stamp, VolumeId};
+use pollux_base::{ExtentIndex, Instant, NodeId, Request, Stamp, VolumeId};
 use pollux_store::StoreOp;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
-
-/// How often a loss or a finished resync is reported again until a newer record is ordered: reports may be lost with a
-/// connection to the control plane, and it may have been unable to decide.
-const REPORT_REPEAT: Duration = Duration::from_millis(500);
-/// A replica (this node's own included) that leaves a question unanswered for so long has a hanging disk. Longer than any
-/// disk's own error recovery that ends well, shorter than a guest's patience (30 s).
-const ANSWER_LATE: Duration = Duration::from_secs(5);
 
 /// The life of a replica as its primary sees it reads downwards; from any state it goes back to `Away`.
 pub(crate) enum MemberState {
@@ -52,8 +43,6 @@ pub(crate) struct Member {
     pub since: Instant,
     /// When its loss, or that it is current, was last reported.
     pub reported: Option<Instant>,
-    /// Its pool is full.
-    pub is_full: bool,
     /// It has joined; its comparison has not begun.
     pub joined: Option<Joined>,
 }
@@ -72,6 +61,8 @@ pub(crate) struct Asked {
     pub peer: NodeId,
     pub at: Instant,
     pub what: What,
+    /// The peer's pool is full: it answers when there is space, and is not late.
+    pub is_held: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -214,7 +205,6 @@ impl Group {
                 state: MemberState::Away,
                 since: node.now,
                 reported: None,
-                is_full: false,
                 joined: None,
             });
             member.reported = None;
@@ -291,7 +281,6 @@ impl Group {
             if !matches!(member.state, MemberState::Away | MemberState::Greeting | MemberState::Unfit { .. }) {
                 member.since = since;
             }
-            member.is_full = false;
             member.joined = None;
             let state = std::mem::replace(&mut member.state, MemberState::Away);
             self.end_sync(node, state);
@@ -425,7 +414,6 @@ impl Group {
             return;
         }
         member.since = node.now;
-        member.is_full = false;
         member.joined = None;
         let state = std::mem::replace(&mut member.state, MemberState::Unfit { reason });
         if let Some(primary) = &mut self.primary {
@@ -518,7 +506,7 @@ impl Group {
     pub(crate) fn ask(&mut self, node: &mut Node, peer: NodeId, what: What) -> Option<(Sequence, Stamp)> {
         let stamp = self.acting()?.record.stamp;
         let sequence = node.next_sequence();
-        self.primary.as_mut()?.asked.insert(sequence, Asked { peer, at: node.now, what });
+        self.primary.as_mut()?.asked.insert(sequence, Asked { peer, at: node.now, what, is_held: false });
         Some((sequence, stamp))
     }
 
@@ -539,117 +527,6 @@ impl Group {
             primary.reaped = stamp;
             node.request(id, Purpose::Background, StoreOp::Reap { group: id });
         }
-    }
-
-    /// Reports required replicas that are lost, and offered ones that may be named, again and again until a newer record
-    /// is ordered.
-    pub(crate) fn report_members(&mut self, node: &mut Node) {
-        let Some(spec) = self.acting() else { return };
-        let (generation, in_sync) = (spec.record.stamp.generation, spec.record.in_sync.clone());
-        let (now, me, group) = (node.now, node.me, self.id);
-        let own_loss = match self.fit(node) {
-            Err(reason) if in_sync.contains(&me) => Some(reason),
-            _ => self
-                .local
-                .late_since()
-                .filter(|since| in_sync.contains(&me) && now >= *since + ANSWER_LATE)
-                .map(|_| format!("the disk has not answered for {} s", ANSWER_LATE.as_secs())),
-        };
-        let required = self.required(me);
-        let Some(primary) = &mut self.primary else { return };
-        let is_due = |reported: Option<Instant>| reported.is_none_or(|at| now >= at + REPORT_REPEAT);
-        if let Some(reason) = own_loss
-            && is_due(primary.own_loss_reported)
-        {
-            primary.own_loss_reported = Some(now);
-            node.report(Report::ReplicaLost { group, generation, node: me, reason });
-        }
-        let late: BTreeSet<NodeId> = primary
-            .asked
-            .values()
-            .take_while(|asked| now >= asked.at + ANSWER_LATE)
-            .filter(|asked| !primary.members.get(&asked.peer).is_some_and(|member| member.is_full))
-            .map(|asked| asked.peer)
-            .collect();
-        for peer in required {
-            let Some(member) = primary.members.get_mut(&peer) else { continue };
-            if !is_due(member.reported) {
-                continue;
-            }
-            let gone = now >= member.since + REPLICA_LOST;
-            let reason = match &member.state {
-                MemberState::Unfit { reason } => Some(reason.clone()),
-                MemberState::Away if gone => Some("it is not connected".to_string()),
-                MemberState::Greeting if gone => Some("it does not join".to_string()),
-                _ if late.contains(&peer) => Some(format!("it has not answered for {} s", ANSWER_LATE.as_secs())),
-                _ => None,
-            };
-            if let Some(reason) = reason {
-                member.reported = Some(now);
-                node.report(Report::ReplicaLost { group, generation, node: peer, reason });
-            } else if matches!(member.state, MemberState::Current)
-                && !in_sync.contains(&peer)
-                && !primary.noting_offer.contains(&peer)
-            {
-                member.reported = Some(now);
-                node.report(Report::ReplicaCurrent { group, generation, node: peer });
-            }
-        }
-        let unneeded: Vec<NodeId> = late.into_iter().filter(|peer| !self.required(me).contains(peer)).collect();
-        for peer in unneeded {
-            self.make_unfit(node, peer, format!("it has not answered for {} s", ANSWER_LATE.as_secs()));
-        }
-    }
-
-    pub(crate) fn on_time_as_primary(&mut self, node: &mut Node) {
-        if let Some(primary) = &mut self.primary
-            && primary.wait_old.is_some_and(|(_, until)| until <= node.now)
-        {
-            primary.wait_old = None;
-        }
-        self.report_members(node);
-        self.cool_on_time(node);
-    }
-
-    pub(crate) fn wake_as_primary(&self, node: &Node) -> Option<Instant> {
-        let primary = self.primary.as_ref()?;
-        let mut wake: Vec<Instant> = primary.cool_at.into_iter().collect();
-        wake.extend(primary.wait_old.map(|(_, until)| until));
-        if let Some(spec) = self.acting() {
-            let in_sync = &spec.record.in_sync;
-            if in_sync.contains(&node.me) {
-                match primary.own_loss_reported {
-                    Some(reported) if self.fit(node).is_err() => wake.push(reported + REPORT_REPEAT),
-                    None if self.fit(node).is_err() => wake.push(node.now),
-                    Some(reported) => {
-                        wake.extend(self.local.late_since().map(|at| (at + ANSWER_LATE).max(reported + REPORT_REPEAT)))
-                    }
-                    None => wake.extend(self.local.late_since().map(|since| since + ANSWER_LATE)),
-                }
-            }
-            for peer in self.required(node.me) {
-                let Some(member) = primary.members.get(&peer) else { continue };
-                let repeat = member.reported.map(|reported| reported + REPORT_REPEAT);
-                match member.state {
-                    MemberState::Unfit { .. } => wake.push(repeat.unwrap_or(node.now)),
-                    MemberState::Away | MemberState::Greeting => {
-                        wake.push((member.since + REPLICA_LOST).max(repeat.unwrap_or(Instant(0))));
-                    }
-                    MemberState::Current if !in_sync.contains(&peer) => wake.push(repeat.unwrap_or(node.now)),
-                    _ => {}
-                }
-            }
-            if let Some(asked) = primary
-                .asked
-                .values()
-                .find(|asked| !primary.members.get(&asked.peer).is_some_and(|member| member.is_full))
-            {
-                let repeat = primary.members.get(&asked.peer).and_then(|member| member.reported);
-                let late = asked.at + ANSWER_LATE;
-                wake.push(repeat.map_or(late, |reported| late.max(reported + REPORT_REPEAT)));
-            }
-        }
-        wake.into_iter().min()
     }
 
     pub(crate) fn check_primary(&self, node: &Node) {

@@ -609,11 +609,12 @@ impl Group {
 
     /// Whether anything here or at a required replica waits for space, for the report.
     pub(crate) fn is_full(&self, node: &Node) -> bool {
-        let members = self.primary.iter().flat_map(|primary| primary.members.iter());
+        let Some(primary) = &self.primary else { return self.local.is_full() };
+        let held = primary.asked.values().filter(|asked| asked.is_held);
         let required = self.required(node.me);
         self.local.is_full()
-            || self.primary.as_ref().is_some_and(|primary| !primary.full_heats.is_empty())
-            || members.filter(|(peer, _)| required.contains(peer)).any(|(_, member)| member.is_full)
+            || !primary.full_heats.is_empty()
+            || held.map(|asked| asked.peer).any(|peer| required.contains(&peer))
     }
 
     pub(crate) fn retry_when_space(&mut self, node: &Node) {

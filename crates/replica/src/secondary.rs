@@ -67,9 +67,10 @@ impl Group {
                     What::Read { .. } | What::Repair(_) | What::Compare(_) => {} // ignore_other_answer
                 }
             }
-            Message::Held { .. } => {
-                if let Some(member) = self.primary.as_mut().and_then(|primary| primary.member(peer)) {
-                    member.is_full = true;
+            Message::Held { sequence, .. } => {
+                let asked = self.primary.as_mut().and_then(|primary| primary.asked.get_mut(&sequence));
+                if let Some(asked) = asked.filter(|asked| asked.peer == peer) {
+                    asked.is_held = true;
                 }
             }
             Message::ReadData { stamp, sequence, .. } => {
@@ -373,9 +374,6 @@ impl Group {
         let primary = self.primary.as_mut()?;
         if primary.asked.get(&sequence)?.peer != peer {
             return None; // ignore_answer_of_another
-        }
-        if let Some(member) = primary.member(peer) {
-            member.is_full = false;
         }
         primary.asked.remove(&sequence).map(|asked| asked.what)
     }

@@ -109,7 +109,7 @@ fn thin_stays_thin_on_a_replica_that_is_filled_anew() {
     world.until_healthy();
     same(&mut world, &[A, B]);
     let used = |node| world.machines[&node].plane.as_ref().unwrap().store().used(GROUP).0;
-    assert_eq!((used(A), used(B)), (2 * 4 << 20, 2 * 4 << 20));
+    assert_eq!((used(A), used(B)), (8 << 20, 8 << 20));
 }
 
 #[test]

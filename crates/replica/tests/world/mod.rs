@@ -59,6 +59,9 @@ pub fn value_of(block: &[u8]) -> u64 {
     values[0]
 }
 
+/// What the wire does to a frame between two nodes; `false`: it is lost.
+pub type Mischief = Box<dyn FnMut(NodeId, NodeId, &mut Frame) -> bool>;
+
 pub struct Machine {
     pub plane: Option<DataPlane>,
     pub disk: FaultyDisk,
@@ -104,7 +107,7 @@ pub struct World {
     /// Bytes of blocks sent between nodes, in all.
     pub sent_bytes: u64,
     /// The wire's own mischief, for a checker that must notice: what it says `false` to is lost, and it may change a frame.
-    pub lets_through: Box<dyn FnMut(NodeId, NodeId, &mut Frame) -> bool>,
+    pub lets_through: Mischief,
     /// Messages as they were sent, for transcripts.
     pub messages: Vec<String>,
     next_request: u64,

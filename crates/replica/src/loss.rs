@@ -1,0 +1,126 @@
+//! When a primary says that a replica is lost, or that one may be named, and when it looks again. Said again and again until
+//! a newer record is ordered: what decides is the control plane, and it may not have been able to.
+
+use crate::group::Group;
+use crate::node::Node;
+use crate::primary::MemberState;
+use pollux_base::timing::REPLICA_LOST;
+use pollux_base::{Instant, NodeId, Report};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// How often a loss or a finished resync is reported again until a newer record is ordered: reports may be lost with a
+/// connection to the control plane, and it may have been unable to decide.
+const REPORT_REPEAT: Duration = Duration::from_millis(500);
+/// A replica (this node's own included) that leaves a question unanswered for so long has a hanging disk. Longer than any
+/// disk's own error recovery that ends well, shorter than a guest's patience (30 s).
+const ANSWER_LATE: Duration = Duration::from_secs(5);
+
+impl Group {
+    /// Reports required replicas that are lost, and offered ones that may be named, again and again until a newer record
+    /// is ordered.
+    pub(crate) fn report_members(&mut self, node: &mut Node) {
+        let Some(spec) = self.acting() else { return };
+        let (generation, in_sync) = (spec.record.stamp.generation, spec.record.in_sync.clone());
+        let (now, me, group) = (node.now, node.me, self.id);
+        let own_loss = match self.fit(node) {
+            Err(reason) if in_sync.contains(&me) => Some(reason),
+            _ => self
+                .local
+                .late_since()
+                .filter(|since| in_sync.contains(&me) && now >= *since + ANSWER_LATE)
+                .map(|_| format!("the disk has not answered for {} s", ANSWER_LATE.as_secs())),
+        };
+        let required = self.required(me);
+        let Some(primary) = &mut self.primary else { return };
+        let is_due = |reported: Option<Instant>| reported.is_none_or(|at| now >= at + REPORT_REPEAT);
+        if let Some(reason) = own_loss
+            && is_due(primary.own_loss_reported)
+        {
+            primary.own_loss_reported = Some(now);
+            node.report(Report::ReplicaLost { group, generation, node: me, reason });
+        }
+        let late: BTreeSet<NodeId> = primary
+            .asked
+            .values()
+            .take_while(|asked| now >= asked.at + ANSWER_LATE)
+            .filter(|asked| !asked.is_held)
+            .map(|asked| asked.peer)
+            .collect();
+        for peer in required {
+            let Some(member) = primary.members.get_mut(&peer) else { continue };
+            if !is_due(member.reported) {
+                continue;
+            }
+            let gone = now >= member.since + REPLICA_LOST;
+            let reason = match &member.state {
+                MemberState::Unfit { reason } => Some(reason.clone()),
+                MemberState::Away if gone => Some("it is not connected".to_string()),
+                MemberState::Greeting if gone => Some("it does not join".to_string()),
+                _ if late.contains(&peer) => Some(format!("it has not answered for {} s", ANSWER_LATE.as_secs())),
+                _ => None,
+            };
+            if let Some(reason) = reason {
+                member.reported = Some(now);
+                node.report(Report::ReplicaLost { group, generation, node: peer, reason });
+            } else if matches!(member.state, MemberState::Current)
+                && !in_sync.contains(&peer)
+                && !primary.noting_offer.contains(&peer)
+            {
+                member.reported = Some(now);
+                node.report(Report::ReplicaCurrent { group, generation, node: peer });
+            }
+        }
+        let unneeded: Vec<NodeId> = late.into_iter().filter(|peer| !self.required(me).contains(peer)).collect();
+        for peer in unneeded {
+            self.make_unfit(node, peer, format!("it has not answered for {} s", ANSWER_LATE.as_secs()));
+        }
+    }
+
+    pub(crate) fn on_time_as_primary(&mut self, node: &mut Node) {
+        if let Some(primary) = &mut self.primary
+            && primary.wait_old.is_some_and(|(_, until)| until <= node.now)
+        {
+            primary.wait_old = None;
+        }
+        self.report_members(node);
+        self.cool_on_time(node);
+    }
+
+    pub(crate) fn wake_as_primary(&self, node: &Node) -> Option<Instant> {
+        let primary = self.primary.as_ref()?;
+        let mut wake: Vec<Instant> = primary.cool_at.into_iter().collect();
+        wake.extend(primary.wait_old.map(|(_, until)| until));
+        if let Some(spec) = self.acting() {
+            let in_sync = &spec.record.in_sync;
+            if in_sync.contains(&node.me) {
+                match primary.own_loss_reported {
+                    Some(reported) if self.fit(node).is_err() => wake.push(reported + REPORT_REPEAT),
+                    None if self.fit(node).is_err() => wake.push(node.now),
+                    Some(reported) => {
+                        wake.extend(self.local.late_since().map(|at| (at + ANSWER_LATE).max(reported + REPORT_REPEAT)))
+                    }
+                    None => wake.extend(self.local.late_since().map(|since| since + ANSWER_LATE)),
+                }
+            }
+            for peer in self.required(node.me) {
+                let Some(member) = primary.members.get(&peer) else { continue };
+                let repeat = member.reported.map(|reported| reported + REPORT_REPEAT);
+                match member.state {
+                    MemberState::Unfit { .. } => wake.push(repeat.unwrap_or(node.now)),
+                    MemberState::Away | MemberState::Greeting => {
+                        wake.push((member.since + REPLICA_LOST).max(repeat.unwrap_or(Instant(0))));
+                    }
+                    MemberState::Current if !in_sync.contains(&peer) => wake.push(repeat.unwrap_or(node.now)),
+                    _ => {}
+                }
+            }
+            if let Some(asked) = primary.asked.values().find(|asked| !asked.is_held) {
+                let repeat = primary.members.get(&asked.peer).and_then(|member| member.reported);
+                let late = asked.at + ANSWER_LATE;
+                wake.push(repeat.map_or(late, |reported| late.max(reported + REPORT_REPEAT)));
+            }
+        }
+        wake.into_iter().min()
+    }
+}
