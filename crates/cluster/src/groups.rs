@@ -87,6 +87,7 @@ impl Cluster {
             self.drop_lost_nodes(now);
             self.drop_lost_replicas(now);
             self.add_current_replicas(now);
+            self.hand_over_to_data(now);
         }
         if self.groups.is_connected && self.is_awake {
             self.order_groups();
@@ -148,6 +149,29 @@ impl Cluster {
                 let reason = format!("`{}` is up to date", self.name_of(node));
                 self.set_group(now, id, record.stamp, record.primary, in_sync, reason);
             }
+        }
+    }
+
+    /// W6: a primary whose own replica fell out serves from a peer's only for the sake of a guest that runs on its node. When
+    /// none does (any more), a node that has the data takes over, and the replica here is brought up to date.
+    fn hand_over_to_data(&mut self, now: Instant) {
+        let mut changes = Vec::new();
+        for (id, group) in &self.state.groups {
+            let record = &group.record;
+            let is_online =
+                |node: &NodeId| self.state.nodes.get(node).is_some_and(|node| node.phase == NodePhase::Online);
+            let is_used = self.state.vms.values().any(|vm| vm.group == *id && vm.phase.may_run());
+            if record.primary == self.me
+                && !record.in_sync.contains(&self.me)
+                && !is_used
+                && let Some(next) = record.in_sync.iter().copied().find(is_online)
+            {
+                changes.push((*id, record.stamp, next, record.in_sync.clone()));
+            }
+        }
+        for (group, expect, next, in_sync) in changes {
+            let reason = format!("`{}` has the data, `{}` has not", self.name_of(next), self.name_of(self.me));
+            self.set_group(now, group, expect, next, in_sync, reason);
         }
     }
 

@@ -239,7 +239,10 @@ impl Cluster {
             (VmPhase::Stopped | VmPhase::Recovering, Wanted::Running) => {
                 let not_before = self.restart_at(id, vm);
                 let is_time = not_before.is_none_or(|at| self.has_come(now, at));
-                if is_time && self.start_obstacle(vm).is_none() && self.lease_held() {
+                // Else `hand_over_to_data` moves the disks first.
+                let group = self.state.groups.get(&vm.group);
+                let has_data = group.is_some_and(|group| group.record.in_sync.contains(&self.me));
+                if is_time && has_data && self.start_obstacle(vm).is_none() && self.lease_held() {
                     self.start(now, id, vm);
                 }
             }

@@ -213,6 +213,20 @@ fn a_primary_that_loses_its_own_disk_stays_primary_and_leaves_the_in_sync_set() 
 }
 
 #[test]
+fn a_vm_whose_own_disk_fell_out_starts_next_where_its_data_is() {
+    let mut world = World::with_vm(true, true, A);
+    let (group, generation) =
+        world.state(A).groups.iter().next().map(|(id, group)| (*id, group.record.stamp.generation)).expect("one");
+    let reason = "its disk fails".to_owned();
+    world.give(A, Input::Data(Some(Report::ReplicaLost { group, generation, node: A, reason })));
+    world.run(Duration::from_secs(10));
+    assert_eq!(world.state(A).groups[&group].record.primary, A, "not under a guest that runs");
+    world.crash_guests(A);
+    world.run_until("web1 on b", |world| world.runs_on("web1") == Some(B));
+    assert_eq!(world.state(A).groups[&group].record.primary, B);
+}
+
+#[test]
 fn a_replica_that_is_lost_before_it_was_taken_in_can_not_be_taken_in_late() {
     let mut world = World::with_vm(true, true, A);
     world.crash(B);
