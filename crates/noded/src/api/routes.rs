@@ -11,7 +11,7 @@ use crate::witness_client::WitnessClient;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, OriginalUri, Path, Query, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -466,12 +466,7 @@ pub struct ImageQuery {
     pub format: Option<String>,
 }
 
-async fn upload_image(
-    State(api): In,
-    query: Result<Query<ImageQuery>, QueryRejection>,
-    _headers: HeaderMap,
-    body: Body,
-) -> Taken {
+async fn upload_image(State(api): In, query: Result<Query<ImageQuery>, QueryRejection>, body: Body) -> Taken {
     let Query(query) = query?;
     let taken = images::upload(api, query, body).await?;
     Ok((StatusCode::ACCEPTED, Json(taken)))
