@@ -300,6 +300,8 @@ impl World {
     /// QEMU begins to run the guest.
     pub fn begin_guest(&mut self, id: NodeId, guest: Guest) {
         let (vm, incarnation) = (guest.vm, guest.incarnation);
+        // A run before this one may stand still on a stopped node. Nothing that it asked counts any more.
+        self.see(Seen::ClientGone { volumes: guest.volumes.iter().map(|(volume, _)| *volume).collect() });
         self.node(id).guests.insert(vm, guest);
         self.see(Seen::RunStarted { vm, incarnation, node: id });
         self.at(LOCAL, Event::Guest { node: id, vm, incarnation });

@@ -1,5 +1,6 @@
-//! Under one stamp only one node ever answers for a group, and once a newer stamp was answered under, an older one never
-//! is again.
+//! Under one stamp only one node ever answers for a group, and once a newer stamp was answered under, an older one is no
+//! more. Only the end of a write or flush that was asked before may still be told late: it was done everywhere in its time
+//! (W1), and a primary that stood still may hear of that when it wakes. A read never.
 
 use super::Invariant;
 use crate::history::Seen;
@@ -9,7 +10,11 @@ use std::collections::BTreeMap;
 
 #[derive(Default)]
 pub struct OneWriterPerGeneration {
-    writers: BTreeMap<(GroupId, Stamp), NodeId>,
+    /// Who answers under each stamp, and the place in the history of the first answer.
+    writers: BTreeMap<(GroupId, Stamp), (NodeId, u64)>,
+    /// Place in the history at which each write and flush was asked.
+    asked: BTreeMap<u64, u64>,
+    place: u64,
 }
 
 impl Invariant for OneWriterPerGeneration {
@@ -17,22 +22,30 @@ impl Invariant for OneWriterPerGeneration {
         "one_writer_per_generation"
     }
     fn see(&mut self, _now: Time, seen: &Seen) -> Result<(), String> {
-        let (Seen::WriteAcked { node, group, stamp, .. }
-        | Seen::FlushAcked { node, group, stamp, .. }
-        | Seen::ReadAnswered { node, group, stamp, .. }) = seen
-        else {
-            return Ok(());
+        self.place += 1;
+        let (node, group, stamp, asked) = match seen {
+            Seen::Write { write: number, .. } | Seen::Flush { flush: number, .. } => {
+                self.asked.insert(*number, self.place);
+                return Ok(());
+            }
+            Seen::WriteAcked { write: number, node, group, stamp, .. }
+            | Seen::FlushAcked { flush: number, node, group, stamp } => {
+                (node, group, stamp, self.asked.remove(number).unwrap_or(u64::MAX))
+            }
+            Seen::ReadAnswered { node, group, stamp, .. } => (node, group, stamp, u64::MAX),
+            _ => return Ok(()),
         };
-        let writer = *self.writers.entry((*group, *stamp)).or_insert(*node);
+        let (writer, _) = *self.writers.entry((*group, *stamp)).or_insert((*node, self.place));
         if writer != *node {
             return Err(format!("{node} answers for {group} under {stamp:?}, and so did {writer}"));
         }
-        let newest = self.writers.range((*group, *stamp)..).take_while(|((other, _), _)| other == group).last();
-        match newest {
-            Some(((_, newest), by)) if newest > stamp && by != node => {
-                Err(format!("{node} answers for {group} under {stamp:?} after {by} did under {newest:?}"))
+        let of_group = self.writers.range((*group, *stamp)..).take_while(|((other, _), _)| other == group);
+        let mut newer = of_group.filter(|((_, other), (by, since))| other > stamp && by != node && *since < asked);
+        match newer.next() {
+            Some(((_, newer), (by, _))) => {
+                Err(format!("{node} answers for {group} under {stamp:?} after {by} did under {newer:?}"))
             }
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 }
@@ -54,5 +67,9 @@ mod tests {
         assert_eq!(watch(OneWriterPerGeneration::default(), &history).map_err(|(place, _)| place), Err(2));
         let history = [acked(1, A, 3), acked(2, A, 4), acked(3, B, 5), acked(4, B, 5)];
         assert_eq!(watch(OneWriterPerGeneration::default(), &history), Ok(()));
+        let late = [write(1, 0), acked(3, B, 5), acked(1, A, 4)];
+        assert_eq!(watch(OneWriterPerGeneration::default(), &late), Ok(()), "it was done before, and is told late");
+        let asked_late = [acked(3, B, 5), write(1, 0), acked(1, A, 4)];
+        assert!(watch(OneWriterPerGeneration::default(), &asked_late).is_err());
     }
 }
