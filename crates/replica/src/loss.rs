@@ -15,6 +15,9 @@ const REPORT_REPEAT: Duration = Duration::from_millis(500);
 /// A replica (this node's own included) that leaves a question unanswered for so long has a hanging disk. Longer than any
 /// disk's own error recovery that ends well, shorter than a guest's patience (30 s).
 const ANSWER_LATE: Duration = Duration::from_secs(5);
+/// How often a replica that is not needed and cannot take part is asked whether it can now: its disk may have been slow for
+/// a moment only, and nobody else would ask. Rare enough to cost nothing if it never can.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 impl Group {
     /// Reports required replicas that are lost, and offered ones that may be named, again and again until a newer record
@@ -84,7 +87,24 @@ impl Group {
             primary.wait_old = None;
         }
         self.report_members(node);
+        self.ask_unfit_again(node);
         self.cool_on_time(node);
+    }
+
+    /// Announces the record anew to replicas that could not take part; they answer by joining.
+    fn ask_unfit_again(&mut self, node: &mut Node) {
+        let (now, required) = (node.now, self.required(node.me));
+        let members = self.primary.iter_mut().flat_map(|primary| &mut primary.members);
+        let mut due = Vec::new();
+        for (peer, member) in members.filter(|(peer, _)| !required.contains(peer)) {
+            if matches!(member.state, MemberState::Unfit { .. }) && now >= member.since + ASK_AGAIN {
+                member.since = now;
+                due.push(*peer);
+            }
+        }
+        for peer in due {
+            self.announce(node, peer);
+        }
     }
 
     pub(crate) fn wake_as_primary(&self, node: &Node) -> Option<Instant> {
@@ -115,6 +135,11 @@ impl Group {
                     _ => {}
                 }
             }
+            let required = self.required(node.me);
+            let unfit = primary.members.iter().filter(|(peer, member)| {
+                matches!(member.state, MemberState::Unfit { .. }) && !required.contains(peer)
+            });
+            wake.extend(unfit.map(|(_, member)| member.since + ASK_AGAIN));
             if let Some(asked) = primary.asked.values().find(|asked| !asked.is_held) {
                 let repeat = primary.members.get(&asked.peer).and_then(|member| member.reported);
                 let late = asked.at + ANSWER_LATE;

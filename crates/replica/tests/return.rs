@@ -396,3 +396,25 @@ fn a_pool_without_space_holds_writers_and_goes_on_when_there_is_some() {
     world.until_serving(A);
     same(&mut world, &[A, B]);
 }
+
+#[test]
+fn a_replica_that_was_too_slow_while_it_was_brought_up_to_date_is_tried_again() {
+    let mut world = World::pair(31);
+    world.write_done(A, 0, 1, 1);
+    world.kill(B);
+    world.take_over(A, &[A]);
+    world.write_done(A, 0, 1, 2);
+    // An answer that does not come is what a disk under load looks like.
+    let mut swallowed = false;
+    world.lets_through = Box::new(move |_, _, frame| {
+        let first = !swallowed && matches!(frame.message, Message::Differs { .. });
+        swallowed |= first;
+        !first
+    });
+    world.start(B);
+    world.run_for(ms(6000));
+    assert_eq!(world.spec.record.in_sync, [A].into(), "it did not answer, so it is not waited for");
+    world.write_done(A, 1, 1, 3);
+    world.until_healthy();
+    same(&mut world, &[A, B]);
+}
