@@ -282,7 +282,7 @@ impl Lab {
         pollux(&["volume", "create", "bench", "--size", &format!("{size_mib}M")])?;
         let export: Value =
             serde_json::from_str(&pollux(&["volume", "export", "bench", "--nbd", "-o", "json"])?).context("export")?;
-        lab.uri = export["uris"]
+        lab.uri = export
             .as_array()
             .into_iter()
             .flatten()
