@@ -136,9 +136,10 @@ impl Group {
                 }
             }
             let required = self.required(node.me);
-            let unfit = primary.members.iter().filter(|(peer, member)| {
-                matches!(member.state, MemberState::Unfit { .. }) && !required.contains(peer)
-            });
+            let unfit = primary
+                .members
+                .iter()
+                .filter(|(peer, member)| matches!(member.state, MemberState::Unfit { .. }) && !required.contains(peer));
             wake.extend(unfit.map(|(_, member)| member.since + ASK_AGAIN));
             if let Some(asked) = primary.asked.values().find(|asked| !asked.is_held) {
                 let repeat = primary.members.get(&asked.peer).and_then(|member| member.reported);
