@@ -16,10 +16,13 @@ pub mod table;
 use clap::{CommandFactory, Parser, Subcommand};
 use command::{event, image, node, raw, status, task, vm, volume, witness};
 use context::ContextArgs;
-use failure::Outcome;
+use failure::{Failure, Outcome};
 use output::{Format, Output};
+use pollux_api::Client;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Highly available virtual machines on two ordinary servers.
 #[derive(Debug, Parser)]
@@ -31,6 +34,9 @@ pub struct Cli {
     /// Confirm what a destructive verb asks
     #[arg(long, global = true)]
     yes: bool,
+    /// Show it again and again until interrupted; for what lists and shows
+    #[arg(long, global = true)]
+    watch: bool,
     #[command(flatten)]
     context: ContextArgs,
     #[command(subcommand)]
@@ -40,7 +46,10 @@ pub struct Cli {
 const EXIT_CODES: &str =
     "Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 conflict, 5 refused for safety, 6 timed out.";
 
-#[derive(Debug, Subcommand)]
+/// Often enough for eyes, rare enough for the node.
+const WATCH_AGAIN: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Debug, Subcommand)]
 enum Noun {
     /// If a node dies now, what happens? And everything else at one look
     Status,
@@ -91,21 +100,65 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Outcome {
     let output = Output { format: cli.output, yes: cli.yes };
-    if let Noun::Lab(command) = cli.noun {
-        return lab::run(command, &output);
+    if cli.watch && !cli.noun.only_shows() {
+        return Err(Failure::usage("--watch is for what lists and shows").hint("such as `pollux status --watch`"));
     }
+    let noun = match cli.noun {
+        Noun::Lab(command) => return lab::run(command, &output),
+        noun => noun,
+    };
     let client = Arc::new(cli.context.client()?);
-    match cli.noun {
-        Noun::Status => status::run(&client, &output),
-        Noun::Node(command) => node::run(command, &client, &output),
-        Noun::Vm(command) => vm::run(command, &client, &output),
-        Noun::Volume(command) => volume::run(command, &client, &output),
-        Noun::Image(command) => image::run(command, &client, &output),
-        Noun::Witness(command) => witness::run(command, &client, &output),
-        Noun::Event(command) => event::run(command, &client, &output),
-        Noun::Task(command) => task::run(command, &client, &output),
-        Noun::Api(arguments) => raw::run(&arguments, &client, &output),
-        Noun::Lab(_) => Ok(()),
+    match noun {
+        Noun::Event(command) => event::run(command, cli.watch, &client, &output),
+        noun if cli.watch => watch(|| run_once(noun.clone(), &client, &output), &output),
+        noun => run_once(noun, &client, &output),
+    }
+}
+
+fn run_once(noun: Noun, client: &Arc<Client>, output: &Output) -> Outcome {
+    match noun {
+        Noun::Status => status::run(client, output),
+        Noun::Node(command) => node::run(command, client, output),
+        Noun::Vm(command) => vm::run(command, client, output),
+        Noun::Volume(command) => volume::run(command, client, output),
+        Noun::Image(command) => image::run(command, client, output),
+        Noun::Witness(command) => witness::run(command, client, output),
+        Noun::Event(command) => event::run(command, false, client, output),
+        Noun::Task(command) => task::run(command, client, output),
+        Noun::Api(arguments) => raw::run(&arguments, client, output),
+        Noun::Lab(command) => lab::run(command, output),
+    }
+}
+
+/// Shows it anew each second, on a cleared screen if there is one. Nodes come and go: whoever watches wants to see that,
+/// so a failure is shown like an answer.
+fn watch(mut show: impl FnMut() -> Outcome, output: &Output) -> Outcome {
+    loop {
+        if std::io::stdout().is_terminal() && !output.is_json() {
+            output::print("\x1b[H\x1b[2J")?;
+        }
+        if let Err(failure) = show() {
+            eprintln!("{failure}");
+        }
+        std::thread::sleep(WATCH_AGAIN);
+    }
+}
+
+impl Noun {
+    /// Whether it changes nothing and ends at once, so that it may be done again and again.
+    fn only_shows(&self) -> bool {
+        use command::{
+            image::ImageCommand, node::NodeCommand, task::TaskCommand, vm::VmCommand, volume::VolumeCommand,
+        };
+        match self {
+            Noun::Status | Noun::Event(_) | Noun::Witness(_) => true,
+            Noun::Node(command) => matches!(command, NodeCommand::List | NodeCommand::Show { .. }),
+            Noun::Vm(command) => matches!(command, VmCommand::List | VmCommand::Show { .. } | VmCommand::Why { .. }),
+            Noun::Volume(command) => matches!(command, VolumeCommand::List | VolumeCommand::Show { .. }),
+            Noun::Image(command) => matches!(command, ImageCommand::List | ImageCommand::Show { .. }),
+            Noun::Task(command) => matches!(command, TaskCommand::List | TaskCommand::Show { .. }),
+            Noun::Api(_) | Noun::Lab(_) => false,
+        }
     }
 }
 
@@ -126,7 +179,7 @@ fn usage(error: &clap::Error) -> ExitCode {
             let said = text.lines().take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
             let said: Vec<&str> = said.collect();
             let said = said.join(" ");
-            let failure = failure::Failure::usage(said.trim_start_matches("error: "));
+            let failure = Failure::usage(said.trim_start_matches("error: "));
             eprintln!("{}", failure.hint("`pollux NOUN VERB --help` tells what can be given"));
             ExitCode::from(failure::Code::Usage as u8)
         }

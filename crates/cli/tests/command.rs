@@ -51,6 +51,7 @@ fn what_makes_no_sense_is_a_usage_error_with_a_hint() {
     fails(&["vm", "explode"], 2, "explode");
     fails(&["lab", "up", "--nodes", "1"], 2, "nodes");
     fails(&["-o", "xml", "status"], 2, "xml");
+    fails(&["vm", "delete", "web1", "--watch"], 2, "--watch");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 /// How often `--watch` asks: soon enough for eyes, rare enough for the node.
 const WATCH_ASK: Duration = Duration::from_millis(500);
 
-#[derive(Debug, clap::Subcommand)]
+#[derive(Clone, Debug, clap::Subcommand)]
 pub enum EventCommand {
     /// List what happened, oldest first
     List {
@@ -20,14 +20,12 @@ pub enum EventCommand {
         /// At most so many, the newest
         #[arg(long, default_value_t = 100, value_name = "COUNT")]
         limit: u32,
-        /// Go on with each new event until interrupted
-        #[arg(long)]
-        watch: bool,
     },
 }
 
-pub fn run(command: EventCommand, client: &Client, output: &Output) -> Outcome {
-    let EventCommand::List { since, limit, watch } = command;
+/// `watch`: goes on with each new event.
+pub fn run(command: EventCommand, watch: bool, client: &Client, output: &Output) -> Outcome {
+    let EventCommand::List { since, limit } = command;
     let events = client.events(since, limit).map_err(from_client)?;
     if !watch {
         return output.show(&events, |events| table::events(events));

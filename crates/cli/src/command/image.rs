@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 /// How often an upload says how far it is.
 const UPLOAD_PROGRESS: Duration = Duration::from_secs(2);
 
-#[derive(Debug, clap::Subcommand)]
+#[derive(Clone, Debug, clap::Subcommand)]
 pub enum ImageCommand {
     /// Import a disk image in any format that qemu-img reads
     Import {

@@ -8,7 +8,7 @@ use crate::table;
 use pollux_api::Client;
 use std::io::{BufRead, IsTerminal};
 
-#[derive(Debug, clap::Subcommand)]
+#[derive(Clone, Debug, clap::Subcommand)]
 pub enum NodeCommand {
     /// List the nodes
     List,

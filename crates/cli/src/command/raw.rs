@@ -5,7 +5,7 @@ use crate::failure::{Failure, Outcome};
 use crate::output::Output;
 use pollux_api::Client;
 
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct ApiArgs {
     #[arg(value_enum, ignore_case = true)]
     method: Method,

@@ -6,7 +6,7 @@ use crate::output::Output;
 use crate::table;
 use pollux_api::Client;
 
-#[derive(Debug, clap::Subcommand)]
+#[derive(Clone, Debug, clap::Subcommand)]
 pub enum TaskCommand {
     /// List the requests that the answering node has taken
     List,

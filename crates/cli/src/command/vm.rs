@@ -9,7 +9,7 @@ use crate::{size, table};
 use pollux_api::{Client, CreateVm};
 use std::sync::Arc;
 
-#[derive(Debug, clap::Subcommand)]
+#[derive(Clone, Debug, clap::Subcommand)]
 pub enum VmCommand {
     /// Create a VM with its disks; it is mirrored from birth, and not started by this
     Create {

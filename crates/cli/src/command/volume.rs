@@ -11,7 +11,7 @@ use std::time::Duration;
 /// An export is a committed entry and an order to the data plane: quick, or something is wrong.
 const EXPORT_WAIT: Duration = Duration::from_secs(60);
 
-#[derive(Debug, clap::Subcommand)]
+#[derive(Clone, Debug, clap::Subcommand)]
 pub enum VolumeCommand {
     /// Create a volume; it takes space as it is written
     Create {

@@ -29,7 +29,7 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-#[derive(Debug, clap::Subcommand)]
+#[derive(Clone, Debug, clap::Subcommand)]
 pub enum LabCommand {
     /// Build a site on this machine: nodes, networks, witness, power switches
     Up {

@@ -154,7 +154,8 @@ impl SiteNode {
             name: self.name.clone(),
             api: self.socket_addresses([Mgmt, Storage], API_PORT),
             replication: self.socket_addresses([Storage, Mgmt], REPLICATION_PORT),
-            nbd: self.socket_addresses([Mgmt, Storage], NBD_PORT),
+            // Other machines are on the management network only, as this one is.
+            nbd: vec![SocketAddr::new(IpAddr::V4(self.address(Mgmt)), NBD_PORT)],
             guard: self.socket_addresses([Storage, Mgmt], GUARD_PORT),
             power: Some(PowerConfig {
                 url: format!("http://{}", self.power_address()),

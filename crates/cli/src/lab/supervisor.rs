@@ -37,7 +37,7 @@ enum Event {
 pub fn run(site: &Site) -> Outcome {
     // A session of its own, so that the end of the terminal of `lab up` does not end the lab.
     let _ = nix::unistd::setsid();
-    cgroup::create(&site.supervisor_cgroup())?;
+    // Made by `lab up`: where it is gone, so is the lab, and nothing of it is to come back.
     cgroup::enter(&site.supervisor_cgroup())?;
 
     let (events, inbox) = channel();

@@ -54,6 +54,9 @@ fn build(site: &Site, progress: &mut dyn FnMut(&str)) -> Outcome {
     prepare_directories(site)?;
     progress("building networks");
     network::up(site)?;
+    for group in [site.supervisor_cgroup(), site.witness_cgroup()] {
+        cgroup::create(&group)?;
+    }
     for node in &site.nodes {
         cgroup::create(&site.daemons_cgroup(node))?;
         cgroup::create(&site.guests_cgroup(node))?;

@@ -38,7 +38,7 @@ const ACKS_WAIT: Duration = Duration::from_secs(60);
 /// A node that comes back boots, is taken in and brought up to date.
 const HEALTHY_WAIT: Duration = Duration::from_secs(120);
 
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct DemoArgs {
     /// The guest's disk image; scripts/make-image makes one
     #[arg(long, value_name = "FILE")]
@@ -225,9 +225,8 @@ impl Demo {
         let record = self.record()?;
         let used: u64 = record.views.iter().rev().find_map(|(_, _, view)| view.group(VM)?.used_bytes).unwrap_or(0);
         let resent = record.resent_bytes(VM, node, since);
-        let said = resent.map_or(String::new(), |bytes| format!("{} resent, ", crate::size::show(bytes)));
         self.note(&format!(
-            "resync of {node}: {said}{} through its storage cable, of {} in use",
+            "resync of {node}: {} through its storage cable, the guest's new writes included, of {} in use",
             crate::size::show(through_cable),
             crate::size::show(used)
         ));
@@ -315,19 +314,20 @@ impl Demo {
             }
             return crate::output::print(&report.line());
         }
-        let logs = if result.is_err() { site.as_ref().map(keep_logs) } else { None };
+        let interrupted = interrupt::check().is_err();
+        let keep = if result.is_ok() || interrupted { Keep::Nothing } else { Keep::Logs };
+        let logs = if keep == Keep::Logs { site.as_ref().map(keep_logs) } else { None };
         self.observer = None;
-        let taken_down = down::down(Some(&self.dir), if result.is_ok() { Keep::Nothing } else { Keep::Logs });
+        let taken_down = down::down(Some(&self.dir), keep);
         std::mem::forget(self.leftover.take());
+        if interrupted {
+            taken_down?;
+            return Err(Failure::other("the demo was interrupted; its lab is taken down"));
+        }
         if let Err(failure) = result {
             crate::output::print(&format!("demo: FAILED  {}", failure.error))?;
-            return Err(match logs {
-                Some(logs) => Failure {
-                    hint: Some(format!("{} The logs are kept in {logs}.", failure.hint.unwrap_or_default())),
-                    ..failure
-                },
-                None => failure,
-            });
+            let hint = [failure.hint.clone(), logs.map(|logs| format!("The logs are kept in {logs}."))];
+            return Err(failure.hint(hint.into_iter().flatten().collect::<Vec<_>>().join(" ")));
         }
         taken_down?;
         crate::output::print(&report.line())
