@@ -56,7 +56,8 @@ impl Daemon {
         clients.listen(listen_unix(nbd_socket).context("NBD")?, nbd_socket.display().to_string(), false);
         let control = Control::new(listen_unix(data_socket).context("orders")?);
 
-        let config_of_core = pollux_replica::Config { cluster: config.cluster, node: config.node, pool_size };
+        let boot = clock::boot_id().context("the number of this boot")?;
+        let config_of_core = pollux_replica::Config { cluster: config.cluster, node: config.node, pool_size, boot };
         let mut daemon = Daemon {
             reactor,
             plane: DataPlane::new(config_of_core, now),

@@ -43,7 +43,7 @@ impl DataPlane {
     pub fn new(config: Config, now: Instant) -> DataPlane {
         let store = Store::open(config.cluster, config.node, config.pool_size);
         let mut plane = DataPlane {
-            node: Node::new(now, config.node, store),
+            node: Node::new(now, config.node, config.boot, store),
             groups: BTreeMap::new(),
             volumes: BTreeMap::new(),
             wakes: BTreeMap::new(),
@@ -172,7 +172,7 @@ impl DataPlane {
                 for (id, note) in notes {
                     match note {
                         Ok(note) => {
-                            self.groups.insert(id, Group::new(id, Some(note)));
+                            self.groups.insert(id, Group::new(id, Some(note), self.node.boot));
                         }
                         // Without its note a replica would be taken for an empty one; better none at all.
                         Err(error) => self.node.fail_pool(&format!("the note of {id} cannot be read: {error}")),
@@ -346,7 +346,7 @@ impl DataPlane {
                 if self.forgotten.contains(&id) {
                     return; // ignore_deleted: ids are never used twice
                 }
-                let group = self.groups.entry(id).or_insert_with(|| Group::new(id, None));
+                let group = self.groups.entry(id).or_insert_with(|| Group::new(id, None, self.node.boot));
                 if let Some(loser) = self.discards.remove(&id) {
                     group.discard = Some(loser);
                 }

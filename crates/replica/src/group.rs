@@ -52,8 +52,8 @@ pub(crate) struct Group {
     pub adopted: Option<Stamp>,
     /// A stamp that a human gave up, until it is applied.
     pub discard: Option<Stamp>,
-    /// Since this replica last held everything for certain its process has not died: it has all that was acknowledged,
-    /// also what was not flushed. Known only in memory, because it is about what memory cannot outlive.
+    /// Since this replica last held everything for certain its node has not lost power: it has all that was acknowledged,
+    /// also what was not flushed. Durably so in its note, for the death of the process alone.
     pub is_continuous: bool,
     /// A peer knows this newer record.
     pub outdated: Option<Stamp>,
@@ -73,7 +73,9 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    pub(crate) fn new(id: GroupId, note: Option<Note>) -> Group {
+    /// `boot`: the present one of this node.
+    pub(crate) fn new(id: GroupId, note: Option<Note>, boot: u128) -> Group {
+        let is_continuous = note.as_ref().is_some_and(|note| note.whole_in_boot == Some(boot));
         Group {
             id,
             spec: None,
@@ -82,7 +84,7 @@ impl Group {
             adopting: None,
             adopted: None,
             discard: None,
-            is_continuous: false,
+            is_continuous,
             outdated: None,
             local: Local::default(),
             full_retry: None,
@@ -243,6 +245,7 @@ impl Group {
                 _ => false,
             },
             offered: same.map(|note| note.offered.clone()).unwrap_or_default(),
+            whole_in_boot: self.is_continuous.then_some(node.boot),
         };
         let round = node.next_key();
         self.adopting = Some(Adopting { round, waiting: 0, noting: false, note, retry: None });

@@ -36,6 +36,9 @@ pub struct Config {
     pub node: NodeId,
     /// Size of the pool's disk.
     pub pool_size: ByteCount,
+    /// Random number of this boot of the machine. What was written in the same boot is still there, flushed or not: the
+    /// process may have died since, the power has not gone.
+    pub boot: u128,
 }
 
 #[derive(Clone, Debug)]

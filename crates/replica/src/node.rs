@@ -52,6 +52,8 @@ pub(crate) struct Link {
 pub(crate) struct Node {
     pub now: Instant,
     pub me: NodeId,
+    /// Number of this boot of the machine.
+    pub boot: u128,
     pub store: Store,
     pub links: BTreeMap<NodeId, Link>,
     pub out: VecDeque<Output>,
@@ -65,10 +67,11 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(now: Instant, me: NodeId, store: Store) -> Node {
+    pub(crate) fn new(now: Instant, me: NodeId, boot: u128, store: Store) -> Node {
         Node {
             now,
             me,
+            boot,
             store,
             links: BTreeMap::new(),
             out: VecDeque::new(),

@@ -26,6 +26,9 @@ pub(crate) struct Note {
     /// As primary: replicas offered to the control plane under `newest`. A record that names them may exist already, so
     /// nothing is acknowledged without them under this one, also after a restart (W9).
     pub offered: BTreeSet<NodeId>,
+    /// The boot of the machine in which this replica last came to hold everything, as long as it does. In the same boot it
+    /// still has all that was acknowledged, also what was not flushed; after a power cut it may not.
+    pub whole_in_boot: Option<u128>,
 }
 
 /// A note that cannot be read.
@@ -70,8 +73,9 @@ mod tests {
             joined_at: None,
             born: false,
             offered: BTreeSet::from([NodeId(3)]),
+            whole_in_boot: Some(5),
         };
-        let bytes = [1, 3, 9, 2, 1, 1, 1, 3, 8, 0, 0, 1, 3];
+        let bytes = [1, 3, 9, 2, 1, 1, 1, 3, 8, 0, 0, 1, 3, 1, 5];
         assert_eq!(note.encode(), bytes);
         assert_eq!(Note::decode(&bytes), Ok(note));
         assert_eq!(Note::decode(&[9, 0]), Err(NoteError::Version(9)));

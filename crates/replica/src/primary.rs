@@ -373,9 +373,9 @@ impl Group {
     /// Begins the comparisons of replicas that have joined.
     ///
     /// Whose blocks are right? Where they differ, a write was under way and never acknowledged, so either would do; but a
-    /// primary whose process died may have lost power with it, and with the power what was acknowledged and not flushed. A
-    /// member that has lived on has all of that. So such a primary waits for all required replicas, takes over the blocks
-    /// of one that has lived on, if there is one, and only then passes them on to others.
+    /// primary whose node lost power may have lost with it what was acknowledged and not flushed. A member whose node did
+    /// not has all of that. So such a primary waits for all required replicas, takes over the blocks of one that has lived
+    /// on, if there is one, and only then passes them on to others.
     pub(crate) fn begin_joined(&mut self, node: &mut Node) {
         let required = self.required(node.me);
         if self.acting().is_none() {
@@ -398,6 +398,7 @@ impl Group {
                 return;
             }
             self.is_continuous = true;
+            self.note_as_primary(node);
         }
         let Some(primary) = &self.primary else { return };
         let joined: Vec<NodeId> =
@@ -459,11 +460,11 @@ impl Group {
         }
     }
 
-    /// Writes the note with what this primary has to add: its offers, and that its birth is confirmed.
-    fn note_as_primary(&mut self, node: &mut Node) {
+    /// Writes the note with what this primary has to add: its offers, that its birth is confirmed, that it is whole.
+    pub(crate) fn note_as_primary(&mut self, node: &mut Node) {
         let confirmed = self.required(node.me);
         let (Some(mut note), Some(primary), id) = (self.note.clone(), &mut self.primary, self.id) else { return };
-        if primary.noting.is_some() {
+        if primary.noting.is_some() || self.adopting.is_some() {
             return; // it is called again when that note is durable
         }
         note.offered.extend(&primary.noting_offer);
@@ -471,6 +472,7 @@ impl Group {
             note.born = false;
             note.in_sync_at = Some(note.newest);
         }
+        note.whole_in_boot = self.is_continuous.then_some(node.boot);
         primary.noting = Some(note.clone());
         let op = StoreOp::PutNote { group: id, note: Some(note.encode()) };
         node.request(id, Purpose::NotePrimary(note.newest), op);
@@ -494,7 +496,8 @@ impl Group {
                 member.state = MemberState::Current;
             }
         }
-        let again = !primary.noting_offer.is_empty();
+        let is_whole = self.is_continuous.then_some(node.boot);
+        let again = !primary.noting_offer.is_empty() || note.whole_in_boot != is_whole;
         self.note = Some(note);
         if again {
             self.note_as_primary(node);

@@ -179,6 +179,7 @@ impl Group {
         self.confirm_member(node, peer);
         if direction == Direction::Here {
             self.is_continuous = true;
+            self.note_as_primary(node);
             self.begin_joined(node);
         }
     }

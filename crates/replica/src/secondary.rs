@@ -326,7 +326,7 @@ impl Group {
     fn note_current(&mut self, node: &mut Node, asker: Asker) {
         let Some(mut note) = self.note.clone() else { return };
         let Asker { peer, session, sequence, stamp } = asker;
-        self.confirm(&mut note, stamp);
+        self.confirm(node, &mut note, stamp);
         if self.note.as_ref() == Some(&note) {
             return self.on_noted_current(node, peer, session, sequence, stamp);
         }
@@ -334,7 +334,8 @@ impl Group {
         node.request(self.id, purpose, StoreOp::PutNote { group: self.id, note: Some(note.encode()) });
     }
 
-    fn confirm(&self, note: &mut crate::note::Note, stamp: Stamp) {
+    fn confirm(&self, node: &Node, note: &mut crate::note::Note, stamp: Stamp) {
+        note.whole_in_boot = Some(node.boot);
         match self.verdict {
             Verdict::Member { .. } | Verdict::Born => {
                 note.born = false;
@@ -356,7 +357,7 @@ impl Group {
             return; // ignore_superseded
         }
         let Some(mut note) = self.note.take() else { return };
-        self.confirm(&mut note, stamp);
+        self.confirm(node, &mut note, stamp);
         self.note = Some(note);
         self.is_continuous = true;
         if self.verdict == Verdict::Born {

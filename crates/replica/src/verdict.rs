@@ -94,7 +94,9 @@ mod tests {
     }
 
     fn note(newest: Stamp, in_sync_at: Option<Stamp>, joined_at: Option<Stamp>) -> Note {
-        Note { newest, primary: NodeId(2), before: None, in_sync_at, joined_at, born: false, offered: BTreeSet::new() }
+        let offered = BTreeSet::new();
+        let primary = NodeId(2);
+        Note { newest, primary, before: None, in_sync_at, joined_at, born: false, offered, whole_in_boot: None }
     }
 
     #[test]

@@ -188,8 +188,8 @@ pub enum Message {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Standing {
     /// The record names it, and it was last in sync by the record `at` (which may be older). `blank`: nothing was ever
-    /// written to it. `continuous`: since it was last told that it is current, it has neither died nor lost power, so it
-    /// has everything that was acknowledged, flushed or not.
+    /// written to it. `continuous`: since it was last told that it is current, its node has not lost power, so it has
+    /// everything that was acknowledged, flushed or not.
     InSync { at: Stamp, blank: bool, continuous: bool },
     /// The record names it because nothing exists yet, which the other replicas have not confirmed (W12).
     Born,

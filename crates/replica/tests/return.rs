@@ -42,6 +42,25 @@ fn death_takeover_and_return_with_writes_in_flight() {
 }
 
 #[test]
+fn a_primary_that_lost_power_takes_over_what_a_member_has_whose_process_only_died() {
+    for seed in 0..40 {
+        let mut world = World::pair(100 + seed);
+        world.write_done(A, 7, 1, 1);
+        world.flush_done(A);
+        world.write_done(A, 7, 1, 2);
+        // Not flushed: the power of one takes it from its disk, the death of the other's process takes nothing.
+        world.power_cut(A);
+        world.kill(B);
+        world.start(B);
+        world.start(A);
+        world.until_serving(A);
+        assert_eq!(world.read_value(A, 7), 2, "seed {seed}");
+        world.until_healthy();
+        same(&mut world, &[A, B]);
+    }
+}
+
+#[test]
 fn only_blocks_that_differ_are_sent_to_a_replica_that_returns() {
     let mut world = World::pair(30);
     for extent in 0..4 {

@@ -3,7 +3,7 @@
 //! A block is a register. A write takes effect somewhere between its being asked and its being acknowledged; one that
 //! was never acknowledged (its client died, or was told that it failed) may have taken effect or not, and the first read
 //! settles it for good. A power cut of every replica that held an acknowledged write unflushed may take it back, as far
-//! as the last flush. Where several values are possible, a torn write may have left sectors of each.
+//! as the last flush; a replica that a later record leaves behind holds nothing any more. Where several values are possible, a torn write may have left sectors of each.
 
 use crate::history::{SECTORS, Seen, Value};
 use pollux_base::{NodeId, VolumeId};
@@ -70,6 +70,22 @@ impl Block {
             self.held.push(Held { value, order, holders: holders.clone(), cut: BTreeSet::new() });
         }
     }
+    /// Replicas that are not in sync any more do not count as holding anything. (All of them never go at once.)
+    fn leave_behind(&mut self, in_sync: &BTreeSet<NodeId>) {
+        for held in self.held.iter_mut().filter(|held| !held.holders.is_disjoint(in_sync)) {
+            held.holders.retain(|node| in_sync.contains(node));
+        }
+        self.lose_what_nobody_holds();
+    }
+    /// What every holder lost with its power may be gone, back to what one of them has for certain.
+    fn lose_what_nobody_holds(&mut self) {
+        let certain = self.held.iter().rposition(|held| !held.may_be_lost()).unwrap_or(0);
+        if certain + 1 < self.held.len() {
+            for at in certain..self.held.len() {
+                self.widen(self.held[at].value);
+            }
+        }
+    }
     fn widen(&mut self, value: Value) {
         if !self.possible.contains(&value) {
             self.possible.push(value);
@@ -82,6 +98,8 @@ struct Write {
     volume: VolumeId,
     blocks: std::ops::Range<u64>,
     zero: bool,
+    /// Nodes whose power was cut since it was asked: what they said of it may come after they lost it.
+    cut: BTreeSet<NodeId>,
 }
 
 impl Write {
@@ -115,7 +133,7 @@ impl Blocks {
         match seen {
             Seen::Write { write, volume, range, zero } => {
                 let blocks = range.start.0..range.end().0;
-                let new = Write { volume: *volume, blocks: blocks.clone(), zero: *zero };
+                let new = Write { volume: *volume, blocks: blocks.clone(), zero: *zero, cut: BTreeSet::new() };
                 let value = new.value(*write);
                 for read in self.reads.values_mut().filter(|read| read.volume == *volume) {
                     for block in blocks.clone() {
@@ -143,7 +161,8 @@ impl Blocks {
                     if *fua {
                         block.held.clear();
                     }
-                    block.held.push(Held { value, order, holders, cut: BTreeSet::new() });
+                    block.held.push(Held { value, order, holders, cut: done.cut.clone() });
+                    block.lose_what_nobody_holds();
                 }
             }
             Seen::WriteFailed { write } => self.give_up(*write),
@@ -181,16 +200,20 @@ impl Blocks {
                 self.reads.retain(|_, read| !gone(&read.volume));
             }
             Seen::PowerCut { node } => {
+                for write in self.writes.values_mut() {
+                    write.cut.insert(*node);
+                }
                 for block in self.blocks.values_mut() {
                     for held in &mut block.held {
                         held.cut.insert(*node);
                     }
-                    let certain = block.held.iter().rposition(|held| !held.may_be_lost()).unwrap_or(0);
-                    for at in certain..block.held.len() {
-                        let value = block.held[at].value;
-                        if block.held.len() > certain + 1 {
-                            block.widen(value);
-                        }
+                    block.lose_what_nobody_holds();
+                }
+            }
+            Seen::Record { volumes, record, .. } => {
+                for volume in volumes {
+                    for (_, block) in self.blocks.range_mut((*volume, 0)..=(*volume, u64::MAX)) {
+                        block.leave_behind(&record.in_sync);
                     }
                 }
             }

@@ -94,6 +94,7 @@ pub enum Seen {
     /// An authority record counts: it is committed in the log of some node.
     Record {
         group: GroupId,
+        volumes: Vec<VolumeId>,
         record: GroupRecord,
     },
     /// The data plane of the node says that it serves the group as primary, or does no longer (dead ones do not).

@@ -63,6 +63,8 @@ pub struct Node {
     pub on: bool,
     /// Somebody holds the plug in his hand until then.
     pub off_until: Time,
+    /// Number of this boot, as the kernel gives it.
+    pub boot: u128,
     pub drift_ppm: i64,
     pub clock: Clock,
     /// How far its wall clock is off, in milliseconds.

@@ -22,7 +22,8 @@ impl World {
         self.look_behind(id);
         let life = self.number();
         let now = self.nodes[&id].clock.read(self.now);
-        let config = Config { cluster: CLUSTER, node: id, pool_size: ByteCount(POOL_BYTES) };
+        let boot = self.nodes[&id].boot;
+        let config = Config { cluster: CLUSTER, node: id, pool_size: ByteCount(POOL_BYTES), boot };
         self.node(id).blockd = Some(Running::new(life, DataPlane::new(config, now)));
         self.drain_blockd(id);
         self.connect_blockd(id);

@@ -226,6 +226,7 @@ impl World {
                 id,
                 on: false,
                 off_until: Time(0),
+                boot: 0,
                 drift_ppm,
                 clock: Clock::boot(Time(0), drift_ppm, &mut luck),
                 wall_skew_ms: 0,
@@ -453,12 +454,13 @@ impl World {
     fn power_on(&mut self, id: NodeId) {
         let drift_ppm = self.nodes[&id].drift_ppm;
         let clock = Clock::boot(self.now, drift_ppm, &mut self.luck);
-        let now = self.now;
+        let (now, boot) = (self.now, u128::from(self.number()));
         let node = self.node(id);
         if node.on || now < node.off_until {
             return;
         }
         node.on = true;
+        node.boot = boot;
         node.clock = clock;
         self.trace.line(self.now, || format!("{id} is switched on"));
         for process in PROCESSES {
@@ -565,9 +567,10 @@ impl World {
     pub fn look_at_records(&mut self, id: NodeId) {
         let Some(noded) = &self.nodes[&id].noded else { return };
         let groups = noded.core.state().groups.iter();
-        let records: Vec<(GroupId, GroupRecord)> =
-            groups.map(|(group, found)| (*group, found.record.clone())).collect();
-        for (group, record) in records {
+        let records: Vec<_> = groups
+            .map(|(group, found)| (*group, found.record.clone(), found.volumes.keys().copied().collect::<Vec<_>>()))
+            .collect();
+        for (group, record, volumes) in records {
             match self.records.get(&(group, record.stamp)) {
                 Some(known) if *known == record => continue,
                 Some(known) => {
@@ -580,7 +583,7 @@ impl World {
             if self.newest.get(&group).is_none_or(|newest| newest.stamp < record.stamp) {
                 self.newest.insert(group, record.clone());
             }
-            self.see(Seen::Record { group, record });
+            self.see(Seen::Record { group, volumes, record });
         }
     }
 

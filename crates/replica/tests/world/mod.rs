@@ -65,6 +65,8 @@ pub type Mischief = Box<dyn FnMut(NodeId, NodeId, &mut Frame) -> bool>;
 pub struct Machine {
     pub plane: Option<DataPlane>,
     pub disk: FaultyDisk,
+    /// Counts boots.
+    boot: u128,
     /// Counts starts, so that what was meant for an earlier run is not delivered to a later one.
     run: u64,
     pub served: BTreeSet<VolumeId>,
@@ -155,6 +157,7 @@ impl World {
             let machine = Machine {
                 plane: None,
                 disk: FaultyDisk::new(POOL, seed),
+                boot: 0,
                 run: 0,
                 served: BTreeSet::new(),
                 report: None,
@@ -204,7 +207,7 @@ impl World {
         let machine = self.machine(node);
         assert!(machine.plane.is_none(), "it runs already");
         machine.run += 1;
-        let config = Config { cluster: CLUSTER, node, pool_size: ByteCount(machine.disk.size()) };
+        let config = Config { cluster: CLUSTER, node, pool_size: ByteCount(machine.disk.size()), boot: machine.boot };
         machine.plane = Some(DataPlane::new(config, now));
         self.collect(node);
         self.order(node, Order::Group(self.spec.clone()));
@@ -225,7 +228,9 @@ impl World {
     pub fn power_cut(&mut self, node: NodeId) {
         let luck = self.luck.draw();
         self.stop(node);
-        self.machine(node).disk.power_cut(luck);
+        let machine = self.machine(node);
+        machine.boot += 1;
+        machine.disk.power_cut(luck);
         // Nobody says goodbye.
     }
 

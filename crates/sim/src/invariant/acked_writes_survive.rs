@@ -53,6 +53,13 @@ mod tests {
     }
 
     #[test]
+    fn what_only_a_dropped_replica_held_may_be_gone() {
+        let dropped = record(2, A, &[A]);
+        assert!(lost_after(std::slice::from_ref(&dropped)));
+        assert!(!lost_after(&[Seen::PowerCut { node: A }, dropped]));
+    }
+
+    #[test]
     fn what_was_read_after_a_power_cut_stays() {
         let cuts = [Seen::PowerCut { node: A }, Seen::PowerCut { node: B }];
         assert!(lost_after(&[cuts[0].clone(), cuts[1].clone(), read(7, 0), answered(7, A, 2)]));

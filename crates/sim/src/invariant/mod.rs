@@ -39,7 +39,9 @@ mod broken {
     use crate::history::{Seen, Value};
     use crate::time::Time;
     use pollux_base::unit::BlockRange;
-    use pollux_base::{BlockCount, BlockIndex, Epoch, Generation, GroupId, Incarnation, NodeId, Stamp, VmId, VolumeId};
+    use pollux_base::{
+        BlockCount, BlockIndex, Epoch, Generation, GroupId, GroupRecord, Incarnation, NodeId, Stamp, VmId, VolumeId,
+    };
     use std::collections::BTreeSet;
 
     pub const A: NodeId = NodeId(1);
@@ -72,6 +74,11 @@ mod broken {
     }
     pub fn serving(node: NodeId, generation: u64, serving: bool) -> Seen {
         Seen::Serving { node, group: GROUP, stamp: stamp(generation), serving }
+    }
+    pub fn record(generation: u64, primary: NodeId, in_sync: &[NodeId]) -> Seen {
+        let in_sync = in_sync.iter().copied().collect();
+        let record = GroupRecord { stamp: stamp(generation), primary, in_sync };
+        Seen::Record { group: GROUP, volumes: vec![VOLUME], record }
     }
     pub fn run(incarnation: u64, node: NodeId) -> Seen {
         Seen::RunStarted { vm: VM, incarnation: Incarnation(incarnation), node }
