@@ -3,11 +3,11 @@
 use pollux_tests::{Lab, pollux, root, throw, turn, wait_until};
 use std::process::{Child, Command, Stdio};
 
-/// A volume that this node's socket serves.
-fn unix_uri(lab: &Lab, volume: &str) -> String {
+/// Where the volume is found on this node's own socket.
+fn unix_uri(lab: &Lab, volume: &str, node: &str) -> String {
     let uris = lab.json(&["volume", "export", volume, "--nbd"]);
     let uris = uris.as_array().expect("a list of addresses");
-    let local = uris.iter().filter_map(|uri| uri.as_str()).find(|uri| uri.starts_with("nbd+unix"));
+    let local = uris.iter().filter_map(|uri| uri.as_str()).find(|uri| uri.contains(&format!("/{node}/nbd.sock")));
     local.expect("the lab names a local socket").to_owned()
 }
 
@@ -61,7 +61,7 @@ fn bad_input_is_refused_with_what_to_do_and_harms_nobody() {
     lab.refused(2, &["image", "import", "/nonexistent/image.raw"]);
 
     let wrong = scratch.path().join("token");
-    std::fs::write(&wrong, "not the token\n").expect("written");
+    std::fs::write(&wrong, "not-the-token\n").expect("written");
     let wrong = wrong.to_str().expect("a plain path");
     let refused = lab.refused(5, &["--token-file", wrong, "status"]);
     assert!(refused.to_lowercase().contains("token"), "it says what is wrong: {refused}");
@@ -96,10 +96,10 @@ fn clients_see_a_pause_when_daemons_die_and_volumes_move_when_a_node_does() {
     let lab = Lab::up();
     wait_until("the site is protected", || is_protected(&lab));
     lab.ok(&["volume", "create", "v", "--size", "256M"]);
-    let uri = unix_uri(&lab, "v");
     let volume = lab.json(&["volume", "show", "v"]);
     let primary = volume["primary"].as_str().expect("a primary").to_owned();
     let other = if primary == "a" { "b" } else { "a" };
+    let uri = unix_uri(&lab, "v", &primary);
 
     // noded is not in the way of I/O.
     lab.kill_daemon(&primary, "noded");
@@ -141,7 +141,7 @@ fn clients_see_a_pause_when_daemons_die_and_volumes_move_when_a_node_does() {
 
     lab.ok(&["lab", "pull", &primary]);
     wait_until("the other node serves the volume", || lab.json(&["volume", "show", "v"])["primary"] == other);
-    let uri = uri.replace(&format!("/{primary}/"), &format!("/{other}/"));
+    let uri = unix_uri(&lab, "v", other);
     let mut checked = None;
     wait_until("the volume can be read there", || {
         let output = qemu_io(&uri, &["read -P 0x11 0 1M", "read -P 0x22 1M 1M", "read -P 0x33 2M 1M"]);
