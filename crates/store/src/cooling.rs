@@ -89,12 +89,14 @@ impl Pool {
     }
 
     pub fn on_marked(&mut self, key: Key, number: u64, generation: Generation) {
-        // A mark that was overtaken says nothing: the newest one does.
-        if let Some(hot) = self.hot.get_mut(&key).filter(|hot| hot.marking == Some(number)) {
+        let Some(hot) = self.hot.get_mut(&key) else { return };
+        if hot.marking == Some(number) {
             hot.marking = None;
-            if !hot.is_committing() {
-                hot.marked = Some(generation);
-            }
+        }
+        // A mark with a newer one behind it is as good as any: whoever asked for it may write now. Were it not, two who
+        // ask in turn would overtake each other for ever.
+        if number >= hot.marks_from {
+            hot.marked = hot.marked.max(Some(generation));
         }
     }
 
@@ -213,11 +215,13 @@ impl Pool {
 
     /// Takes the mark back; with `descriptor`, names what the extent is now.
     fn commit_cooling(&mut self, key: Key, descriptor: Option<Slot>) {
+        let marks_from = self.count();
         let hot = self.hot.get_mut(&key).expect("what cools is hot");
         let cooling = hot.cooling.as_mut().expect("it is cooling");
         cooling.step = CoolingStep::Commit;
         let number = cooling.number;
         hot.marked = None;
+        hot.marks_from = marks_from;
         if let Some(descriptor) = descriptor {
             hot.dirty = false;
             hot.fresh.clear();

@@ -143,6 +143,8 @@ pub struct HotExtent {
     pub marked: Option<Generation>,
     /// The newest mark under way.
     pub marking: Option<u64>,
+    /// Marks with a lower number were followed by the record that takes them back.
+    pub marks_from: u64,
     pub slot: Option<u32>,
     /// The journal was told that the slot holds data of the extent.
     pub slot_told: bool,
@@ -167,6 +169,7 @@ impl HotExtent {
             generation,
             marked: None,
             marking: None,
+            marks_from: 0,
             slot,
             slot_told: holds_data,
             checksums: if holds_data { Checksums::Unloaded } else { Checksums::Absent },

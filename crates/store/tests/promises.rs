@@ -58,6 +58,32 @@ fn neighbouring_blocks_are_read_in_one_operation() {
 }
 
 #[test]
+fn each_heat_that_ends_has_its_extent_hot_whoever_else_asks_for_it() {
+    let mut rig = Rig::fresh();
+    let heat = || StoreOp::Heat { volume: VOLUME, extents: vec![x(1)], generation: gen_(5) };
+    let mut asked = vec![rig.ask(heat())];
+    for _ in 0..8 {
+        // Another one asks before the one before has ended.
+        asked.push(rig.ask(heat()));
+        let first = asked.remove(0);
+        while !rig.ended.contains_key(&first) {
+            assert!(rig.step(), "a heat never ends");
+        }
+        assert!(rig.store.is_hot(VOLUME, x(1), gen_(5)));
+    }
+    // A mark that is taken back while it is on its way says nothing.
+    rig.settle();
+    rig.ask(StoreOp::Cool { volume: VOLUME, extents: vec![x(1)] });
+    let heated = rig.ask(heat());
+    while !rig.ended.contains_key(&heated) {
+        assert!(rig.step(), "a heat never ends");
+    }
+    assert!(rig.store.is_hot(VOLUME, x(1), gen_(5)));
+    rig.settle();
+    assert_eq!(rig.reopen().store.hot(VOLUME), [x(1)]);
+}
+
+#[test]
 fn a_mark_is_durable_before_heat_ends_and_gone_when_cool_ends() {
     for seed in 0..20 {
         let mut rig = Rig::fresh();
