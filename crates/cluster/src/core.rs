@@ -240,6 +240,11 @@ impl Cluster {
             Change::DiscardReplica { group, node, loser } if *node == self.me => {
                 self.groups.to_discard.insert(*group, *loser);
             }
+            Change::VmPhase { vm, node, incarnation, phase: VmPhase::Starting, .. }
+                if *node == self.me && self.is_awake =>
+            {
+                self.note_new_run(*vm, *incarnation);
+            }
             Change::VmPhase { vm, node, phase: VmPhase::Recovering, .. } if *node == self.me => {
                 self.note_crash(now, *vm)
             }

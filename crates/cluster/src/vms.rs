@@ -35,6 +35,8 @@ pub(crate) struct Vms {
     is_found: bool,
     /// QEMUs of this node and how they ended.
     runs: BTreeMap<VmId, Run>,
+    /// Runs of this node whose `Starting` was committed while this run of `noded` was awake: nobody started them before.
+    new: BTreeMap<VmId, Incarnation>,
     /// Starts given to the shell.
     started: BTreeMap<VmId, Incarnation>,
     /// Ends that nobody asked for, on this node.
@@ -116,6 +118,7 @@ impl Cluster {
             }
         }
         let known = |vm: &VmId| self.state.vms.contains_key(vm);
+        self.vms.new.retain(|vm, _| known(vm));
         self.vms.started.retain(|vm, _| known(vm));
         self.vms.crashes.retain(|vm, _| known(vm));
         self.vms.stopping.retain(|vm, _| known(vm));
@@ -150,6 +153,11 @@ impl Cluster {
             (VmPhase::Starting, None) if was_started => {} // The shell will tell.
             (VmPhase::Starting, None) if vm.wanted != Wanted::Running => {
                 self.propose_step(now, id, vm, VmPhase::Stopped, "not wanted any more before it began");
+            }
+            // It may have run and have gone with its node before anybody was told; an incarnation runs once.
+            (VmPhase::Starting, None) if self.vms.new.get(&id) != Some(&vm.incarnation) => {
+                let end = End::Unasked("noded was restarted before it was known to run".into());
+                self.end_run(now, id, vm, end);
             }
             (VmPhase::Starting, None) => {
                 if self.lease_held() && self.may_act() {
@@ -293,6 +301,11 @@ impl Cluster {
             reason: reason.to_owned(),
         };
         self.propose(now, (phase.name(), id.0, vm.incarnation.0), change);
+    }
+
+    /// A new run of this node is committed.
+    pub(crate) fn note_new_run(&mut self, vm: VmId, incarnation: Incarnation) {
+        self.vms.new.insert(vm, incarnation);
     }
 
     /// Counts an end that nobody asked for, once it is committed.

@@ -213,6 +213,20 @@ fn a_primary_that_loses_its_own_disk_stays_primary_and_leaves_the_in_sync_set() 
 }
 
 #[test]
+fn an_incarnation_runs_once_even_if_nobody_was_told_that_it_ran() {
+    let mut world = World::with_vm(true, true, A);
+    want(&mut world, "web1", Wanted::Off).expect("nothing is against it");
+    world.run_until("web1 stopped", |world| phase(world, "web1") == VmPhase::Stopped);
+    want(&mut world, "web1", Wanted::Running).expect("nothing is against it");
+    world.run_until("web1 starting", |world| phase(world, "web1") == VmPhase::Starting);
+    let before = world.state(B).vm_named("web1").expect("known").1.incarnation;
+    world.crash(A);
+    world.boot(A);
+    world.run_until("web1 runs", |world| phase(world, "web1") == VmPhase::Running);
+    assert!(world.state(A).vm_named("web1").expect("known").1.incarnation > before);
+}
+
+#[test]
 fn a_vm_whose_own_disk_fell_out_starts_next_where_its_data_is() {
     let mut world = World::with_vm(true, true, A);
     let (group, generation) =
