@@ -1,6 +1,7 @@
 //! NBD clients: their sockets, and the machine of each.
 
 use crate::Turn;
+use crate::door::Door;
 use crate::ticket::Ticket;
 use pollux_base::{Instant, Reply, Request, RequestId, VolumeId};
 use pollux_frontend::Exports;
@@ -20,11 +21,8 @@ const RECEIVE_BYTES: usize = 256 << 10;
 const SLOT_BITS: u32 = 16;
 
 struct Listener {
-    socket: Socket,
-    /// For humans: the address.
-    name: String,
+    door: Door,
     is_tcp: bool,
-    is_accepting: bool,
 }
 
 struct Client {
@@ -47,20 +45,13 @@ pub struct Clients {
 impl Clients {
     /// Takes clients from this socket too.
     pub fn listen(&mut self, socket: Socket, name: String, is_tcp: bool) {
-        self.listeners.push(Listener { socket, name, is_tcp, is_accepting: false });
+        self.listeners.push(Listener { door: Door::new(socket, name), is_tcp });
     }
 
     pub fn on_accepted(&mut self, turn: &mut Turn<'_>, listener: u64, result: io::Result<Socket>) {
         let index = listener as usize;
         let listener = &mut self.listeners[index];
-        listener.is_accepting = false;
-        let socket = match result {
-            Ok(socket) => socket,
-            Err(cause) => {
-                warn!(at = listener.name, %cause, "a client could not be accepted");
-                return;
-            }
-        };
+        let Some(socket) = listener.door.on_accepted(turn.now, result) else { return };
         if listener.is_tcp
             && let Err(cause) = socket.set_nodelay()
         {
@@ -117,7 +108,8 @@ impl Clients {
 
     /// When `on_time` is to be called at the latest.
     pub fn deadline(&self) -> Option<Instant> {
-        self.clients.values().filter_map(|client| client.connection.deadline()).min()
+        let doors = self.listeners.iter().filter_map(|listener| listener.door.deadline());
+        self.clients.values().filter_map(|client| client.connection.deadline()).chain(doors).min()
     }
 
     pub fn on_time(&mut self, turn: &mut Turn<'_>, exports: &Exports) {
@@ -144,12 +136,9 @@ impl Clients {
             }
         }
         self.touched = touched;
+        let has_room = self.clients.len() < CLIENTS_MAX;
         for (index, listener) in self.listeners.iter_mut().enumerate() {
-            if !listener.is_accepting && self.clients.len() < CLIENTS_MAX {
-                listener.is_accepting = true;
-                let op = Op::Accept(listener.socket.clone());
-                turn.reactor.submit(Ticket::ClientAccept(index as u64).token(), op);
-            }
+            listener.door.accept(turn, Ticket::ClientAccept(index as u64), has_room);
         }
     }
 
@@ -175,7 +164,7 @@ impl Clients {
 
     fn end(&mut self, turn: &mut Turn<'_>, id: u64, end: &End) {
         let Some(client) = self.clients.remove(&id) else { return };
-        let at = &self.listeners[client.listener].name;
+        let at = &self.listeners[client.listener].door.name;
         let export = client.connection.export().map(|(name, _)| name);
         match end {
             End::Finished => debug!(at, export, "{end}"),

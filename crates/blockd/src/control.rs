@@ -1,12 +1,13 @@
 //! Orders of `noded` in, reports out: JSON lines over a unix socket, one connection at a time, the newest.
 
 use crate::Turn;
+use crate::door::Door;
 use crate::ticket::Ticket;
-use pollux_base::{Order, Report, Segment};
+use pollux_base::{Instant, Order, Report, Segment};
 use pollux_host::link::Socket;
 use pollux_host::reactor::Op;
 use std::io;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 /// Longest order: the names of some ten thousand exports.
 const LINE_BYTES_MAX: usize = 4 << 20;
@@ -15,8 +16,7 @@ const REPORT_BYTES_MAX: usize = 4 << 20;
 const RECEIVE_BYTES: usize = 64 << 10;
 
 pub struct Control {
-    listener: Socket,
-    is_accepting: bool,
+    door: Door,
     current: Option<Connection>,
     last_id: u64,
 }
@@ -36,28 +36,23 @@ struct Connection {
 
 impl Control {
     pub fn new(listener: Socket) -> Control {
-        Control { listener, is_accepting: false, current: None, last_id: 0 }
+        Control { door: Door::new(listener, "orders".to_owned()), current: None, last_id: 0 }
     }
 
     pub fn on_accepted(&mut self, turn: &mut Turn<'_>, result: io::Result<Socket>) {
-        self.is_accepting = false;
-        match result {
-            Ok(socket) => {
-                self.end(turn, "a newer control connection takes over");
-                self.last_id += 1;
-                info!("noded is connected");
-                self.current = Some(Connection {
-                    id: self.last_id,
-                    socket,
-                    line: Vec::new(),
-                    buffer: Some(vec![0; RECEIVE_BYTES]),
-                    out: Vec::new(),
-                    sending: false,
-                    is_closing: false,
-                });
-            }
-            Err(cause) => error!(%cause, "a control connection could not be accepted"),
-        }
+        let Some(socket) = self.door.on_accepted(turn.now, result) else { return };
+        self.end(turn, "a newer control connection takes over");
+        self.last_id += 1;
+        info!("noded is connected");
+        self.current = Some(Connection {
+            id: self.last_id,
+            socket,
+            line: Vec::new(),
+            buffer: Some(vec![0; RECEIVE_BYTES]),
+            out: Vec::new(),
+            sending: false,
+            is_closing: false,
+        });
     }
 
     /// The orders that have arrived whole.
@@ -124,11 +119,13 @@ impl Control {
         }
     }
 
+    /// When `flush` is to be called again.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.door.deadline()
+    }
+
     pub fn flush(&mut self, turn: &mut Turn<'_>) {
-        if !self.is_accepting {
-            self.is_accepting = true;
-            turn.reactor.submit(Ticket::OrdersAccept.token(), Op::Accept(self.listener.clone()));
-        }
+        self.door.accept(turn, Ticket::OrdersAccept, true);
         let Some(current) = &mut self.current else { return };
         if current.out.len() > REPORT_BYTES_MAX {
             self.end(turn, "noded does not read its reports");

@@ -137,7 +137,8 @@ impl Daemon {
 
     /// How long to sleep at most.
     fn patience(&self) -> Option<Duration> {
-        let deadlines = [self.plane.deadline(), self.peers.deadline(), self.clients.deadline()];
+        let deadlines =
+            [self.plane.deadline(), self.peers.deadline(), self.clients.deadline(), self.control.deadline()];
         deadlines.into_iter().flatten().min().map(|deadline| deadline.since(clock::now()))
     }
 

@@ -13,6 +13,7 @@ pub mod control;
 pub mod daemon;
 pub mod dialer;
 pub mod directory;
+mod door;
 pub mod peers;
 pub mod pool;
 pub mod ticket;

@@ -5,6 +5,7 @@
 
 use crate::Turn;
 use crate::dialer::Dialer;
+use crate::door::Door;
 use crate::ticket::Ticket;
 use pollux_base::config::NodeConfig;
 use pollux_base::{ClusterId, Instant, NodeId, Segment, Session};
@@ -74,7 +75,7 @@ enum Why {
 pub struct Peers {
     cluster: ClusterId,
     own: NodeId,
-    listeners: Vec<(Socket, bool)>,
+    doors: Vec<Door>,
     peers: BTreeMap<NodeId, Peer>,
     links: BTreeMap<u64, Link>,
     last_id: u64,
@@ -88,7 +89,7 @@ impl Peers {
         let mut peers = Peers {
             cluster: config.cluster,
             own: config.node,
-            listeners: listeners.into_iter().map(|socket| (socket, false)).collect(),
+            doors: listeners.into_iter().map(|socket| Door::new(socket, "replication".to_owned())).collect(),
             peers: BTreeMap::new(),
             links: BTreeMap::new(),
             last_id: 0,
@@ -137,9 +138,9 @@ impl Peers {
     }
 
     pub fn on_accepted(&mut self, turn: &mut Turn<'_>, listener: u64, result: io::Result<Socket>) {
-        self.listeners[listener as usize].1 = false;
-        match result.and_then(|socket| tuned(&socket).map(|()| socket)) {
-            Ok(socket) => {
+        let Some(socket) = self.doors[listener as usize].on_accepted(turn.now, result) else { return };
+        match tuned(&socket) {
+            Ok(()) => {
                 self.insert(turn, socket, Phase::Greeting { bytes: Vec::new() }, None, "accepted".to_owned());
             }
             Err(cause) => debug!(%cause, "a connection was gone before it was accepted"),
@@ -217,7 +218,8 @@ impl Peers {
     /// When `on_time` is to be called at the latest.
     pub fn deadline(&self) -> Option<Instant> {
         let dialers = self.peers.values().filter_map(|peer| peer.dialer.as_ref()?.deadline());
-        self.links.values().filter_map(|link| link.deadline).chain(dialers).min()
+        let doors = self.doors.iter().filter_map(Door::deadline);
+        self.links.values().filter_map(|link| link.deadline).chain(dialers).chain(doors).min()
     }
 
     pub fn on_time(&mut self, turn: &mut Turn<'_>) {
@@ -253,11 +255,8 @@ impl Peers {
         }
         self.touched = touched;
         let strangers = self.links.values().filter(|link| link.peer.is_none()).count();
-        for (index, (socket, is_accepting)) in self.listeners.iter_mut().enumerate() {
-            if !*is_accepting && strangers < STRANGERS_MAX {
-                *is_accepting = true;
-                turn.reactor.submit(Ticket::LinkAccept(index as u64).token(), Op::Accept(socket.clone()));
-            }
+        for (index, door) in self.doors.iter_mut().enumerate() {
+            door.accept(turn, Ticket::LinkAccept(index as u64), strangers < STRANGERS_MAX);
         }
     }
 
