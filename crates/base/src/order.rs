@@ -48,6 +48,9 @@ pub struct GroupReport {
     /// Newest record this node knows.
     pub stamp: Option<Stamp>,
     pub state: ReplicaState,
+    /// As far as this replica knows nothing was ever written: the group's birth is not confirmed by all replicas yet (W12).
+    /// A record that lets one of them go would take from the others the proof that they lack nothing.
+    pub is_unborn: bool,
     /// Bytes of the pool taken by the group.
     pub used_bytes: u64,
     /// Blocks healed from a peer since start.
@@ -134,6 +137,7 @@ mod tests {
             stamp: Some(stamp),
             state: ReplicaState::Serving,
             used_bytes: 0,
+            is_unborn: false,
             healed_blocks: 0,
             resync: BTreeMap::from([(NodeId(2), progress)]),
             connected: BTreeSet::new(),

@@ -104,7 +104,12 @@ impl Cluster {
         for (id, group) in &self.state.groups {
             let record = &group.record;
             let has_others = record.primary != me || record.in_sync.iter().any(|node| *node != me);
-            if record.in_sync.contains(&me) && has_others {
+            // A birth that is not confirmed waits for the other node: nothing was ever written. Who cannot say waits, too.
+            let is_unborn = match self.groups.reports.get(id) {
+                Some(report) => report.is_unborn,
+                None => record.stamp.generation == Generation(1),
+            };
+            if record.in_sync.contains(&me) && has_others && !is_unborn {
                 let others = record.in_sync.iter().chain([&record.primary]).find(|node| **node != me);
                 let name = others.map_or_else(String::new, |node| self.name_of(*node));
                 let reason = format!("`{name}` is lost, `{}` goes on alone", self.name_of(me));

@@ -2,8 +2,10 @@
 
 mod world;
 
+use pollux_base::Generation;
+use pollux_cluster::entry::Holder;
 use std::time::Duration;
-use world::{A, B, World, other};
+use world::{A, B, GIB, World, other};
 
 #[test]
 fn the_guest_of_a_dead_node_restarts_within_five_seconds_with_a_power_switch() {
@@ -38,6 +40,24 @@ fn a_dead_node_that_returns_is_taken_in_and_the_other_may_die_next() {
         world.crash(other(first));
         world.run_until("it moves back", |world| world.runs_on("web1") == Some(first));
     }
+}
+
+#[test]
+fn a_group_whose_birth_nobody_confirmed_waits_for_its_node_and_is_not_taken_over() {
+    let mut world = World::formed(true, true);
+    world.births_hang = true;
+    world.create_vm("web1", GIB, B);
+    world.crash(B);
+    world.run_until("a goes on alone", |world| world.state(A).authority.holder == Holder::Alone { node: A });
+    world.run(Duration::from_secs(5));
+    let record = |world: &World| world.state(A).groups.values().next().expect("it was created").record.clone();
+    assert_eq!((record(&world).stamp.generation, record(&world).in_sync), (Generation(1), [A, B].into()));
+    world.births_hang = false;
+    world.boot(B);
+    world.run_until("together again", World::is_settled);
+    world.start_vm("web1");
+    world.run_until("web1 runs", |world| world.runs_on("web1").is_some());
+    assert_eq!(record(&world).in_sync, [A, B].into());
 }
 
 /// Whoever was switched off is switched on again, until all is well.

@@ -77,6 +77,7 @@ fn play_data_plane(site: &Site, node: usize) {
                     stamp: Some(spec.record.stamp),
                     state: if primary { ReplicaState::Serving } else { ReplicaState::Secondary },
                     used_bytes: 0,
+                    is_unborn: false,
                     healed_blocks: 0,
                     resync: BTreeMap::new(),
                     connected: spec.record.in_sync.iter().copied().filter(|node| *node != here).collect(),

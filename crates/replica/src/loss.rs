@@ -34,6 +34,8 @@ impl Group {
                 .filter(|since| in_sync.contains(&me) && now >= *since + ANSWER_LATE)
                 .map(|_| format!("the disk has not answered for {} s", ANSWER_LATE.as_secs())),
         };
+        // Whoever is missing at birth is waited for: nothing is lost by it, and without it the birth could never be confirmed.
+        let is_unborn = self.is_unborn();
         let required = self.required(me);
         let Some(primary) = &mut self.primary else { return };
         let is_due = |reported: Option<Instant>| reported.is_none_or(|at| now >= at + REPORT_REPEAT);
@@ -64,6 +66,9 @@ impl Group {
                 _ => None,
             };
             if let Some(reason) = reason {
+                if is_unborn {
+                    continue;
+                }
                 member.reported = Some(now);
                 node.report(Report::ReplicaLost { group, generation, node: peer, reason });
             } else if matches!(member.state, MemberState::Current)
@@ -93,7 +98,8 @@ impl Group {
 
     /// Announces the record anew to replicas that could not take part; they answer by joining.
     fn ask_unfit_again(&mut self, node: &mut Node) {
-        let (now, required) = (node.now, self.required(node.me));
+        let now = node.now;
+        let required = if self.is_unborn() { BTreeSet::new() } else { self.required(node.me) };
         let members = self.primary.iter_mut().flat_map(|primary| &mut primary.members);
         let mut due = Vec::new();
         for (peer, member) in members.filter(|(peer, _)| !required.contains(peer)) {
@@ -123,7 +129,8 @@ impl Group {
                     None => wake.extend(self.local.late_since().map(|since| since + ANSWER_LATE)),
                 }
             }
-            for peer in self.required(node.me) {
+            let is_unborn = self.is_unborn();
+            for peer in self.required(node.me).into_iter().filter(|_| !is_unborn) {
                 let Some(member) = primary.members.get(&peer) else { continue };
                 let repeat = member.reported.map(|reported| reported + REPORT_REPEAT);
                 match member.state {
@@ -135,13 +142,13 @@ impl Group {
                     _ => {}
                 }
             }
-            let required = self.required(node.me);
+            let required = if is_unborn { BTreeSet::new() } else { self.required(node.me) };
             let unfit = primary
                 .members
                 .iter()
                 .filter(|(peer, member)| matches!(member.state, MemberState::Unfit { .. }) && !required.contains(peer));
             wake.extend(unfit.map(|(_, member)| member.since + ASK_AGAIN));
-            if let Some(asked) = primary.asked.values().find(|asked| !asked.is_held) {
+            if let Some(asked) = primary.asked.values().find(|asked| !asked.is_held).filter(|_| !is_unborn) {
                 let repeat = primary.members.get(&asked.peer).and_then(|member| member.reported);
                 let late = asked.at + ANSWER_LATE;
                 wake.push(repeat.map_or(late, |reported| late.max(reported + REPORT_REPEAT)));

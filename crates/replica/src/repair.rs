@@ -7,8 +7,8 @@ use crate::node::Node;
 use crate::primary::{MemberState, What};
 use crate::range_queue::Key;
 use crate::wire::Message;
-use pollux_base::unit::BlockRange;
-use pollux_base::{BlockChecksum, Data, NodeId, VolumeId};
+use pollux_base::unit::{BLOCK_BYTES, BlockRange};
+use pollux_base::{BlockChecksum, BlockCount, BlockIndex, Data, NodeId, VolumeId};
 use std::collections::{BTreeSet, VecDeque};
 
 /// Who needs the blocks.
@@ -46,6 +46,19 @@ impl Repair {
     pub(crate) fn is_for(&self, key: Key) -> bool {
         matches!(self.whom, For::Request(own) | For::Copy { key: own, .. } | For::Take { key: own, .. } if own == key)
     }
+}
+
+/// The runs of blocks that are all zeros, and those of blocks that are not.
+fn by_zeros(range: BlockRange, bytes: &[u8]) -> Vec<(BlockRange, bool)> {
+    let mut parts: Vec<(BlockRange, bool)> = Vec::new();
+    for (block, bytes) in (range.start.0..).zip(bytes.chunks(BLOCK_BYTES as usize)) {
+        let is_zero = bytes.iter().all(|byte| *byte == 0);
+        match parts.last_mut().filter(|(_, before)| *before == is_zero) {
+            Some((part, _)) => part.count.0 += 1,
+            None => parts.push((BlockRange::new(BlockIndex(block), BlockCount(1)), is_zero)),
+        }
+    }
+    parts
 }
 
 impl Group {
@@ -116,11 +129,15 @@ impl Group {
                 for extent in range.extents() {
                     primary.warm.entry((volume, extent)).or_insert((0, now));
                 }
-                // Thin stays thin.
-                let act = match data.as_slice().iter().all(|byte| *byte == 0) {
-                    true => Act::Zero,
-                    false => Act::Write { data, checksums },
-                };
+                // Thin stays thin: blocks of zeros are given back, apart from the others.
+                let parts = by_zeros(range, data.as_slice());
+                if parts.len() > 1 {
+                    repair.ranges.pop_front();
+                    parts.into_iter().rev().for_each(|(part, _)| repair.ranges.push_front(part));
+                    return self.step_repair(node, key);
+                }
+                let is_zero = parts.first().is_some_and(|(_, is_zero)| *is_zero);
+                let act = if is_zero { Act::Zero } else { Act::Write { data, checksums } };
                 let job = Job { origin: Origin::Repair { key }, volume, range, act, fua: false };
                 self.local.submit(node, id, generation, job);
                 self.cool_later(node);

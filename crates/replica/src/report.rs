@@ -25,6 +25,7 @@ pub(crate) struct Reported {
 struct Facts {
     stamp: Option<Stamp>,
     state: ReplicaState,
+    is_unborn: bool,
     resync: BTreeSet<NodeId>,
     connected: BTreeSet<NodeId>,
 }
@@ -36,12 +37,18 @@ impl Group {
         Facts {
             stamp: self.spec.as_ref().map(|spec| spec.record.stamp),
             state: self.state(node),
+            is_unborn: self.is_unborn(),
             resync: copied
                 .filter(|(_, member)| matches!(member.state, MemberState::Copying(_)))
                 .map(|(peer, _)| *peer)
                 .collect(),
             connected: replicas.filter(|peer| node.session(*peer).is_some()).collect(),
         }
+    }
+
+    /// Not every replica has confirmed the group's birth, as far as is known here.
+    pub(crate) fn is_unborn(&self) -> bool {
+        self.note.is_none() || self.verdict == Verdict::Born
     }
 
     /// What this node's replica is doing.
@@ -100,6 +107,7 @@ impl Group {
             group: self.id,
             stamp: facts.stamp,
             state: facts.state.clone(),
+            is_unborn: facts.is_unborn,
             used_bytes: node.store.used(self.id).0,
             healed_blocks: self.healed,
             resync: resync.collect(),

@@ -270,6 +270,41 @@ fn a_birth_that_is_interrupted_is_a_birth_all_the_same() {
     }
 }
 
+#[test]
+fn who_is_missing_at_a_birth_is_waited_for_and_never_reported_lost() {
+    for away in [A, B] {
+        let mut world = World::new(55, &[A, B]);
+        world.kill(away);
+        world.run_for(ms(5000));
+        assert_eq!(world.spec.record.stamp, stamp(1, 1), "a record without it would leave nobody who can confirm");
+        world.start(away);
+        world.until_serving(A);
+        world.write_done(A, 0, 1, 1);
+        same(&mut world, &[A, B]);
+    }
+}
+
+#[test]
+fn zeros_taken_over_beside_other_blocks_take_no_space() {
+    for seed in 0..20 {
+        let mut world = World::pair(200 + seed);
+        world.write_done(A, 0, 3, 1);
+        world.flush_done(A);
+        // On its way when the power goes: A has it for good, B never heard of it.
+        world.silence(A, B);
+        world.decides = false;
+        world.request(A, Op::Write { range: range(2, 3), data: blocks(2, 3), fua: true });
+        world.run_for(ms(50));
+        world.power_cut(A);
+        assert_eq!(world.stored(A), [0, 1, 2, 3, 4], "seed {seed}");
+        world.heal(A, B);
+        world.start(A);
+        world.until_serving(A);
+        same(&mut world, &[A, B]);
+        assert_eq!((world.stored(A), world.stored(B)), (vec![0, 1, 2], vec![0, 1, 2]), "seed {seed}");
+    }
+}
+
 /// A went on alone under epoch 2 and acknowledged a write; the log's truth is B's, under epoch 3.
 fn split(seed: u64) -> World {
     let mut world = World::pair(seed);

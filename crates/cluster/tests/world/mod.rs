@@ -11,6 +11,8 @@ mod words;
 use log::Log;
 use pollux_base::config::PowerConfig;
 use pollux_base::guard::{Heartbeat, Network};
+use pollux_base::order::{GroupReport, ReplicaState};
+use pollux_base::record::GroupSpec;
 use pollux_base::{Epoch, Generation, GroupId, Incarnation, Instant, NodeId, Order, Report, VmId};
 use pollux_cluster::entry::{Change, NodeSpec};
 use pollux_cluster::{
@@ -57,7 +59,7 @@ pub struct Server {
     told: Option<(Option<NodeId>, Vec<NodeId>, Vec<NodeId>)>,
     hello_at: Instant,
     inbox: Vec<(Instant, Input)>,
-    data: BTreeMap<GroupId, pollux_base::record::GroupSpec>,
+    data: BTreeMap<GroupId, GroupSpec>,
     reported: BTreeSet<(GroupId, Generation)>,
     exports: Vec<String>,
     boots: u64,
@@ -94,6 +96,8 @@ pub struct World {
     pub fills_take: Duration,
     /// What the witness says is on its way and does not arrive.
     pub hold_witness_answers: bool,
+    /// New groups are not confirmed by all their replicas.
+    pub births_hang: bool,
 }
 
 impl World {
@@ -141,6 +145,7 @@ impl World {
             guests_are_deaf: false,
             fills_take: ms(500),
             hold_witness_answers: false,
+            births_hang: false,
         }
     }
 
@@ -528,6 +533,20 @@ impl World {
         self.run_data_plane(node);
     }
 
+    /// What a data plane says of a group that it was told of.
+    fn report(&self, node: NodeId, spec: &GroupSpec) -> Report {
+        Report::Group(GroupReport {
+            group: spec.group,
+            stamp: Some(spec.record.stamp),
+            state: if spec.record.primary == node { ReplicaState::Serving } else { ReplicaState::Secondary },
+            is_unborn: self.births_hang,
+            used_bytes: 0,
+            healed_blocks: 0,
+            resync: BTreeMap::new(),
+            connected: BTreeSet::new(),
+        })
+    }
+
     /// The data plane of a primary: loses a dead peer, and finds a living one up to date after a second.
     fn run_data_plane(&mut self, node: NodeId) {
         let now = self.now;
@@ -718,10 +737,13 @@ impl World {
             }
             Output::Data(order) => match order {
                 Order::Group(spec) => {
-                    let data = &mut self.server(node).data;
-                    let is_newer = |old: &pollux_base::record::GroupSpec| old.record.stamp <= spec.record.stamp;
+                    let data = &self.servers[&node].data;
+                    let is_newer = |old: &GroupSpec| old.record.stamp <= spec.record.stamp;
                     assert!(data.get(&spec.group).is_none_or(is_newer), "generations only grow");
-                    data.insert(spec.group, spec);
+                    let report = self.report(node, &spec);
+                    let server = self.server(node);
+                    server.data.insert(spec.group, spec);
+                    server.inbox.push((now + STEP, Input::Data(Some(report))));
                 }
                 Order::Forget { group } => {
                     self.server(node).data.remove(&group);

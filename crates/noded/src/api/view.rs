@@ -403,6 +403,7 @@ mod tests {
             stamp: Some(stamp(generation)),
             state,
             used_bytes: 0,
+            is_unborn: false,
             healed_blocks: 0,
             resync: BTreeMap::new(),
             connected: connected.iter().copied().collect(),

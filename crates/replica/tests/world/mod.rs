@@ -6,8 +6,8 @@ use pollux_base::order::{FreezeReason, GroupReport, ReplicaState};
 use pollux_base::record::{GroupRecord, GroupSpec, Lineage};
 use pollux_base::unit::{BLOCK_BYTES, BlockRange};
 use pollux_base::{
-    BlockCount, BlockIndex, ByteCount, ClusterId, Data, DiskOpId, Epoch, Generation, GroupId, Instant, NodeId, Op,
-    Order, PoolId, Reply, Report, Request, RequestId, Session, Stamp, VolumeId,
+    BlockChecksum, BlockCount, BlockIndex, ByteCount, ClusterId, Data, DiskOpId, Epoch, Generation, GroupId, Instant,
+    NodeId, Op, Order, PoolId, Reply, Report, Request, RequestId, Session, Stamp, VolumeId,
 };
 use pollux_replica::wire::{Decoder, Frame, Message, encode};
 use pollux_replica::{Config, DataPlane, Input, Output};
@@ -575,6 +575,16 @@ impl World {
 
     /// As `contents`, for blocks that may be torn.
     pub fn sectors(&self, node: NodeId) -> Vec<[u64; 8]> {
+        self.whole(node).0.as_slice().chunks(BLOCK_BYTES as usize).map(values_of).collect()
+    }
+
+    /// Blocks that take space on the node's disk.
+    pub fn stored(&self, node: NodeId) -> Vec<u64> {
+        let checksums = self.whole(node).1;
+        (0..).zip(checksums).filter(|(_, checksum)| !checksum.is_zero()).map(|(block, _)| block).collect()
+    }
+
+    fn whole(&self, node: NodeId) -> (Data, Vec<BlockChecksum>) {
         let mut disk = self.machines[&node].disk.clone();
         disk.kill(1);
         let mut store = Store::open(CLUSTER, node, ByteCount(disk.size()));
@@ -587,9 +597,7 @@ impl World {
         );
         done = drain(&mut store, &mut disk);
         match done.pop() {
-            Some(Ok(StoreReply::Read { data, .. })) => {
-                data.as_slice().chunks(BLOCK_BYTES as usize).map(values_of).collect()
-            }
+            Some(Ok(StoreReply::Read { data, checksums })) => (data, checksums),
             other => panic!("{node}: {other:?}"),
         }
     }
