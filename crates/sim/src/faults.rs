@@ -96,6 +96,9 @@ impl World {
         }
         self.counts.faults += 1;
         self.trace.line(self.now, || format!("** {fault:?}"));
+        // Guests come to other places just as something goes wrong: that is when it is hardest to know what changed.
+        let World { nodes, luck, .. } = self;
+        nodes.values_mut().flat_map(|node| node.guests.values_mut()).for_each(|guest| guest.place = luck.draw() >> 8);
         match fault {
             Fault::Kill { node, process, restart_after } => self.kill(node, process, restart_after),
             Fault::Stop { node, process, length } => {

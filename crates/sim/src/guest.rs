@@ -14,6 +14,10 @@ use crate::content::bytes_of;
 const DEPTH: usize = 4;
 /// Places of a volume that its guest uses: few, so that requests meet.
 const PLACES: u64 = 10;
+/// It works at so many neighbouring places at a time, and moves on after so many requests on average. So there are extents
+/// that it comes to for the first time in a generation, also while a cut or a takeover is under way.
+const AT_A_TIME: u64 = 2;
+const STAYS: u64 = 25;
 /// A request begins so many blocks after a place at most, and is so long at most.
 const AROUND: u64 = 12;
 const LONGEST: u64 = 16;
@@ -62,6 +66,8 @@ pub struct Guest {
     /// Reads to do before anything else: a run begins by looking at what it finds.
     pub to_check: VecDeque<(VolumeId, BlockRange)>,
     pub stopped: bool,
+    /// The first of the places where it works now.
+    pub place: u64,
     /// Answers of requests, counted; for the trace and for liveness.
     pub answered: u64,
 }
@@ -76,6 +82,7 @@ impl Guest {
             asked: BTreeMap::new(),
             to_check: VecDeque::new(),
             stopped: false,
+            place: 0,
             answered: 0,
         };
         guest.check_all();
@@ -105,7 +112,11 @@ impl Guest {
             return None;
         }
         let (volume, blocks) = self.volumes[luck.below(self.volumes.len() as u64) as usize];
-        let start = (place_of(volume, blocks, luck.below(PLACES)) + luck.below(AROUND)).min(blocks - 1);
+        if luck.one_in(STAYS) {
+            self.place = luck.below(PLACES);
+        }
+        let place = (self.place + luck.below(AT_A_TIME)) % PLACES;
+        let start = (place_of(volume, blocks, place) + luck.below(AROUND)).min(blocks - 1);
         let longest = if luck.one_in(30) { LONGEST } else { 4 };
         let count = (1 + luck.below(longest)).min(blocks - start);
         let range = BlockRange::new(BlockIndex(start), BlockCount(count));

@@ -236,7 +236,8 @@ impl<E: Clone> LogNode<E> {
     /// Everything is given up, once for an epoch; the node waits to be taken in by the log of another.
     pub fn give_up(&mut self, now: Time, epoch: Epoch) {
         if self.durable.emptied.is_some_and(|emptied| emptied >= epoch) {
-            return;
+            // What is there belongs to the new log already, and is told once more.
+            return self.restart(now, 0);
         }
         self.durable.emptied = Some(epoch);
         self.durable.slots.clear();

@@ -16,6 +16,8 @@ use std::time::Duration;
 const SET_UP_WITHIN: Duration = Duration::from_secs(30);
 /// After everything is healed, all is well within this: a boot, the bounds of a takeover without fence proof, a resync.
 const HEALED_WITHIN: Duration = Duration::from_secs(60);
+/// What nobody writes to is hot no more after this.
+const COOLED_WITHIN: Duration = Duration::from_secs(12);
 /// Guests have read everything again within this.
 const CHECKED_WITHIN: Duration = Duration::from_secs(20);
 
@@ -49,7 +51,7 @@ impl Scenario {
     pub fn of_seed(seed: u64, sabotage: Option<Sabotage>) -> Scenario {
         let mut luck = Luck::new(seed ^ 0x5eed_0000_0000_0000);
         let nodes: Vec<NodeId> = (1..=2).map(NodeId).collect();
-        let mut size = || (2 << 22) + luck.below(4) * (1 << 22) + luck.below(1024) * 4096;
+        let mut size = || (2 << 22) + luck.below(8) * (1 << 22) + luck.below(1024) * 4096;
         let vms = [vec![size()], vec![size(), size()]];
         let vms = vms[..1 + luck.below(2) as usize].to_vec();
         let length = Duration::from_millis(4000 + luck.below(16_000));
@@ -122,8 +124,15 @@ impl Scenario {
         if !wait(world, CHECKED_WITHIN, "reading everything again", is_quiet) {
             return;
         }
-        // What is idle cools down, and only then are its checksums on the disks.
-        world.run_until(world.now + Duration::from_secs(12));
+        // What is idle cools down, and only then are its checksums on the disks. A takeover that was under way when all
+        // was healed may have ended only now: its resync is waited for, too.
+        world.run_until(world.now + COOLED_WITHIN);
+        if is_healthy(world).is_err() {
+            if !wait(world, HEALED_WITHIN, "healing after a late takeover", is_healthy) {
+                return;
+            }
+            world.run_until(world.now + COOLED_WITHIN);
+        }
         if world.failure.is_none() {
             world.look_at_replicas();
         }

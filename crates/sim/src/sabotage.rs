@@ -1,9 +1,7 @@
 //! Faults that Pollux does not promise to survive, put in on purpose: a simulator that does not notice them would not
 //! notice a bug either. They sit at the seams of the world (what is carried, what is answered), never inside a core.
 
-use pollux_base::{GroupId, GroupRecord};
 use pollux_replica::wire::{Frame, Message};
-use std::collections::BTreeMap;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sabotage {
@@ -15,8 +13,6 @@ pub enum Sabotage {
     CandidatesForgotten,
     /// Blocks that differ are not reported.
     DifferencesIgnored,
-    /// What is said under an old record is taken as said under the newest.
-    OldGenerationsHeard,
     /// A takeover does not wait for the end of the lease, as if the old primary were proven dead.
     LeaseIgnored,
     /// The witness says yes to everybody.
@@ -25,12 +21,11 @@ pub enum Sabotage {
     GuardDoesNotKill,
 }
 
-pub const ALL: [Sabotage; 8] = [
+pub const ALL: [Sabotage; 7] = [
     Sabotage::AckEarly,
     Sabotage::DiskLies,
     Sabotage::CandidatesForgotten,
     Sabotage::DifferencesIgnored,
-    Sabotage::OldGenerationsHeard,
     Sabotage::LeaseIgnored,
     Sabotage::WitnessGrantsBoth,
     Sabotage::GuardDoesNotKill,
@@ -38,7 +33,7 @@ pub const ALL: [Sabotage; 8] = [
 
 impl Sabotage {
     /// Changes a frame on its way.
-    pub fn alter(self, frame: &mut Frame, newest: &BTreeMap<GroupId, GroupRecord>) {
+    pub fn alter(self, frame: &mut Frame) {
         match self {
             Sabotage::CandidatesForgotten => {
                 if let Message::Join { extents, .. } = &mut frame.message {
@@ -48,19 +43,6 @@ impl Sabotage {
             Sabotage::DifferencesIgnored => {
                 if let Message::Differs { runs, .. } = &mut frame.message {
                     runs.clear();
-                }
-            }
-            Sabotage::OldGenerationsHeard => {
-                if let Message::Write { group, stamp, .. }
-                | Message::Zero { group, stamp, .. }
-                | Message::Flush { group, stamp, .. }
-                | Message::Done { group, stamp, .. } = &mut frame.message
-                    && let Some(record) = newest.get(group)
-                {
-                    *stamp = record.stamp;
-                }
-                if let Message::LeaseGrant { refused, .. } = &mut frame.message {
-                    refused.clear();
                 }
             }
             Sabotage::AckEarly

@@ -112,7 +112,7 @@ impl World {
             Item::Up => pollux_replica::Input::LinkUp { peer: from, session },
             Item::Frame(mut frame) => {
                 if let Some(sabotage) = self.settings.sabotage {
-                    sabotage.alter(&mut frame, &self.newest);
+                    sabotage.alter(&mut frame);
                 }
                 self.trace.line(now, || format!("{from} -> {to} {session:?} {:?}", frame.message));
                 pollux_replica::Input::Frame { peer: from, session, frame: *frame }
