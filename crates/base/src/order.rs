@@ -14,8 +14,9 @@ pub enum Order {
     Group(GroupSpec),
     /// The group is deleted from the log: its volumes and note are erased here.
     Forget { group: GroupId },
-    /// This node's QEMUs and writers are proven dead (power read back as off) or its guard's bound has run out: a
-    /// promise given to it binds no longer (W5). Valid for promises given before this order was made.
+    /// This node's power was read back as off, so no process of it serves anything: a promise given to it binds no longer
+    /// (W5). Valid for promises given before this order was made. That its guard's bound has run out does not mean so
+    /// much: its QEMUs are dead, but its `blockd` may be serving other clients under that very promise.
     Fenced { node: NodeId },
     /// Where peers listen for replication, most wanted first. Complete: a peer not named is gone.
     Peers { addresses: BTreeMap<NodeId, Vec<String>> },

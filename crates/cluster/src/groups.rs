@@ -4,7 +4,7 @@
 //! hold; they are given when the log changes and anew after each connection.
 
 use crate::core::Cluster;
-use crate::entry::{Change, NodePhase};
+use crate::entry::{Change, FenceProof, NodePhase};
 use crate::seam::Output;
 use crate::state::Owner;
 use pollux_base::order::GroupReport;
@@ -195,10 +195,10 @@ impl Cluster {
 
     fn order_groups(&mut self) {
         let mut orders = Vec::new();
-        // An old run of a fenced node binds no longer; before the records that lean on it.
+        // What was promised to a node that was switched off binds no longer; before the records that lean on it.
         for (id, node) in self.state.nodes.iter().filter(|(_, node)| node.phase == NodePhase::Fenced) {
             if *id != self.me
-                && node.proof.is_some()
+                && matches!(node.proof, Some(FenceProof::PowerOff { .. }))
                 && self.groups.sent.fenced.insert((*id, self.state.authority.epoch))
             {
                 orders.push(Order::Fenced { node: *id });

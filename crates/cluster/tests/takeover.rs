@@ -15,6 +15,7 @@ fn the_guest_of_a_dead_node_restarts_within_five_seconds_with_a_power_switch() {
     let (at, node, incarnation) = *world.starts.last().expect("a start");
     println!("{}", world.trace.join("\n"));
     assert!(at < Duration::from_secs(5) && node == B && incarnation.0 == 2, "{at:?}");
+    assert_eq!(world.servers[&B].fenced, [A], "what is switched off serves nothing");
 }
 
 #[test]
@@ -24,6 +25,7 @@ fn without_a_power_switch_it_restarts_within_fifteen_seconds_and_not_before_the_
     world.run_until("web1 on b", |world| world.runs_on("web1") == Some(B));
     let (at, ..) = *world.starts.last().expect("a start");
     assert!(at < Duration::from_secs(15) && at > pollux_base::timing::GUARD_LEASE, "{at:?}");
+    assert!(world.servers[&B].fenced.is_empty(), "its guests are dead; its data plane may live and serve others");
 }
 
 #[test]

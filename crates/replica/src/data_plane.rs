@@ -12,7 +12,11 @@ use pollux_base::timing::{LEASE_RENEW, REPLICA_LOST};
 use pollux_base::{BlockError, GroupId, Instant, NodeId, Order, Reply, Report, Request, Session, Stamp, VolumeId};
 use pollux_store::{Store, StoreError, StoreReply};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
+/// Who is called so much later than it asked for was itself stopped (a debugger, a machine out of memory, a hypervisor
+/// beneath). Others may have answered meanwhile: they are not late before they have had their time once more.
+const OVERSLEPT: Duration = Duration::from_secs(1);
 /// Inputs that came while the pool was being opened. Peers and the control plane say a few things per group and then wait
 /// for an answer, clients are bounded by front ends.
 const EARLY_MAX: usize = 65536;
@@ -61,6 +65,10 @@ impl DataPlane {
 
     /// Takes one input.
     pub fn handle(&mut self, now: Instant, input: Input) {
+        let overslept = |due: Instant| now > due + OVERSLEPT;
+        if now > self.node.now + OVERSLEPT && self.deadline().is_some_and(overslept) {
+            self.node.awake_since = now;
+        }
         self.node.now = self.node.now.max(now);
         match input {
             Input::Disk(done) => self.node.store.handle(self.node.now, pollux_store::Input::Disk(done)),

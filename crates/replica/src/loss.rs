@@ -14,7 +14,7 @@ use std::time::Duration;
 const REPORT_REPEAT: Duration = Duration::from_millis(500);
 /// A replica (this node's own included) that leaves a question unanswered for so long has a hanging disk. Longer than any
 /// disk's own error recovery that ends well, shorter than a guest's patience (30 s).
-const ANSWER_LATE: Duration = Duration::from_secs(5);
+pub(crate) const ANSWER_LATE: Duration = Duration::from_secs(5);
 /// How often a replica that is not needed and cannot take part is asked whether it can now: its disk may have been slow for
 /// a moment only, and nobody else would ask. Rare enough to cost nothing if it never can.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
@@ -31,7 +31,7 @@ impl Group {
             _ => self
                 .local
                 .late_since()
-                .filter(|since| in_sync.contains(&me) && now >= *since + ANSWER_LATE)
+                .filter(|since| in_sync.contains(&me) && now >= node.late_at(*since))
                 .map(|_| format!("the disk has not answered for {} s", ANSWER_LATE.as_secs())),
         };
         // Whoever is missing at birth is waited for: nothing is lost by it, and without it the birth could never be confirmed.
@@ -48,7 +48,7 @@ impl Group {
         let late: BTreeSet<NodeId> = primary
             .asked
             .values()
-            .take_while(|asked| now >= asked.at + ANSWER_LATE)
+            .take_while(|asked| now >= node.late_at(asked.at))
             .filter(|asked| !asked.is_held)
             .map(|asked| asked.peer)
             .collect();
@@ -124,9 +124,9 @@ impl Group {
                     Some(reported) if self.fit(node).is_err() => wake.push(reported + REPORT_REPEAT),
                     None if self.fit(node).is_err() => wake.push(node.now),
                     Some(reported) => {
-                        wake.extend(self.local.late_since().map(|at| (at + ANSWER_LATE).max(reported + REPORT_REPEAT)))
+                        wake.extend(self.local.late_since().map(|at| node.late_at(at).max(reported + REPORT_REPEAT)))
                     }
-                    None => wake.extend(self.local.late_since().map(|since| since + ANSWER_LATE)),
+                    None => wake.extend(self.local.late_since().map(|since| node.late_at(since))),
                 }
             }
             let is_unborn = self.is_unborn();
@@ -150,7 +150,7 @@ impl Group {
             wake.extend(unfit.map(|(_, member)| member.since + ASK_AGAIN));
             if let Some(asked) = primary.asked.values().find(|asked| !asked.is_held).filter(|_| !is_unborn) {
                 let repeat = primary.members.get(&asked.peer).and_then(|member| member.reported);
-                let late = asked.at + ANSWER_LATE;
+                let late = node.late_at(asked.at);
                 wake.push(repeat.map_or(late, |reported| late.max(reported + REPORT_REPEAT)));
             }
         }

@@ -2,6 +2,7 @@
 
 use crate::Output;
 use crate::lease::Lease;
+use crate::loss::ANSWER_LATE;
 use crate::range_queue::Key;
 use crate::wire::{Frame, Message, Sequence};
 use pollux_base::{GroupId, Instant, NodeId, Report, Session, Stamp};
@@ -51,6 +52,8 @@ pub(crate) struct Link {
 
 pub(crate) struct Node {
     pub now: Instant,
+    /// Since when this process has run without being stopped for long.
+    pub awake_since: Instant,
     pub me: NodeId,
     /// Number of this boot of the machine.
     pub boot: u128,
@@ -67,9 +70,15 @@ pub(crate) struct Node {
 }
 
 impl Node {
+    /// When an answer that was asked for at that moment is late.
+    pub(crate) fn late_at(&self, asked: Instant) -> Instant {
+        asked.max(self.awake_since) + ANSWER_LATE
+    }
+
     pub(crate) fn new(now: Instant, me: NodeId, boot: u128, store: Store) -> Node {
         Node {
             now,
+            awake_since: now,
             me,
             boot,
             store,

@@ -77,10 +77,11 @@ impl Group {
         let Some(range) = repair.ranges.front().copied() else {
             return self.end_repair(node, key, Outcome::Mended);
         };
-        // A replica that is just being settled differs only in what was never acknowledged: either copy is right.
+        // A replica that is just being settled differs only in what was never acknowledged, so either copy is right; unless
+        // it lost power, and with it acknowledged writes that were not flushed.
         let settling = match whom {
             For::Copy { peer, .. } | For::Take { peer, .. } => {
-                Some(peer).filter(|peer| !repair.tried.contains(peer) && self.is_settling(*peer))
+                Some(peer).filter(|peer| !repair.tried.contains(peer) && self.is_settling_and_whole(*peer))
             }
             For::Request(_) => None,
         };
@@ -104,9 +105,9 @@ impl Group {
         self.primary.as_mut()?.repairs.get_mut(&key)
     }
 
-    fn is_settling(&self, peer: NodeId) -> bool {
+    fn is_settling_and_whole(&self, peer: NodeId) -> bool {
         let member = self.primary.as_ref().and_then(|primary| primary.members.get(&peer));
-        member.is_some_and(|member| matches!(member.state, MemberState::Settling(_)))
+        member.is_some_and(|member| matches!(&member.state, MemberState::Settling(sync) if sync.is_continuous))
     }
 
     /// A replica gave the blocks, or has no good copy either.

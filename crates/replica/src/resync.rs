@@ -57,6 +57,8 @@ pub(crate) enum Direction {
 #[derive(Debug)]
 pub(crate) struct Sync {
     direction: Direction,
+    /// The replica has not lost power since it was last current: it lacks nothing that was acknowledged.
+    pub is_continuous: bool,
     left: BTreeSet<(VolumeId, ExtentIndex)>,
     works: BTreeMap<Key, Work>,
     total: u64,
@@ -96,7 +98,8 @@ impl Group {
     pub(crate) fn begin_sync(&mut self, node: &mut Node, peer: NodeId, direction: Direction) {
         let required = self.required(node.me).contains(&peer);
         let member = self.primary.as_mut().and_then(|primary| primary.member(peer));
-        let Some(Joined { since, extents: theirs, .. }) = member.and_then(|member| member.joined.take()) else {
+        let Some(Joined { since, is_continuous, extents: theirs }) = member.and_then(|member| member.joined.take())
+        else {
             return;
         };
         if !self.is_member(node) {
@@ -113,7 +116,8 @@ impl Group {
         }
         let since = since.map_or(Generation(0), |stamp| stamp.generation);
         let volumes: Vec<VolumeId> = self.spec.iter().flat_map(|spec| spec.volumes.keys().copied()).collect();
-        let mut sync = Sync { direction, left: BTreeSet::new(), works: BTreeMap::new(), total: 0, sent_bytes: 0 };
+        let (left, works) = (BTreeSet::new(), BTreeMap::new());
+        let mut sync = Sync { direction, is_continuous, left, works, total: 0, sent_bytes: 0 };
         for volume in volumes {
             let hot = node.store.hot(volume);
             let changed = match since {

@@ -352,6 +352,20 @@ fn a_failing_disk_of_the_primary_does_not_stop_the_guest() {
 }
 
 #[test]
+fn who_was_stopped_itself_calls_nobody_late() {
+    let mut world = World::pair(20);
+    world.write_done(A, 0, 1, 1);
+    for value in 2..6 {
+        let write = world.write(A, value, 1, value);
+        // Both machines stand still; what was under way is done in that time, and heard of only afterwards.
+        world.now = world.now + ms(6000);
+        world.until("answered", |world| world.answer(write).is_some());
+        world.run_for(ms(2000));
+        assert_eq!(world.spec.record.in_sync, [A, B].into());
+    }
+}
+
+#[test]
 fn a_hanging_disk_of_the_primary_does_not_stop_the_guest_for_good() {
     let mut world = World::pair(19);
     world.write_done(A, 0, 1, 1);

@@ -4,8 +4,9 @@
 mod world;
 
 use pollux_base::order::ReplicaState;
-use pollux_base::{Epoch, NodeId, Op, Order, Report};
+use pollux_base::{DiskError, Epoch, NodeId, Op, Order, Report};
 use pollux_replica::wire::Message;
+use pollux_store::faulty_disk::OpClass;
 use std::collections::BTreeSet;
 use world::*;
 
@@ -58,6 +59,26 @@ fn a_primary_that_lost_power_takes_over_what_a_member_has_whose_process_only_die
         world.until_healthy();
         same(&mut world, &[A, B]);
     }
+}
+
+#[test]
+fn a_block_that_cannot_be_read_is_not_replaced_by_one_of_a_replica_that_lost_power() {
+    let mut lost = 0;
+    for seed in 0..20 {
+        let mut world = World::pair(400 + seed);
+        world.write_done(A, 7, 1, 1);
+        world.flush_done(A);
+        world.write_done(A, 7, 1, 2);
+        world.power_cut(B);
+        lost += u64::from(world.contents(B)[7] != 2);
+        world.machine(A).disk.fail_next(OpClass::Read, DiskError::Io("medium error".to_string(), 5));
+        world.start(B);
+        world.until_serving(A);
+        assert_eq!(world.read_value(A, 7), 2, "seed {seed}");
+        world.until_healthy();
+        same(&mut world, &[A, B]);
+    }
+    assert!(lost > 3, "B lost what was not flushed");
 }
 
 #[test]

@@ -62,6 +62,8 @@ pub struct Server {
     data: BTreeMap<GroupId, GroupSpec>,
     reported: BTreeSet<(GroupId, Generation)>,
     exports: Vec<String>,
+    /// Nodes whose promises its data plane was told to forget.
+    pub fenced: Vec<NodeId>,
     boots: u64,
     pub memory: u64,
     pub has_power_switch: bool,
@@ -118,6 +120,7 @@ impl World {
             data: BTreeMap::new(),
             reported: BTreeSet::new(),
             exports: vec![],
+            fenced: vec![],
             boots: 0,
             memory: 8 * GIB,
             has_power_switch: with_power,
@@ -748,6 +751,7 @@ impl World {
                 Order::Forget { group } => {
                     self.server(node).data.remove(&group);
                 }
+                Order::Fenced { node: fenced } => self.server(node).fenced.push(fenced),
                 Order::Exports { names } => self.server(node).exports = names.into_keys().collect(),
                 _ => {}
             },
