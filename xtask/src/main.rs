@@ -2,6 +2,7 @@
 
 mod bench;
 mod check;
+mod interrupt;
 mod licence;
 mod sim;
 
@@ -54,6 +55,11 @@ fn fix() -> Result<()> {
 /// The folder of the workspace.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_path_buf()
+}
+
+/// Where cargo builds.
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
 }
 
 fn cargo() -> Command {
