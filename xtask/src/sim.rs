@@ -152,7 +152,12 @@ impl Results {
 fn scenarios(args: &SimArgs, seed: u64, sabotage: Option<Sabotage>) -> Vec<Scenario> {
     match &args.scenario {
         None => vec![Scenario::of_seed(seed, sabotage)],
-        Some(part) => scenario::named(seed).into_iter().filter(|scenario| scenario.name.contains(part)).collect(),
+        Some(part) => {
+            let mut named = scenario::named(seed);
+            named.retain(|scenario| scenario.name.contains(part));
+            named.iter_mut().for_each(|scenario| scenario.settings.sabotage = sabotage);
+            named
+        }
     }
 }
 

@@ -98,7 +98,8 @@ impl World {
         self.trace.line(self.now, || format!("** {fault:?}"));
         // Guests come to other places just as something goes wrong: that is when it is hardest to know what changed.
         let World { nodes, luck, .. } = self;
-        nodes.values_mut().flat_map(|node| node.guests.values_mut()).for_each(|guest| guest.place = luck.draw() >> 8);
+        let guests = nodes.values_mut().flat_map(|node| node.guests.values_mut());
+        guests.for_each(|guest| guest.go_to_fresh_places(luck));
         match fault {
             Fault::Kill { node, process, restart_after } => self.kill(node, process, restart_after),
             Fault::Stop { node, process, length } => {

@@ -14,6 +14,8 @@ use crate::content::bytes_of;
 const DEPTH: usize = 4;
 /// Places of a volume that its guest uses: few, so that requests meet.
 const PLACES: u64 = 10;
+/// Further places, to which it comes only when something goes wrong: so most of them are not written before.
+const FRESH: u64 = 6;
 /// It works at so many neighbouring places at a time, and moves on after so many requests on average. So there are extents
 /// that it comes to for the first time in a generation, also while a cut or a takeover is under way.
 const AT_A_TIME: u64 = 2;
@@ -67,7 +69,7 @@ pub struct Guest {
     pub to_check: VecDeque<(VolumeId, BlockRange)>,
     pub stopped: bool,
     /// The first of the places where it works now.
-    pub place: u64,
+    place: u64,
     /// Answers of requests, counted; for the trace and for liveness.
     pub answered: u64,
 }
@@ -92,12 +94,17 @@ impl Guest {
     /// From now on everything that may have been written is read again.
     pub fn check_all(&mut self) {
         for (volume, blocks) in &self.volumes {
-            for place in 0..PLACES {
+            for place in 0..PLACES + FRESH {
                 let start = place_of(*volume, *blocks, place);
                 let count = (AROUND + LONGEST).min(blocks - start);
                 self.to_check.push_back((*volume, BlockRange::new(BlockIndex(start), BlockCount(count))));
             }
         }
+    }
+
+    /// From now on it writes where it most likely never wrote.
+    pub fn go_to_fresh_places(&mut self, luck: &mut Luck) {
+        self.place = PLACES + luck.below(FRESH);
     }
 
     /// The next request, if there is one to make now. With `writes` false only what is to be checked is read.
@@ -115,7 +122,7 @@ impl Guest {
         if luck.one_in(STAYS) {
             self.place = luck.below(PLACES);
         }
-        let place = (self.place + luck.below(AT_A_TIME)) % PLACES;
+        let place = (self.place + luck.below(AT_A_TIME)) % (PLACES + FRESH);
         let start = (place_of(volume, blocks, place) + luck.below(AROUND)).min(blocks - 1);
         let longest = if luck.one_in(30) { LONGEST } else { 4 };
         let count = (1 + luck.below(longest)).min(blocks - start);

@@ -55,7 +55,7 @@ pub fn named(seed: u64) -> Vec<Scenario> {
             nodes: 2,
             witness: true,
             switches: *has == Has::WitnessAndSwitches,
-            vms: vec![vec![14 << 20]],
+            vms: vec![vec![46 << 20]],
             think: Duration::from_millis(20),
             sabotage: None,
         },
