@@ -103,16 +103,15 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     crate::run(crate::cargo().args(["build", "--release", "--workspace", "--bins"])).context("the release build")?;
 
     interrupt::note()?;
-    let scratch = crate::target().join("bench");
-    fs::create_dir_all(&scratch)?;
-    let scratch = fs::canonicalize(scratch)?;
-    let lab = Lab::up(&scratch, args.size_mib)?;
+    // What is declared first is removed last.
+    let scratch = Scratch::new(crate::target().join("bench"))?;
+    let lab = Lab::up(&scratch.0, args.size_mib)?;
     let cgroup = Cgroup::new(cgroups.join("pollux-bench"))?;
-    let plain = PlainExport::start(&scratch, args.size_mib, &cgroup)?;
+    let plain = PlainExport::start(&scratch.0, args.size_mib, &cgroup)?;
 
     eprintln!("bench: filling");
     let fill_time = FILL_TIME.mul_f64((args.size_mib as f64 / 1024.0).max(1.0));
-    let fio = fio::Fio { scratch: &scratch, cgroup: &cgroup, size_mib: args.size_mib };
+    let fio = fio::Fio { scratch: &scratch.0, cgroup: &cgroup, size_mib: args.size_mib };
     for uri in [&lab.uri, &plain.uri] {
         fio.fill(uri, &FILL, fill_time)?;
     }
@@ -144,4 +143,20 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             .with_context(|| format!("writing the figures to {}", path.display()))?;
     }
     Ok(())
+}
+
+/// A folder for pools, the plain file, and what programs say; gone when dropped.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(dir: PathBuf) -> Result<Scratch> {
+        fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+        Ok(Scratch(fs::canonicalize(dir)?))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::cgroup::Cgroup;
 use crate::interrupt;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -22,6 +22,8 @@ pub struct PlainExport {
 impl PlainExport {
     pub fn start(scratch: &Path, size_mib: u64, cgroup: &Cgroup) -> Result<PlainExport> {
         let (file, socket) = (scratch.join("plain.raw"), scratch.join("plain.sock"));
+        // It has something to say whenever a client leaves.
+        let errors = scratch.join("qemu-nbd.err");
         let _ = fs::remove_file(&socket);
         fs::File::create(&file)?.set_len(size_mib << 20)?;
         let server = cgroup
@@ -30,6 +32,7 @@ impl PlainExport {
             .arg("-k")
             .args([&socket, &file])
             .stdout(Stdio::null())
+            .stderr(fs::File::create(&errors)?)
             .spawn()
             .context("starting qemu-nbd")?;
         let uri = format!("nbd+unix:///plain?socket={}", socket.display());
@@ -37,8 +40,9 @@ impl PlainExport {
         let deadline = Instant::now() + LISTEN_TIME;
         while UnixStream::connect(&plain.files[1]).is_err() {
             interrupt::check()?;
-            let ended = plain.server.try_wait()?;
-            ensure!(ended.is_none(), "qemu-nbd ended; its words are above");
+            if let Some(status) = plain.server.try_wait()? {
+                bail!("qemu-nbd: {status}: {}", fs::read_to_string(&errors)?.trim());
+            }
             ensure!(Instant::now() < deadline, "qemu-nbd does not listen after {LISTEN_TIME:?}");
             std::thread::sleep(Duration::from_millis(20));
         }

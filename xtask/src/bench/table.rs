@@ -51,9 +51,6 @@ pub fn print_idle(idle: &Idle) {
     }
     println!("\n{:<16} {:>4} {:>8} {:>12}", "idle, sent on", "node", "bytes/s", "packets/s");
     for cable in &idle.cables {
-        println!(
-            "{:<16} {:>4} {:>8.0} {:>12.1}",
-            cable.network, cable.node, cable.bytes_per_s, cable.packets_per_s
-        );
+        println!("{:<16} {:>4} {:>8.0} {:>12.1}", cable.network, cable.node, cable.bytes_per_s, cable.packets_per_s);
     }
 }

@@ -246,7 +246,7 @@ fn wait_protected(site: &Site, progress: &mut dyn FnMut(&str)) -> Outcome {
     loop {
         let now = match client.status() {
             Ok(status) if status.headline.protection == Protection::Protected => return Ok(()),
-            Ok(status) => format!("{}: {}", status.headline.protection, status.headline.text),
+            Ok(status) => status.headline.text,
             Err(error) => error.to_string(),
         };
         if started.elapsed() > PROTECTED_WAIT {
