@@ -5,15 +5,15 @@
 
 #![allow(dead_code)]
 
+mod data;
 mod log;
 mod words;
 
 use log::Log;
 use pollux_base::config::PowerConfig;
 use pollux_base::guard::{Heartbeat, Network};
-use pollux_base::order::{GroupReport, ReplicaState};
 use pollux_base::record::GroupSpec;
-use pollux_base::{Epoch, Generation, GroupId, Incarnation, Instant, NodeId, Order, Report, VmId};
+use pollux_base::{Epoch, Generation, GroupId, Incarnation, Instant, NodeId, Order, VmId};
 use pollux_cluster::entry::{Change, NodeSpec};
 use pollux_cluster::{
     Answer, Cluster, EpochRecord, Input, Output, Refusal, Register, Setup, State, VmCommand, VmEvent, WitnessAnswer,
@@ -534,63 +534,6 @@ impl World {
             assert!(due.is_none_or(|due| due > now), "the deadline does not move on: {due:?} at {now:?}");
         }
         self.run_data_plane(node);
-    }
-
-    /// What a data plane says of a group that it was told of.
-    fn report(&self, node: NodeId, spec: &GroupSpec) -> Report {
-        Report::Group(GroupReport {
-            group: spec.group,
-            stamp: Some(spec.record.stamp),
-            state: if spec.record.primary == node { ReplicaState::Serving } else { ReplicaState::Secondary },
-            is_unborn: self.births_hang,
-            used_bytes: 0,
-            healed_blocks: 0,
-            resync: BTreeMap::new(),
-            connected: BTreeSet::new(),
-        })
-    }
-
-    /// The data plane of a primary: loses a dead peer, and finds a living one up to date after a second.
-    fn run_data_plane(&mut self, node: NodeId) {
-        let now = self.now;
-        let is_peer_there = !self.cut && self.servers[&other(node)].guard.is_some();
-        let mut reports = vec![];
-        for (group, spec) in &self.servers[&node].data {
-            let is_in = spec.record.in_sync.contains(&other(node));
-            let generation = spec.record.stamp.generation;
-            if spec.record.primary != node || self.servers[&node].reported.contains(&(*group, generation)) {
-                continue;
-            }
-            let peer = other(node);
-            match (is_in, is_peer_there) {
-                (true, false) => reports.push((
-                    ms(900),
-                    Report::ReplicaLost {
-                        group: *group,
-                        generation,
-                        node: peer,
-                        reason: "its connection is gone".into(),
-                    },
-                )),
-                (false, true)
-                    if self.servers[&peer].data.get(group).is_some_and(|other| other.record == spec.record) =>
-                {
-                    reports.push((ms(1000), Report::ReplicaCurrent { group: *group, generation, node: peer }));
-                }
-                _ => {}
-            }
-        }
-        for (after, report) in reports {
-            let (Report::ReplicaLost { group, generation, .. } | Report::ReplicaCurrent { group, generation, .. }) =
-                &report
-            else {
-                continue;
-            };
-            let key = (*group, *generation);
-            let server = self.server(node);
-            server.reported.insert(key);
-            server.inbox.push((now + after, Input::Data(Some(report))));
-        }
     }
 
     fn step_hardware(&mut self) {
