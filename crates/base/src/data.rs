@@ -10,24 +10,24 @@ pub const ALIGNMENT: usize = BLOCK_BYTES as usize;
 
 /// Bytes that have one owner and may be written, aligned for O_DIRECT. Becomes `Data` when filled.
 pub struct Buffer {
-    // One page longer than asked for; the part in use begins at the first aligned byte. A Box<[u8]> never moves its
-    // bytes, so the place stays aligned for the life of the buffer, without `unsafe`.
-    bytes: Box<[u8]>,
+    // One page longer than asked for; the part in use begins at the first aligned byte. A Vec that does not grow never
+    // moves its bytes, so the place stays aligned for the life of the buffer, without `unsafe`.
+    bytes: Vec<u8>,
     range: Range<usize>,
 }
 
 impl Buffer {
     /// `len` zero bytes.
     pub fn zeroed(len: usize) -> Buffer {
-        let bytes = vec![0u8; len + ALIGNMENT].into_boxed_slice();
+        let bytes = vec![0u8; len + ALIGNMENT];
         let start = bytes.as_ptr().align_offset(ALIGNMENT);
         Buffer { bytes, range: start..start + len }
     }
     /// A copy of `source`.
     pub fn copy_of(source: &[u8]) -> Buffer {
-        let mut buffer = Buffer::zeroed(source.len());
-        buffer.as_mut_slice().copy_from_slice(source);
-        buffer
+        let mut filling = Filling::new(source.len());
+        filling.take(source);
+        filling.finish()
     }
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
@@ -40,6 +40,37 @@ impl Buffer {
     /// Ends writing: from now on the bytes are shared and do not change.
     pub fn freeze(self) -> Data {
         Data { range: self.range.clone(), buffer: Arc::new(self) }
+    }
+}
+
+/// A buffer whose bytes arrive piece by piece, in order. Its memory is touched once: it is not made zero first.
+pub struct Filling {
+    bytes: Vec<u8>,
+    range: Range<usize>,
+}
+
+impl Filling {
+    /// A buffer that is to have `len` bytes.
+    pub fn new(len: usize) -> Filling {
+        let mut bytes = Vec::<u8>::with_capacity(len + ALIGNMENT);
+        let start = bytes.as_ptr().align_offset(ALIGNMENT);
+        bytes.resize(start, 0);
+        Filling { bytes, range: start..start + len }
+    }
+    /// How many bytes have not arrived yet.
+    pub fn missing(&self) -> usize {
+        self.range.end - self.bytes.len()
+    }
+    /// Takes what it can use of `input`, and says how much that was.
+    pub fn take(&mut self, input: &[u8]) -> usize {
+        let taken = input.len().min(self.missing());
+        self.bytes.extend_from_slice(&input[..taken]);
+        taken
+    }
+    /// The whole buffer.
+    pub fn finish(self) -> Buffer {
+        assert!(self.missing() == 0, "{} of {} bytes have not arrived", self.missing(), self.range.len());
+        Buffer { bytes: self.bytes, range: self.range }
     }
 }
 
@@ -135,5 +166,23 @@ mod tests {
         assert!(second.is_aligned());
         assert_eq!(second.as_slice()[0], 7);
         assert_eq!(second.slice(0..1).as_slice(), &[7]);
+    }
+
+    #[test]
+    fn what_arrives_in_pieces_is_whole_aligned_and_takes_no_byte_too_many() {
+        let source: Vec<u8> = (0..2 * ALIGNMENT).map(|index| (index % 251) as u8).collect();
+        let mut filling = Filling::new(source.len());
+        let mut rest = source.as_slice();
+        for piece in [1, 4095, 3000] {
+            assert_eq!(filling.take(&rest[..piece]), piece);
+            rest = &rest[piece..];
+        }
+        assert_eq!(filling.missing(), rest.len());
+        let beyond = [rest, &[1, 2, 3]].concat();
+        assert_eq!(filling.take(&beyond), rest.len());
+        assert_eq!(filling.take(&[1]), 0);
+        let data = filling.finish().freeze();
+        assert!(data.is_aligned());
+        assert_eq!(data.as_slice(), source);
     }
 }

@@ -12,7 +12,7 @@ use super::transmission::{
     Command, Header, REQUEST_BYTES, Refusal, error_reply, read_reply, refusal_of, simple_reply, status_reply,
 };
 use crate::export::Exports;
-use pollux_base::data::Buffer;
+use pollux_base::data::Filling;
 use pollux_base::unit::BlockRange;
 use pollux_base::{Instant, Op, Reply, Segment, VolumeId};
 use std::borrow::Cow;
@@ -98,8 +98,7 @@ enum Phase {
         cookie: u64,
         range: BlockRange,
         fua: bool,
-        buffer: Buffer,
-        filled: usize,
+        payload: Filling,
     },
     /// The bytes of a refused write.
     Skip {
@@ -326,18 +325,15 @@ impl Connection {
                     };
                     self.on_request(header);
                 }
-                Phase::Payload { cookie, range, fua, buffer, filled } => {
-                    let place = &mut buffer.as_mut_slice()[*filled..];
-                    let taken = rest.len().min(place.len());
-                    place[..taken].copy_from_slice(&rest[..taken]);
-                    rest = &rest[taken..];
-                    *filled += taken;
-                    if taken < place.len() {
+                Phase::Payload { cookie, range, fua, payload } => {
+                    rest = &rest[payload.take(rest)..];
+                    if payload.missing() > 0 {
                         break;
                     }
                     let (cookie, range, fua) = (*cookie, *range, *fua);
-                    if let Phase::Payload { buffer, .. } = std::mem::replace(&mut self.phase, Phase::RequestHeader) {
-                        self.begin(cookie, Kind::Other, Op::Write { range, data: buffer.freeze(), fua });
+                    if let Phase::Payload { payload, .. } = std::mem::replace(&mut self.phase, Phase::RequestHeader) {
+                        let data = payload.finish().freeze();
+                        self.begin(cookie, Kind::Other, Op::Write { range, data, fua });
                     }
                 }
                 Phase::Skip { cookie, refusal, left } => {
@@ -375,8 +371,8 @@ impl Connection {
                 self.end(End::Garbage(format!("a write of {} bytes", header.len)));
             }
             Ok(Command::Write { range, fua }) => {
-                let buffer = Buffer::zeroed(header.len as usize);
-                self.phase = Phase::Payload { cookie, range, fua, buffer, filled: 0 };
+                let payload = Filling::new(header.len as usize);
+                self.phase = Phase::Payload { cookie, range, fua, payload };
             }
             Err(refusal) if header.command == CMD_WRITE => {
                 self.phase = Phase::Skip { cookie, refusal, left: header.len as usize };

@@ -3,7 +3,7 @@
 
 use super::{BODY_BYTES_MAX, CHECKSUMS_MAX, DATA_BYTES_MAX, Frame, Message, WIRE_VERSION};
 use pollux_base::checksum::crc32c;
-use pollux_base::data::{Buffer, Segment};
+use pollux_base::data::{Filling, Segment};
 use pollux_base::unit::BLOCK_BYTES;
 use pollux_base::{BlockChecksum, ClusterId, NodeId};
 use std::collections::VecDeque;
@@ -112,8 +112,7 @@ enum Part {
     },
     Blocks {
         frame: Frame,
-        buffer: Buffer,
-        filled: usize,
+        blocks: Filling,
     },
 }
 
@@ -189,20 +188,17 @@ impl Decoder {
                         self.part = Decoder::header();
                         self.frames.push_back(frame);
                     } else {
-                        self.part = Part::Blocks { frame, buffer: Buffer::zeroed(*data_bytes), filled: 0 };
+                        self.part = Part::Blocks { frame, blocks: Filling::new(*data_bytes) };
                     }
                 }
                 Ok(taken)
             }
-            Part::Blocks { buffer, filled, .. } => {
-                let place = &mut buffer.as_mut_slice()[*filled..];
-                let taken = input.len().min(place.len());
-                place[..taken].copy_from_slice(&input[..taken]);
-                *filled += taken;
-                if taken == place.len()
-                    && let Part::Blocks { mut frame, buffer, .. } = std::mem::replace(&mut self.part, Decoder::header())
+            Part::Blocks { blocks, .. } => {
+                let taken = blocks.take(input);
+                if blocks.missing() == 0
+                    && let Part::Blocks { mut frame, blocks } = std::mem::replace(&mut self.part, Decoder::header())
                 {
-                    frame.data = Some(buffer.freeze());
+                    frame.data = Some(blocks.finish().freeze());
                     self.frames.push_back(frame);
                 }
                 Ok(taken)
