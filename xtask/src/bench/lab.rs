@@ -3,11 +3,16 @@
 use crate::interrupt;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// What a pool needs beside the volume: tables, journal, and some air.
 const POOL_EXTRA_MIB: u64 = 1024;
+
+/// A probe takes some seconds.
+const PROBE_TIME: Duration = Duration::from_secs(60);
 
 /// Taken down when dropped.
 pub struct Lab {
@@ -27,8 +32,27 @@ impl Lab {
         interrupt::check()?;
         pollux(&["volume", "create", "bench", "--size", &format!("{size_mib}M")])?;
         lab.uri = own_socket()?;
+        lab.wait_for_probes()?;
         Ok(lab)
     }
+
+    /// A node that has just started looks whether KVM works, with a small guest that takes seconds of CPU time: they are
+    /// no cost of the volume.
+    fn wait_for_probes(&self) -> Result<()> {
+        let deadline = Instant::now() + PROBE_TIME;
+        while ["a/daemons", "b/daemons"].iter().any(|place| runs_guest(&self.cgroup.join(place))) {
+            interrupt::check()?;
+            ensure!(Instant::now() < deadline, "a node is still probing for KVM after {PROBE_TIME:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+}
+
+fn runs_guest(group: &Path) -> bool {
+    let pids = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    let mut names = pids.lines().map(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default());
+    names.any(|name| name.starts_with("qemu"))
 }
 
 impl Drop for Lab {
