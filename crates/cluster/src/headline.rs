@@ -46,6 +46,8 @@ pub struct Sight {
     pub data_plane: bool,
     /// Why nobody may decide here.
     pub isolated: Option<String>,
+    /// What a human may do about that.
+    pub isolated_fix: Option<String>,
 }
 
 /// The promised times of a restart (`pollux_base::timing`), with and without power switches.
@@ -88,7 +90,8 @@ fn authority_trouble(state: &State, sight: &Sight) -> Option<Trouble> {
         return trouble(Unprotected, reason, "power the other node on; it joins by itself");
     }
     if let Some(reason) = &sight.isolated {
-        return trouble(Unprotected, reason.clone(), "pollux node list");
+        let fix = sight.isolated_fix.as_deref().unwrap_or("pollux node list");
+        return trouble(Unprotected, reason.clone(), fix);
     }
     if state.nodes.len() < 2 {
         return trouble(Unprotected, "there is one node only", "add a second node when the cluster is made");

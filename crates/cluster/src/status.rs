@@ -20,6 +20,7 @@ impl Cluster {
             guard: self.guard.is_some(),
             data_plane: self.groups.is_connected && self.groups.pool_failure.is_none(),
             isolated: self.why_not_acting(),
+            isolated_fix: self.partner().and_then(|node| self.confirm_fix(node)),
         }
     }
 

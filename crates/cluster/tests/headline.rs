@@ -26,6 +26,7 @@ impl Case {
             guard: true,
             data_plane: true,
             isolated: None,
+            isolated_fix: None,
         };
         let mut case = Case { state: State::default(), sight };
         let spec = |name: &str| NodeSpec {
@@ -89,6 +90,16 @@ fn not_formed_yet() {
     case.state = State::default();
     case.sight.isolated = Some("the cluster is being formed: waits for `b`".into());
     case.tells("unprotected: the cluster is being formed: waits for `b`", Some("start pollux on every node"));
+}
+
+#[test]
+fn nobody_but_a_human_can_decide() {
+    let mut case = Case::new();
+    case.sight.isolated = Some("`a` is silent and there is no witness".into());
+    case.tells("unprotected: `a` is silent and there is no witness", Some("pollux node list"));
+    let fix = "make sure that `a` is off, then: pollux node confirm-down a";
+    case.sight.isolated_fix = Some(fix.into());
+    case.tells("unprotected: `a` is silent and there is no witness", Some(fix));
 }
 
 #[test]
