@@ -1,23 +1,28 @@
 //! KVM or software emulation.
 //!
-//! The presence of /dev/kvm proves nothing: there are machines where it opens and guests hang on it. So a guest is
-//! really run on it, once per boot of the node: a boot sector that leaves through a port of QEMU's. It takes some tens
-//! of milliseconds where KVM works.
+//! The presence of /dev/kvm proves nothing: there are machines where it opens and guests hang on it, or crawl, or where it
+//! cannot give them the host's processor. So a guest is really run on it, once per boot of the node and again when a guest
+//! did not start: a boot sector that leaves through a port of QEMU's. It takes some tens of milliseconds where KVM works.
 
 use crate::Settings;
-use crate::argv::QEMU;
+use crate::argv::{QEMU, engine_options};
 use pollux_base::config::Accelerator;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::process::Command;
 
 /// A guest that has not left by then hangs. Firmware and boot sector take about 0.1 s, also when emulated; the rest is
 /// for a busy machine.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// A guest on KVM that takes longer is compared with one in software, which must not be faster.
+const PROBE_SLOW: Duration = Duration::from_millis(500);
 /// QEMU's exit code when the guest writes 0x10 to its exit port: twice that, plus one.
 const PROBE_EXIT: i32 = 0x10 * 2 + 1;
+
+/// File in the run directory that remembers a probe's result.
+const MEMORY: &str = "accelerator.json";
 
 /// What runs the guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,12 +51,12 @@ pub async fn choose(settings: &Settings) -> Chosen {
         Accelerator::Kvm => Chosen { engine: Engine::Kvm, reason: "configured".into() },
         Accelerator::Tcg => Chosen { engine: Engine::Tcg, reason: "configured".into() },
         Accelerator::Auto => {
-            let file = settings.vm_dir.join("accelerator.json");
+            let file = settings.vm_dir.join(MEMORY);
             let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
             if let Some(chosen) = remembered(&file, &boot) {
                 return chosen;
             }
-            let chosen = match probe(Engine::Kvm, &settings.vm_dir).await {
+            let chosen = match probe_kvm(&settings.vm_dir).await {
                 Ok(()) => Chosen { engine: Engine::Kvm, reason: "a guest was seen to run on KVM".into() },
                 Err(reason) => Chosen { engine: Engine::Tcg, reason },
             };
@@ -68,9 +73,30 @@ pub async fn choose(settings: &Settings) -> Chosen {
     }
 }
 
+/// What a start that failed does: the next choice is made anew.
+pub fn forget(settings: &Settings) {
+    let _ = std::fs::remove_file(settings.vm_dir.join(MEMORY));
+}
+
 fn remembered(file: &Path, boot: &str) -> Option<Chosen> {
     let remembered: Remembered = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
     (remembered.boot == boot && !boot.is_empty()).then_some(remembered.chosen)
+}
+
+/// Whether guests run on KVM, and no slower than in software.
+async fn probe_kvm(dir: &Path) -> Result<(), String> {
+    let began = Instant::now();
+    probe(Engine::Kvm, dir).await?;
+    let on_kvm = began.elapsed();
+    if on_kvm > PROBE_SLOW {
+        let began = Instant::now();
+        // If software is worse still, or does not work at all, the machine is only busy.
+        if probe(Engine::Tcg, dir).await.is_ok() && began.elapsed() < on_kvm {
+            let (kvm, tcg) = (on_kvm.as_secs_f64(), began.elapsed().as_secs_f64());
+            return Err(format!("a guest took {kvm:.1} s on kvm and {tcg:.1} s in software"));
+        }
+    }
+    Ok(())
 }
 
 /// Runs a guest on this engine to its end. The error says what happened instead.
@@ -88,13 +114,12 @@ async fn probe(engine: Engine, dir: &Path) -> Result<(), String> {
 }
 
 async fn run_probe(engine: Engine, disk: &Path) -> Result<(), String> {
-    let name = match engine {
-        Engine::Kvm => "kvm",
-        Engine::Tcg => "tcg",
-    };
+    let [(_, accel), (_, cpu)] = engine_options(engine);
+    let name = if engine == Engine::Kvm { "kvm" } else { "tcg" };
     let file = disk.to_string_lossy().replace(',', ",,");
     let output = Command::new(QEMU)
-        .args(["-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc", "-m", "16", "-accel", name])
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc", "-m", "16"])
+        .args(["-accel", accel, "-cpu", cpu])
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-no-reboot"])
         .args(["-drive", &format!("file={file},format=raw,if=ide")])
         .stdin(Stdio::null())
@@ -143,6 +168,19 @@ mod tests {
     async fn the_probe_says_yes_where_guests_run() {
         let dir = tempfile::tempdir().expect("tmp is writable");
         assert_eq!(probe(Engine::Tcg, dir.path()).await, Ok(()), "software emulation always runs");
+    }
+
+    #[tokio::test]
+    async fn a_choice_that_is_doubted_is_made_anew() {
+        let dir = tempfile::tempdir().expect("tmp is writable");
+        let settings = settings(dir.path());
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("Linux");
+        let wrong = Chosen { engine: Engine::Kvm, reason: "an accident".into() };
+        let text = serde_json::to_vec(&Remembered { boot, chosen: wrong.clone() }).expect("plain data");
+        std::fs::write(dir.path().join(MEMORY), text).expect("writable");
+        assert_eq!(choose(&settings).await, wrong);
+        forget(&settings);
+        assert_ne!(choose(&settings).await.reason, wrong.reason);
     }
 
     /// Whatever this machine's KVM is like, the answer comes within the bound and the probe leaves nothing.

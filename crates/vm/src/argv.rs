@@ -25,6 +25,16 @@ const RECONNECT_DELAY_S: u32 = 365 * 24 * 3600;
 /// How long QEMU tries to reach the disk's server at its start; the start of a VM waits for it.
 pub const OPEN_TIMEOUT_S: u32 = 15;
 
+/// What runs the guest's instructions, and which processor it sees. The probe uses the same: a processor that KVM cannot
+/// give ends QEMU as it starts.
+pub fn engine_options(engine: Engine) -> [(&'static str, &'static str); 2] {
+    match engine {
+        Engine::Kvm => [("accel", "kvm"), ("cpu", "host")],
+        // Translated code: by default up to a gigabyte for each guest, of which a small one needs a tenth.
+        Engine::Tcg => [("accel", "tcg,thread=multi,tb-size=128"), ("cpu", "max")],
+    }
+}
+
 /// Command line, program first, of this guest on this node.
 pub fn argv(guest: &Guest, settings: &Settings, engine: Engine, dir: &RunDir) -> Vec<String> {
     let mut argv: Vec<String> = vec![QEMU.into()];
@@ -35,16 +45,8 @@ pub fn argv(guest: &Guest, settings: &Settings, engine: Engine, dir: &RunDir) ->
     add("msg", "timestamp=on".into());
     add("display", "none".into());
     add("machine", "q35".into());
-    match engine {
-        Engine::Kvm => {
-            add("accel", "kvm".into());
-            add("cpu", "host".into());
-        }
-        Engine::Tcg => {
-            // Translated code: by default up to a gigabyte for each guest, of which a small one needs a tenth.
-            add("accel", "tcg,thread=multi,tb-size=128".into());
-            add("cpu", "max".into());
-        }
+    for (option, value) in engine_options(engine) {
+        add(option, value.into());
     }
     add("smp", format!("cpus={}", guest.cpus));
     add("m", format!("size={}B", guest.memory.0));

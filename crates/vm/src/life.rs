@@ -3,7 +3,7 @@
 //! starting -> running <-> stalled -> ending -> gone. What is asked of it comes as a value that can be asked twice
 //! without harm; what becomes of it is told as events.
 
-use crate::accelerator::{self, Chosen};
+use crate::accelerator::{self, Chosen, Engine};
 use crate::console;
 use crate::guest::Guest;
 use crate::process::Process;
@@ -15,7 +15,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OnceCell, mpsc, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 /// QEMU answers its control socket by then or the start has failed: it opens its disks first, and starts slowly on a
@@ -34,6 +34,9 @@ const RETRY_LAST: Duration = Duration::from_secs(10);
 /// How often the console's file is made smaller if need be: a guest that floods it at 10 MB/s fills 300 MB meanwhile.
 const CONSOLE_CARE: Duration = Duration::from_secs(30);
 
+/// A broken promise within QEMU; its last words say which.
+const SIGABRT: i32 = 6;
+
 const BY_GUEST: &str = "the guest shut down";
 
 /// What is asked of a VM. Only grows.
@@ -51,13 +54,24 @@ pub struct Asked {
 pub struct Shared {
     pub settings: Settings,
     pub events: mpsc::Sender<Event>,
-    pub accelerator: OnceCell<Chosen>,
+    pub accelerator: Mutex<Option<Chosen>>,
 }
 
 impl Shared {
     /// Chosen once; the first who asks waits for the probe.
     pub async fn accelerator(&self) -> Chosen {
-        self.accelerator.get_or_init(|| accelerator::choose(&self.settings)).await.clone()
+        let mut chosen = self.accelerator.lock().await;
+        match &*chosen {
+            Some(chosen) => chosen.clone(),
+            None => chosen.insert(accelerator::choose(&self.settings).await).clone(),
+        }
+    }
+    /// A QEMU ended before its guest ran: perhaps for its accelerator's sake, so that is chosen anew.
+    async fn doubt_accelerator(&self) {
+        let mut chosen = self.accelerator.lock().await;
+        if chosen.take().is_some_and(|chosen| chosen.engine == Engine::Kvm) {
+            accelerator::forget(&self.settings);
+        }
     }
     async fn tell(&self, event: Event) {
         tracing::info!(?event, "VM");
@@ -141,6 +155,9 @@ impl Life {
                 why
             }
         };
+        if matches!(why, NotStarted::Failed(_)) {
+            self.shared.doubt_accelerator().await;
+        }
         self.clean_up().await;
         let (vm, incarnation) = (self.guest.vm, self.guest.incarnation);
         self.shared
@@ -423,6 +440,7 @@ impl Life {
         match status {
             None => "QEMU is gone".into(),
             Some(status) => match (status.signal(), self.dir.last_words()) {
+                (Some(SIGABRT), Some(words)) => format!("QEMU gave up: {words}"),
                 (Some(signal), _) => format!("QEMU was killed by signal {signal}"),
                 (None, Some(words)) => format!("QEMU ended: {words}"),
                 (None, None) => format!("QEMU ended with {status}"),

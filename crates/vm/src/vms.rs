@@ -11,7 +11,7 @@ use pollux_base::{Incarnation, VmId};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::{OnceCell, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 /// Events that wait for a busy receiver; then the VMs' tasks wait, not QEMU.
@@ -37,7 +37,7 @@ impl Vms {
     pub async fn open(settings: Settings) -> io::Result<(Vms, mpsc::Receiver<Event>)> {
         std::fs::create_dir_all(&settings.vm_dir)?;
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
-        let shared = Arc::new(Shared { settings, events, accelerator: OnceCell::new() });
+        let shared = Arc::new(Shared { settings, events, accelerator: tokio::sync::Mutex::new(None) });
         let vms = Vms { shared, runs: Arc::default() };
         for vm in RunDir::list(&vms.shared.settings)? {
             let dir = RunDir::of(&vms.shared.settings, vm);
