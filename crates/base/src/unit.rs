@@ -176,6 +176,18 @@ impl BlockRange {
             BlockRange::new(start, BlockCount(end - start.0))
         })
     }
+    /// The same blocks as runs of which `of` says the same, in order, with what it says.
+    pub fn split_by(self, of: impl Fn(BlockIndex) -> bool) -> Vec<(BlockRange, bool)> {
+        let mut runs: Vec<(BlockRange, bool)> = Vec::new();
+        for block in (self.start.0..self.end().0).map(BlockIndex) {
+            let is = of(block);
+            match runs.last_mut().filter(|(_, before)| *before == is) {
+                Some((run, _)) => run.count.0 += 1,
+                None => runs.push((BlockRange::new(block, BlockCount(1)), is)),
+            }
+        }
+        runs
+    }
 }
 
 #[cfg(test)]
@@ -196,6 +208,14 @@ mod tests {
             }
             prop_assert_eq!(at, if count == 0 { start } else { start + count });
         }
+    }
+
+    #[test]
+    fn splitting_by_a_property_keeps_every_block_and_joins_neighbours() {
+        let range = |start, count| BlockRange::new(BlockIndex(start), BlockCount(count));
+        let runs = range(3, 6).split_by(|block| (4..7).contains(&block.0));
+        assert_eq!(runs, [(range(3, 1), false), (range(4, 3), true), (range(7, 2), false)]);
+        assert!(range(3, 0).split_by(|_| true).is_empty());
     }
 
     #[test]

@@ -20,6 +20,12 @@ pub(crate) const ANSWER_LATE: Duration = Duration::from_secs(5);
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 impl Group {
+    /// Replicas whose loss is reported. At a birth nobody's: whoever is missing is waited for, because nothing is lost by it,
+    /// and without it the birth could never be confirmed.
+    fn needed(&self, me: NodeId) -> BTreeSet<NodeId> {
+        if self.is_unborn() { BTreeSet::new() } else { self.required(me) }
+    }
+
     /// Reports required replicas that are lost, and offered ones that may be named, again and again until a newer record
     /// is ordered.
     pub(crate) fn report_members(&mut self, node: &mut Node) {
@@ -34,9 +40,7 @@ impl Group {
                 .filter(|since| in_sync.contains(&me) && now >= node.late_at(*since))
                 .map(|_| format!("the disk has not answered for {} s", ANSWER_LATE.as_secs())),
         };
-        // Whoever is missing at birth is waited for: nothing is lost by it, and without it the birth could never be confirmed.
-        let is_unborn = self.is_unborn();
-        let required = self.required(me);
+        let needed = self.needed(me);
         let Some(primary) = &mut self.primary else { return };
         let is_due = |reported: Option<Instant>| reported.is_none_or(|at| now >= at + REPORT_REPEAT);
         if let Some(reason) = own_loss
@@ -52,7 +56,7 @@ impl Group {
             .filter(|asked| !asked.is_held)
             .map(|asked| asked.peer)
             .collect();
-        for peer in required {
+        for peer in needed {
             let Some(member) = primary.members.get_mut(&peer) else { continue };
             if !is_due(member.reported) {
                 continue;
@@ -66,9 +70,6 @@ impl Group {
                 _ => None,
             };
             if let Some(reason) = reason {
-                if is_unborn {
-                    continue;
-                }
                 member.reported = Some(now);
                 node.report(Report::ReplicaLost { group, generation, node: peer, reason });
             } else if matches!(member.state, MemberState::Current)
@@ -98,11 +99,10 @@ impl Group {
 
     /// Announces the record anew to replicas that could not take part; they answer by joining.
     fn ask_unfit_again(&mut self, node: &mut Node) {
-        let now = node.now;
-        let required = if self.is_unborn() { BTreeSet::new() } else { self.required(node.me) };
+        let (now, needed) = (node.now, self.needed(node.me));
         let members = self.primary.iter_mut().flat_map(|primary| &mut primary.members);
         let mut due = Vec::new();
-        for (peer, member) in members.filter(|(peer, _)| !required.contains(peer)) {
+        for (peer, member) in members.filter(|(peer, _)| !needed.contains(peer)) {
             if matches!(member.state, MemberState::Unfit { .. }) && now >= member.since + ASK_AGAIN {
                 member.since = now;
                 due.push(*peer);
@@ -129,26 +129,25 @@ impl Group {
                     None => wake.extend(self.local.late_since().map(|since| node.late_at(since))),
                 }
             }
-            let is_unborn = self.is_unborn();
-            for peer in self.required(node.me).into_iter().filter(|_| !is_unborn) {
-                let Some(member) = primary.members.get(&peer) else { continue };
+            let needed = self.needed(node.me);
+            for peer in &needed {
+                let Some(member) = primary.members.get(peer) else { continue };
                 let repeat = member.reported.map(|reported| reported + REPORT_REPEAT);
                 match member.state {
                     MemberState::Unfit { .. } => wake.push(repeat.unwrap_or(node.now)),
                     MemberState::Away | MemberState::Greeting => {
                         wake.push((member.since + REPLICA_LOST).max(repeat.unwrap_or(Instant(0))));
                     }
-                    MemberState::Current if !in_sync.contains(&peer) => wake.push(repeat.unwrap_or(node.now)),
+                    MemberState::Current if !in_sync.contains(peer) => wake.push(repeat.unwrap_or(node.now)),
                     _ => {}
                 }
             }
-            let required = if is_unborn { BTreeSet::new() } else { self.required(node.me) };
             let unfit = primary
                 .members
                 .iter()
-                .filter(|(peer, member)| matches!(member.state, MemberState::Unfit { .. }) && !required.contains(peer));
+                .filter(|(peer, member)| matches!(member.state, MemberState::Unfit { .. }) && !needed.contains(peer));
             wake.extend(unfit.map(|(_, member)| member.since + ASK_AGAIN));
-            if let Some(asked) = primary.asked.values().find(|asked| !asked.is_held).filter(|_| !is_unborn) {
+            if let Some(asked) = primary.asked.values().find(|asked| !asked.is_held).filter(|_| !self.is_unborn()) {
                 let repeat = primary.members.get(&asked.peer).and_then(|member| member.reported);
                 let late = node.late_at(asked.at);
                 wake.push(repeat.map_or(late, |reported| late.max(reported + REPORT_REPEAT)));

@@ -8,7 +8,7 @@ use crate::primary::{MemberState, What};
 use crate::range_queue::Key;
 use crate::wire::Message;
 use pollux_base::unit::{BLOCK_BYTES, BlockRange};
-use pollux_base::{BlockChecksum, BlockCount, BlockIndex, Data, NodeId, VolumeId};
+use pollux_base::{BlockChecksum, BlockIndex, Data, NodeId, VolumeId};
 use std::collections::{BTreeSet, VecDeque};
 
 /// Who needs the blocks.
@@ -46,19 +46,6 @@ impl Repair {
     pub(crate) fn is_for(&self, key: Key) -> bool {
         matches!(self.whom, For::Request(own) | For::Copy { key: own, .. } | For::Take { key: own, .. } if own == key)
     }
-}
-
-/// The runs of blocks that are all zeros, and those of blocks that are not.
-fn by_zeros(range: BlockRange, bytes: &[u8]) -> Vec<(BlockRange, bool)> {
-    let mut parts: Vec<(BlockRange, bool)> = Vec::new();
-    for (block, bytes) in (range.start.0..).zip(bytes.chunks(BLOCK_BYTES as usize)) {
-        let is_zero = bytes.iter().all(|byte| *byte == 0);
-        match parts.last_mut().filter(|(_, before)| *before == is_zero) {
-            Some((part, _)) => part.count.0 += 1,
-            None => parts.push((BlockRange::new(BlockIndex(block), BlockCount(1)), is_zero)),
-        }
-    }
-    parts
 }
 
 impl Group {
@@ -131,7 +118,11 @@ impl Group {
                     primary.warm.entry((volume, extent)).or_insert((0, now));
                 }
                 // Thin stays thin: blocks of zeros are given back, apart from the others.
-                let parts = by_zeros(range, data.as_slice());
+                let bytes_of = |block: BlockIndex| {
+                    let at = (block.0 - range.start.0) as usize * BLOCK_BYTES as usize;
+                    &data.as_slice()[at..at + BLOCK_BYTES as usize]
+                };
+                let parts = range.split_by(|block| bytes_of(block).iter().all(|byte| *byte == 0));
                 if parts.len() > 1 {
                     repair.ranges.pop_front();
                     parts.into_iter().rev().for_each(|(part, _)| repair.ranges.push_front(part));

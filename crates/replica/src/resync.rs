@@ -303,20 +303,10 @@ impl Group {
         }
         // Blocks that are not stored here are given back there, not written as zeros: thin stays thin.
         let (mut zeros, mut stored) = (Vec::new(), VecDeque::new());
-        for run in runs {
-            let mut start = run.start;
-            while start < run.end() {
-                let is_zero = |block: u64| checksums[BlockIndex(block).in_extent()].is_zero();
-                let end =
-                    (start.0..run.end().0).find(|block| is_zero(*block) != is_zero(start.0)).unwrap_or(run.end().0);
-                let part = BlockRange::new(start, BlockCount(end - start.0));
-                if is_zero(start.0) {
-                    zeros.push(part)
-                } else {
-                    stored.push_back(part)
-                }
-                start = part.end();
-            }
+        for (part, is_zero) in
+            runs.into_iter().flat_map(|run| run.split_by(|block| checksums[block.in_extent()].is_zero()))
+        {
+            if is_zero { zeros.push(part) } else { stored.push_back(part) }
         }
         if let Some((_, work)) = self.work(key) {
             work.step = Step::Sending { runs: stored, reading: None, awaited: 0 };

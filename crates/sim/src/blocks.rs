@@ -3,7 +3,8 @@
 //! A block is a register. A write takes effect somewhere between its being asked and its being acknowledged; one that
 //! was never acknowledged (its client died, or was told that it failed) may have taken effect or not, and the first read
 //! settles it for good. A power cut of every replica that held an acknowledged write unflushed may take it back, as far
-//! as the last flush; a replica that a later record leaves behind holds nothing any more. Where several values are possible, a torn write may have left sectors of each.
+//! as the last flush; a replica that a later record leaves behind holds nothing any more. Where several values are
+//! possible, a torn write may have left sectors of each.
 
 use crate::history::{SECTORS, Seen, Value};
 use pollux_base::{NodeId, VolumeId};
