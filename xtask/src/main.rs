@@ -24,7 +24,7 @@ enum Chore {
     Check,
     /// Formats, and applies what clippy knows how to mend.
     Fix,
-    /// Speed and price of a mirrored volume beside `qemu-nbd` in the same run. Needs root and fio.
+    /// Speed and price of a mirrored volume beside the floor and `qemu-nbd`, in the same run. Needs root.
     Bench(bench::BenchArgs),
     /// Runs the simulator over many seeds, or replays one.
     Sim(sim::SimArgs),

@@ -84,12 +84,12 @@ pub fn watch(lab: &Path, time: Duration) -> Result<Idle> {
     Ok(idle)
 }
 
-struct Running {
+pub struct Running {
     node: &'static str,
     program: String,
-    cpu_ns: u64,
-    wakeups: u64,
-    resident_kib: u64,
+    pub cpu_ns: u64,
+    pub wakeups: u64,
+    pub resident_kib: u64,
 }
 
 fn running(lab: &Path) -> Result<BTreeMap<u32, Running>> {
@@ -105,7 +105,8 @@ fn running(lab: &Path) -> Result<BTreeMap<u32, Running>> {
     Ok(found)
 }
 
-fn process(node: &'static str, pid: u32) -> Result<Running> {
+/// What a process has cost so far.
+pub fn process(node: &'static str, pid: u32) -> Result<Running> {
     let dir = PathBuf::from(format!("/proc/{pid}"));
     let program = fs::read_link(dir.join("exe"))?;
     let program = program.file_name().context("a program has a name")?.to_string_lossy().into_owned();

@@ -2,7 +2,6 @@
 
 use crate::interrupt;
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,8 +15,6 @@ const PROBE_TIME: Duration = Duration::from_secs(60);
 
 /// Taken down when dropped.
 pub struct Lab {
-    /// Where the volume is served.
-    pub uri: String,
     /// The group of the whole site.
     pub cgroup: PathBuf,
 }
@@ -28,10 +25,9 @@ impl Lab {
         let pool = format!("{}M", size_mib + POOL_EXTRA_MIB);
         let dir = scratch.join("lab");
         pollux(&["lab", "up", "--pool-size", &pool, "--dir", &dir.to_string_lossy()])?;
-        let mut lab = Lab { uri: String::new(), cgroup: super::cgroup::root()?.join("pollux-lab") };
+        let lab = Lab { cgroup: super::cgroup::root()?.join("pollux-lab") };
         interrupt::check()?;
         pollux(&["volume", "create", "bench", "--size", &format!("{size_mib}M")])?;
-        lab.uri = own_socket()?;
         lab.wait_for_probes()?;
         Ok(lab)
     }
@@ -61,17 +57,6 @@ impl Drop for Lab {
             eprintln!("bench: {cause:#}");
         }
     }
-}
-
-/// The unix socket of the node that serves the volume.
-fn own_socket() -> Result<String> {
-    let groups: Value = serde_json::from_str(&pollux(&["status", "-o", "json"])?).context("status")?;
-    let group = groups["groups"].as_array().into_iter().flatten().find(|group| group["name"] == "bench");
-    let primary = group.and_then(|group| group["primary"].as_str()).context("the volume has no primary")?;
-    let uris: Vec<String> =
-        serde_json::from_str(&pollux(&["volume", "export", "bench", "--nbd", "-o", "json"])?).context("export")?;
-    let is_own = |uri: &&String| uri.starts_with("nbd+unix") && uri.contains(&format!("/{primary}/"));
-    uris.iter().find(is_own).cloned().with_context(|| format!("no unix socket of node {primary} among {uris:?}"))
 }
 
 /// Runs the operator's command and returns what it printed.

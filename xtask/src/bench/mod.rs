@@ -1,154 +1,325 @@
-//! `cargo xtask bench`: the speed and the price of a mirrored volume, beside `qemu-nbd` on a plain file.
+//! `cargo xtask bench`: the speed and the price of a mirrored volume, beside two yardsticks.
 //!
-//! A lab of two nodes is brought up with the release build, a volume is made, and fio's NBD engine drives it through the
-//! unix socket of the node that serves it. In the same run, turn by turn, the same fio job drives a file of the same size
-//! on the same disk through `qemu-nbd` (O_DIRECT, io_uring, one copy, no checksums). Speed on a shared machine drifts, so
-//! only the ratios of neighbouring runs mean something; medians are shown.
+//! Three servers are driven turn by turn by the same client (`client.rs`) with the same work, on the same disk:
 //!
-//! CPU is counted by cgroups, over every process that took part: fio and the server, and for Pollux all daemons of the
-//! whole site with the io_uring workers of each. Not counted, for either side: kernel threads that belong to nobody (the
-//! block layer's, the file system's).
+//! * the floor (`floor.c`): a bare mirrored write, with no protocol, no checks and no recovery;
+//! * `qemu-nbd` on a plain file (O_DIRECT, io_uring): one copy, no checksums;
+//! * Pollux: two `blockd` of the release build, mode C, without `noded`, on loopback addresses.
 //!
-//! Both copies of the mirror lie on one disk and share its bandwidth, both nodes and fio share the processors. On two
-//! servers either has its own; so the ratios of writes here are lower bounds.
+//! Speed on a shared machine drifts, so only the ratios of neighbouring runs mean something; medians are shown. CPU is
+//! counted by cgroups over all processes of a server, both nodes and io_uring's workers included, and of the client's
+//! thread apart. Not counted, for anybody: kernel threads that belong to nobody (the block layer's, the file system's).
+//!
+//! Both copies of a mirror lie on one disk and share its bandwidth, and both nodes and the client share the processors. On
+//! two servers each has its own; so the ratios to `qemu-nbd` of writes here are lower bounds.
 
 mod cgroup;
-mod fio;
+mod client;
+mod floor;
 mod idle;
 mod lab;
+mod pair;
 mod plain;
+mod process;
+mod quiet;
 mod table;
+mod work;
 
 use crate::interrupt;
-use anyhow::{Context, Result, ensure};
-use cgroup::Cgroup;
-use fio::{Figures, Job};
-use idle::Idle;
-use lab::Lab;
+use anyhow::{Context, Result, bail, ensure};
+use cgroup::{Cgroup, cpu_us};
+use client::Client;
+use floor::Floor;
+use pair::{Pair, Volume};
 use plain::PlainExport;
 use serde::Serialize;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
+use work::{COMPARED, FILL, STEADY_WRITE, Work};
 
 /// What `cargo xtask bench` takes.
 #[derive(clap::Args)]
 pub struct BenchArgs {
-    /// Seconds of each fio run
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=600))]
-    seconds: u32,
-    /// Runs of each job on each side, alternating
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=99))]
+    /// Seconds of each run
+    #[arg(long, default_value_t = 3.0)]
+    seconds: f64,
+    /// Runs of each row at each server, alternating
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=99))]
     runs: u32,
-    /// Only jobs whose name contains this
-    #[arg(long)]
-    only: Option<String>,
-    /// Size of the volume, in MiB
+    /// Only rows whose name contains one of these, comma-separated (`--rows list` names them)
+    #[arg(long, value_delimiter = ',')]
+    rows: Vec<String>,
+    /// Only these servers
+    #[arg(long, value_delimiter = ',', default_values = ["floor", "qemu-nbd", "pollux"])]
+    servers: Vec<String>,
+    /// Size of the volume and of the plain files, in MiB
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(64..=1 << 20))]
     size_mib: u64,
-    /// Seconds for which the idle site is watched; 0 for not at all
-    #[arg(long, default_value_t = 20)]
-    idle_seconds: u32,
+    /// Size of the large volume of the row `wide`, in MiB
+    #[arg(long, default_value_t = 20 << 10, value_parser = clap::value_parser!(u64).range(64..=1 << 20))]
+    wide_mib: u64,
+    /// Bring up a whole lab too, and watch it for so many seconds while it has nothing to do. No other lab may run
+    #[arg(long, value_name = "SECONDS")]
+    site: Option<u32>,
     /// Write every figure here, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
-const JOBS: [Job; 9] = [
-    Job { name: "4k randwrite qd1", rw: "randwrite", block: "4k", depth: 1, flush_every: 0 },
-    Job { name: "4k randwrite qd1 flush each", rw: "randwrite", block: "4k", depth: 1, flush_every: 1 },
-    Job { name: "4k randwrite qd32", rw: "randwrite", block: "4k", depth: 32, flush_every: 0 },
-    Job { name: "4k randwrite qd32 flush/32", rw: "randwrite", block: "4k", depth: 32, flush_every: 32 },
-    Job { name: "4k randread qd1", rw: "randread", block: "4k", depth: 1, flush_every: 0 },
-    Job { name: "4k randread qd32", rw: "randread", block: "4k", depth: 32, flush_every: 0 },
-    Job { name: "1m write qd4", rw: "write", block: "1m", depth: 4, flush_every: 0 },
-    Job { name: "1m write qd4 flush/8", rw: "write", block: "1m", depth: 4, flush_every: 8 },
-    Job { name: "1m read qd4", rw: "read", block: "1m", depth: 4, flush_every: 0 },
-];
-/// What either side is filled with before it is measured, so that nothing is measured on space that was never written.
-const FILL: Job = Job { name: "fill", rw: "write", block: "1m", depth: 4, flush_every: 0 };
-/// Writing a volume once, whole, may take this long per GiB, and never less.
-const FILL_TIME: Duration = Duration::from_secs(120);
-/// After the last write extents cool for some seconds; an idle site is one on which that is over.
-const COOLING_TIME: Duration = Duration::from_secs(15);
+/// Rows beside those of `COMPARED`: Pollux against itself, or alone.
+const WIDE: &str = "wide: 4k writes qd32 over the large volume against as much as the small one has";
+const FRESH: &str = "fresh: 4k writes qd32 on a new volume against the steady state";
+const IDLE: &str = "idle: CPU, wake-ups, bytes, memory";
+const MEMORY: &str = "memory: a sparse volume of 1 TiB, every extent mapped";
 
-/// All runs of one job.
-#[derive(Serialize)]
-struct Row {
-    job: &'static str,
-    pollux: Vec<Figures>,
-    qemu_nbd: Vec<Figures>,
+/// Before a run is counted the same is done for so long.
+const WARM_UP: Duration = Duration::from_millis(300);
+
+/// Figures of one run.
+#[derive(Clone, Serialize)]
+pub struct Figures {
+    pub iops: f64,
+    pub mib_per_s: f64,
+    pub p50_us: f64,
+    pub p99_us: f64,
+    /// CPU time of all processes of the server.
+    pub server_us_per_io: f64,
+    pub client_us_per_io: f64,
 }
 
-/// Everything that was measured.
+/// All runs of one row, by who was measured.
 #[derive(Serialize)]
-struct Measured<'a> {
-    seconds: u32,
-    size_mib: u64,
-    jobs: &'a [Row],
-    idle: Option<&'a Idle>,
+pub struct Row {
+    pub name: &'static str,
+    pub is_stream: bool,
+    pub runs: Vec<(String, Vec<Figures>)>,
 }
 
 /// Runs the benchmark and prints its tables.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    let is_chosen = |job: &&Job| args.only.as_ref().is_none_or(|only| job.name.contains(only.as_str()));
-    let jobs: Vec<&Job> = JOBS.iter().filter(is_chosen).collect();
-    ensure!(!jobs.is_empty(), "no job has such a name; there are {:?}", JOBS.map(|job| job.name));
-    for tool in ["fio", "qemu-nbd"] {
-        let asked = Command::new(tool).arg("--version").stdout(Stdio::null()).status();
-        ensure!(asked.is_ok_and(|status| status.success()), "`{tool}` is not installed; run scripts/deps");
-    }
-    let cgroups = cgroup::root()?;
-    let packages = ["pollux-cli", "pollux-noded", "pollux-blockd", "pollux-guard"].map(|package| ["-p", package]);
-    let mut build = crate::cargo();
-    // What ./demo builds, in the same way: done already after it.
-    crate::run(build.args(["build", "--release", "--locked"]).args(packages.as_flattened())).context("the build")?;
-
-    interrupt::note()?;
-    // What is declared first is removed last.
-    let scratch = Scratch::new(crate::target().join("bench"))?;
-    let lab = Lab::up(&scratch.0, args.size_mib)?;
-    let cgroup = Cgroup::new(cgroups.join("pollux-bench"))?;
-    let plain = PlainExport::start(&scratch.0, args.size_mib, &cgroup)?;
-
-    eprintln!("bench: filling");
-    let fill_time = FILL_TIME.mul_f64((args.size_mib as f64 / 1024.0).max(1.0));
-    let fio = fio::Fio { scratch: &scratch.0, cgroup: &cgroup, size_mib: args.size_mib };
-    for uri in [&lab.uri, &plain.uri] {
-        fio.fill(uri, &FILL, fill_time)?;
-    }
+    let names: Vec<&str> = COMPARED.iter().map(|work| work.name).chain([WIDE, FRESH, IDLE, MEMORY]).collect();
+    let is_chosen = |name: &str| args.rows.is_empty() || args.rows.iter().any(|row| name.contains(row.as_str()));
+    ensure!(names.iter().any(|name| is_chosen(name)), "no row has such a name; there are:\n  {}", names.join("\n  "));
+    let mut servers = Servers::start(args)?;
     let mut rows = Vec::new();
-    for job in jobs {
-        let mut row = Row { job: job.name, pollux: Vec::new(), qemu_nbd: Vec::new() };
-        for _ in 0..args.runs {
-            row.pollux.push(fio.run(&lab.uri, job, args.seconds, &[&cgroup.dir, &lab.cgroup])?);
-            row.qemu_nbd.push(fio.run(&plain.uri, job, args.seconds, &[&cgroup.dir])?);
-        }
-        table::print_job(&row, rows.is_empty());
-        rows.push(row);
+    for work in COMPARED.iter().filter(|work| is_chosen(work.name)) {
+        rows.push(servers.compare(work, args)?);
     }
-    drop(plain);
-    let idle = match args.idle_seconds {
-        0 => None,
-        seconds => {
-            eprintln!("bench: waiting for the site to be idle, then watching it for {seconds} s");
-            idle::pause(COOLING_TIME)?;
-            Some(idle::watch(&lab.cgroup, Duration::from_secs(seconds.into()))?)
+    let mut has_memory = None;
+    if servers.pair.is_some() {
+        if is_chosen(FRESH) {
+            rows.push(servers.fresh(args)?);
         }
-    };
-    if let Some(idle) = &idle {
-        table::print_idle(idle);
+        if is_chosen(IDLE) {
+            servers.idle()?;
+        }
+        if is_chosen(WIDE) {
+            rows.push(servers.wide(args)?);
+        }
+        if is_chosen(MEMORY) {
+            has_memory = Some(());
+        }
+    }
+    drop(servers);
+    if has_memory.is_some() {
+        memory()?;
+    }
+    if let Some(seconds) = args.site {
+        site(args, seconds)?;
     }
     if let Some(path) = &args.json {
-        let measured = Measured { seconds: args.seconds, size_mib: args.size_mib, jobs: &rows, idle: idle.as_ref() };
-        fs::write(path, serde_json::to_string_pretty(&measured)? + "\n")
+        fs::write(path, serde_json::to_string_pretty(&rows)? + "\n")
             .with_context(|| format!("writing the figures to {}", path.display()))?;
     }
     Ok(())
 }
 
-/// A folder for pools, the plain file, and what programs say; gone when dropped.
+/// Everything that is measured, and where it lies. What is declared first is ended first.
+struct Servers {
+    floor: Option<Floor>,
+    plain: Option<PlainExport>,
+    pair: Option<(Pair, Volume)>,
+    size_bytes: u64,
+    cgroups: PathBuf,
+    scratch: Scratch,
+}
+
+impl Servers {
+    fn start(args: &BenchArgs) -> Result<Servers> {
+        let (mut servers, size_bytes) = (Servers::none()?, args.size_mib << 20);
+        servers.size_bytes = size_bytes;
+        for server in &args.servers {
+            let cgroup = servers.cgroup(server)?;
+            let scratch = &servers.scratch.0;
+            match server.as_str() {
+                "floor" => servers.floor = Some(Floor::start(scratch, size_bytes, cgroup)?),
+                "qemu-nbd" => servers.plain = Some(PlainExport::start(scratch, size_bytes, cgroup)?),
+                "pollux" => {
+                    // The rows that need more volumes than one need no more space than that.
+                    let bytes = (2 * size_bytes).max(size_bytes + (args.wide_mib << 20));
+                    let mut pair = Pair::start(scratch, bytes, cgroup)?;
+                    let volume = pair.create(size_bytes)?;
+                    servers.pair = Some((pair, volume));
+                }
+                other => bail!("there is no server `{other}`, but floor, qemu-nbd and pollux"),
+            }
+        }
+        eprintln!("bench: filling");
+        for server in &args.servers {
+            fill(&mut servers.client(server)?, size_bytes)?;
+        }
+        Ok(servers)
+    }
+
+    /// Builds what is measured, and looks whether the rest is there.
+    fn none() -> Result<Servers> {
+        let asked = Command::new("qemu-nbd").arg("--version").stdout(Stdio::null()).status();
+        ensure!(asked.is_ok_and(|status| status.success()), "`qemu-nbd` is not installed; run scripts/deps");
+        let mut build = crate::cargo();
+        crate::run(build.args(["build", "--quiet", "--release", "--locked", "-p", "pollux-blockd"]))
+            .context("the build")?;
+        interrupt::note()?;
+        let scratch = Scratch::new(crate::target().join("bench"))?;
+        Ok(Servers { floor: None, plain: None, pair: None, size_bytes: 0, cgroups: cgroup::root()?, scratch })
+    }
+
+    fn cgroup(&self, server: &str) -> Result<Cgroup> {
+        Cgroup::new(self.cgroups.join(format!("pollux-bench-{server}")))
+    }
+
+    fn client(&mut self, server: &str) -> Result<Client> {
+        match (server, &mut self.floor, &self.plain, &self.pair) {
+            ("floor", Some(floor), _, _) => floor.client(),
+            ("qemu-nbd", _, Some(plain), _) => plain.client(),
+            ("pollux", _, _, Some((pair, volume))) => pair.client(volume),
+            _ => bail!("{server} does not run"),
+        }
+    }
+
+    fn cgroup_dir(&self, server: &str) -> PathBuf {
+        self.cgroups.join(format!("pollux-bench-{server}"))
+    }
+
+    fn compare(&mut self, work: &Work, args: &BenchArgs) -> Result<Row> {
+        let work = work.on(self.size_bytes);
+        let mut row = Row { name: work.name, is_stream: work.is_stream(), runs: Vec::new() };
+        row.runs.extend(args.servers.iter().map(|server| (server.clone(), Vec::new())));
+        for _ in 0..args.runs {
+            for (server, runs) in &mut row.runs {
+                let client = &mut self.client(server)?;
+                runs.push(measure(client, &work, args.seconds, &self.cgroup_dir(server))?);
+            }
+        }
+        table::print(&row);
+        Ok(row)
+    }
+
+    /// First writes, on a new volume each time, against the volume that is full.
+    fn fresh(&mut self, args: &BenchArgs) -> Result<Row> {
+        let work = STEADY_WRITE.on(self.size_bytes);
+        let cgroup = self.cgroup_dir("pollux");
+        let (pair, steady) = self.pair.as_mut().context("pollux does not run")?;
+        let mut runs = [("steady".to_owned(), Vec::new()), ("fresh".to_owned(), Vec::new())];
+        for _ in 0..args.runs {
+            runs[0].1.push(measure(&mut pair.client(steady)?, &work, args.seconds, &cgroup)?);
+            let new = pair.create(self.size_bytes)?;
+            // No longer than half the blocks are new.
+            let at_most = self.size_bytes / 4096 / 2;
+            let mut client = pair.client(&new)?;
+            runs[1].1.push(counted(&mut client, &work, args.seconds, at_most, &cgroup)?);
+            drop(client);
+            pair.remove(new)?;
+        }
+        Ok(table::printed(Row { name: FRESH, is_stream: false, runs: runs.into() }))
+    }
+
+    /// Writes all over a large volume, against writes to as much of it as the small one has.
+    fn wide(&mut self, args: &BenchArgs) -> Result<Row> {
+        let cgroup = self.cgroup_dir("pollux");
+        let (pair, _) = self.pair.as_mut().context("pollux does not run")?;
+        let size_bytes = args.wide_mib << 20;
+        let volume = pair.create(size_bytes)?;
+        eprintln!("bench: filling {} MiB", args.wide_mib);
+        fill(&mut pair.client(&volume)?, size_bytes)?;
+        let mut runs = [("small".to_owned(), Vec::new()), ("large".to_owned(), Vec::new())];
+        for _ in 0..args.runs {
+            for ((_, runs), span) in runs.iter_mut().zip([self.size_bytes, size_bytes]) {
+                runs.push(measure(&mut pair.client(&volume)?, &STEADY_WRITE.on(span), args.seconds, &cgroup)?);
+            }
+        }
+        Ok(table::printed(Row { name: WIDE, is_stream: false, runs: runs.into() }))
+    }
+
+    fn idle(&mut self) -> Result<()> {
+        let (pair, _) = self.pair.as_ref().context("pollux does not run")?;
+        table::print_quiet(&quiet::watch(pair)?);
+        Ok(())
+    }
+}
+
+/// The memory of `blockd` when so much is mapped.
+fn memory() -> Result<()> {
+    const SIZE_BYTES: u64 = 1 << 40;
+    let servers = Servers::none()?;
+    let mut pair = Pair::start(&servers.scratch.0, SIZE_BYTES + SIZE_BYTES / 64, servers.cgroup("pollux")?)?;
+    let before = quiet::memory_mib(&pair)?;
+    let volume = pair.create(SIZE_BYTES)?;
+    let mut client = pair.client(&volume)?;
+    let extents = SIZE_BYTES >> 22;
+    eprintln!("bench: one block in each of {extents} extents");
+    client.step(4 << 20);
+    let one_each = Work { is_random: false, ..STEADY_WRITE.on(SIZE_BYTES) };
+    client.run(&one_each, Duration::from_secs(600), extents)?;
+    table::print_memory(before, quiet::memory_mib(&pair)?);
+    Ok(())
+}
+
+/// A whole lab that has nothing to do.
+fn site(args: &BenchArgs, seconds: u32) -> Result<()> {
+    let packages = ["pollux-cli", "pollux-noded", "pollux-blockd", "pollux-guard"].map(|package| ["-p", package]);
+    let mut build = crate::cargo();
+    // What ./demo builds, in the same way: done already after it.
+    crate::run(build.args(["build", "--release", "--locked"]).args(packages.as_flattened())).context("the build")?;
+    let scratch = Scratch::new(crate::target().join("bench"))?;
+    let lab = lab::Lab::up(&scratch.0, args.size_mib)?;
+    eprintln!("bench: waiting for the site to be idle, then watching it for {seconds} s");
+    idle::pause(quiet::COOLING_TIME)?;
+    table::print_idle(&idle::watch(&lab.cgroup, Duration::from_secs(seconds.into()))?);
+    Ok(())
+}
+
+fn fill(client: &mut Client, size_bytes: u64) -> Result<()> {
+    client.run(&FILL.on(size_bytes), Duration::MAX, size_bytes / FILL.block_bytes as u64)?;
+    Ok(())
+}
+
+fn measure(client: &mut Client, work: &Work, seconds: f64, paying: &Path) -> Result<Figures> {
+    client.run(work, WARM_UP, u64::MAX)?;
+    counted(client, work, seconds, u64::MAX, paying)
+}
+
+fn counted(client: &mut Client, work: &Work, seconds: f64, requests_max: u64, paying: &Path) -> Result<Figures> {
+    interrupt::check()?;
+    let before = cpu_us(&[paying])?;
+    let run = client.run(work, Duration::from_secs_f64(seconds), requests_max)?;
+    let spent = cpu_us(&[paying])? - before;
+    let ios = run.latencies.len() as f64;
+    ensure!(ios > 0.0, "`{}` did nothing", work.name);
+    let percentile = |percent: usize| f64::from(run.latencies[(run.latencies.len() - 1) * percent / 100]) / 1000.0;
+    let iops = ios / run.elapsed.as_secs_f64();
+    Ok(Figures {
+        iops,
+        mib_per_s: iops * work.block_bytes as f64 / f64::from(1 << 20),
+        p50_us: percentile(50),
+        p99_us: percentile(99),
+        server_us_per_io: spent / ios,
+        client_us_per_io: run.client_cpu.as_secs_f64() * 1e6 / ios,
+    })
+}
+
+/// A folder for pools, the plain files, and what programs say; gone when dropped.
 struct Scratch(PathBuf);
 
 impl Scratch {

@@ -1,0 +1,165 @@
+//! Two `blockd` on loopback addresses, with the bench in the place of `noded`: mirrored volumes and nothing beside them.
+
+use super::cgroup::Cgroup;
+use super::client::Client;
+use super::process::{Running, wait_for};
+use anyhow::{Context, Result, ensure};
+use pollux_base::config::{Accelerator, NodeAddresses, NodeConfig, PoolConfig, TlsFiles};
+use pollux_base::record::{GroupRecord, GroupSpec, Lineage, Stamp};
+use pollux_base::{ByteCount, ClusterId, Epoch, Generation, GroupId, NodeId, Order, PoolId, VolumeId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// What a pool needs beside its volumes: tables, journal, and some air.
+const POOL_EXTRA_BYTES: u64 = 1 << 30;
+
+/// Node 1 is primary of everything.
+pub struct Pair {
+    pub nodes: [Node; 2],
+    exports: BTreeMap<String, VolumeId>,
+    volumes_made: u64,
+    _cgroup: Cgroup,
+}
+
+pub struct Node {
+    pub blockd: Running,
+    control: UnixStream,
+    config: NodeConfig,
+}
+
+impl Pair {
+    /// With pools (sparse files) that hold so many bytes of volumes.
+    pub fn start(scratch: &Path, bytes: u64, cgroup: Cgroup) -> Result<Pair> {
+        let mut held = Vec::new();
+        let mut addresses = Vec::new();
+        for node in 1..=2u8 {
+            // Held until all are chosen, so that none is chosen twice.
+            let listener = TcpListener::bind((std::net::Ipv4Addr::new(127, 0, 0, 10 + node), 0))?;
+            addresses.push(listener.local_addr()?);
+            held.push(listener);
+        }
+        drop(held);
+        let pool_bytes = bytes + POOL_EXTRA_BYTES;
+        let start = |node| Node::start(&scratch.join(format!("node-{node}")), node, &addresses, pool_bytes, &cgroup);
+        let nodes = [start(1)?, start(2)?];
+        Ok(Pair { nodes, exports: BTreeMap::new(), volumes_made: 0, _cgroup: cgroup })
+    }
+
+    /// A new thin volume with nothing in it.
+    pub fn create(&mut self, size_bytes: u64) -> Result<Volume> {
+        self.volumes_made += 1;
+        let number = self.volumes_made;
+        let volume = Volume { name: format!("volume-{number}"), group: GroupId(number) };
+        let stamp = Stamp { epoch: Epoch(1), generation: Generation(1) };
+        let mut lineage = Lineage::default();
+        lineage.push(stamp);
+        let both = BTreeSet::from([NodeId(1), NodeId(2)]);
+        let id = VolumeId(number);
+        self.order(&Order::Group(GroupSpec {
+            group: volume.group,
+            replicas: both.clone(),
+            volumes: BTreeMap::from([(id, ByteCount(size_bytes))]),
+            record: GroupRecord { stamp, primary: NodeId(1), in_sync: both },
+            lineage,
+        }))?;
+        self.exports.insert(volume.name.clone(), id);
+        self.order(&Order::Exports { names: self.exports.clone() })?;
+        Ok(volume)
+    }
+
+    pub fn remove(&mut self, volume: Volume) -> Result<()> {
+        self.exports.remove(&volume.name);
+        self.order(&Order::Exports { names: self.exports.clone() })?;
+        self.order(&Order::Forget { group: volume.group })
+    }
+
+    pub fn client(&self, volume: &Volume) -> Result<Client> {
+        Client::nbd(&self.nodes[0].config.nbd_socket(), &volume.name)
+    }
+
+    fn order(&mut self, order: &Order) -> Result<()> {
+        let mut line = serde_json::to_vec(order)?;
+        line.push(b'\n');
+        for node in &mut self.nodes {
+            node.control.write_all(&line).context("giving an order to blockd")?;
+        }
+        Ok(())
+    }
+}
+
+pub struct Volume {
+    pub name: String,
+    group: GroupId,
+}
+
+impl Node {
+    pub fn replication_port(&self) -> u16 {
+        self.config.own().map_or(0, |own| own.replication[0].port())
+    }
+
+    fn start(home: &Path, node: u64, addresses: &[SocketAddr], pool_bytes: u64, cgroup: &Cgroup) -> Result<Node> {
+        let _ = fs::remove_dir_all(home);
+        fs::create_dir_all(home)?;
+        let config = config(home, node, addresses);
+        let file = home.join("node.json");
+        fs::write(&file, serde_json::to_vec_pretty(&config)?)?;
+        let program = crate::target().join("release/blockd");
+        let size = format!("{}K", pool_bytes >> 10);
+        let format = Command::new(&program).arg("--config").arg(&file).args(["format", "--size", &size]).output()?;
+        ensure!(format.status.success(), "blockd format: {}", String::from_utf8_lossy(&format.stderr));
+
+        let mut command = cgroup.command(&program.to_string_lossy());
+        command.arg("--config").arg(&file);
+        let mut blockd = Running::start(command, &home.join("blockd.err"))?;
+        let mut control = None;
+        wait_for("blockd to listen", || {
+            blockd.check()?;
+            control = UnixStream::connect(config.data_socket()).ok();
+            Ok(control.is_some())
+        })?;
+        let control = control.expect("it was waited for");
+        let mut reports = control.try_clone()?;
+        // Read and dropped, so that blockd does not take us for hung; ends with the connection.
+        std::thread::spawn(move || {
+            let mut buffer = vec![0; 64 << 10];
+            while reports.read(&mut buffer).is_ok_and(|len| len > 0) {}
+        });
+        Ok(Node { blockd, control, config })
+    }
+}
+
+fn config(home: &Path, node: u64, addresses: &[SocketAddr]) -> NodeConfig {
+    let none: PathBuf = home.join("none");
+    let nodes = addresses.iter().zip(1..).map(|(address, number)| NodeAddresses {
+        node: NodeId(number),
+        name: format!("node-{number}"),
+        api: Vec::new(),
+        replication: vec![*address],
+        nbd: Vec::new(),
+        guard: Vec::new(),
+        power: None,
+    });
+    NodeConfig {
+        cluster: ClusterId(0xbe),
+        cluster_name: "bench".to_owned(),
+        node: NodeId(node),
+        state_dir: home.to_owned(),
+        run_dir: home.to_owned(),
+        pool: PoolConfig { pool: PoolId(0xbe00 + u128::from(node)), path: home.join("pool") },
+        nodes: nodes.collect(),
+        witness: None,
+        tls: TlsFiles { ca: none.clone(), certificate: none.clone(), key: none.clone() },
+        secret_file: none.clone(),
+        token_file: none,
+        guest_cgroup: None,
+        bridge: None,
+        accelerator: Accelerator::Auto,
+        watchdog: None,
+        guest_memory_bytes: 0,
+    }
+}
