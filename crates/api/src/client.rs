@@ -5,7 +5,7 @@
 
 use crate::error::{ApiError, ErrorCode};
 use crate::request::{Accepted, ConfirmDown, CreateVm, CreateVolume, ExportVolume};
-use crate::resource::{ConfirmToken, Event, Group, Image, Node, Status, Task, TaskState, Vm, Volume, Witness};
+use crate::resource::{ConfirmToken, Event, Group, Image, Node, Pool, Status, Task, TaskState, Vm, Volume, Witness};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io::Read;
@@ -137,6 +137,12 @@ impl Client {
     }
     pub fn node(&self, node: &str) -> Result<Node, ClientError> {
         self.get(&format!("/v1/nodes/{}", escape(node)))
+    }
+    pub fn pools(&self) -> Result<Vec<Pool>, ClientError> {
+        self.get("/v1/pools")
+    }
+    pub fn pool(&self, node: &str) -> Result<Pool, ClientError> {
+        self.get(&format!("/v1/pools/{}", escape(node)))
     }
     pub fn confirm_token(&self, node: &str) -> Result<ConfirmToken, ClientError> {
         self.get(&format!("/v1/nodes/{}/confirm-token", escape(node)))

@@ -100,6 +100,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
     get("/v1/images/{image}", "One image.", One("Image")),
     delete("/v1/images/{image}", "Delete an image. VMs made from it keep their disks."),
     get("/v1/groups", "All groups.", Many("Group")),
+    get("/v1/pools", "The pools of all nodes.", Many("Pool")),
+    get("/v1/pools/{node}", "The pool of one node.", One("Pool")),
     Endpoint {
         method: "GET",
         path: "/v1/events",

@@ -87,6 +87,7 @@ fn schemas() -> BTreeMap<String, Value> {
     }
     add::<resource::Status>(&mut schemas);
     add::<resource::Volume>(&mut schemas);
+    add::<resource::Pool>(&mut schemas);
     add::<resource::Image>(&mut schemas);
     add::<resource::Event>(&mut schemas);
     add::<resource::Task>(&mut schemas);

@@ -105,6 +105,43 @@ words! {
     }
 }
 
+/// The space that a node gives to volumes. Sizes are of what volumes can take: metadata is not counted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Pool {
+    pub node: String,
+    pub state: PoolState,
+    /// Why, when it is not `good`.
+    pub reason: Option<String>,
+    /// What mends it.
+    pub hint: Option<String>,
+    pub size_bytes: u64,
+    pub used_bytes: u64,
+    pub free_bytes: u64,
+    /// Sizes of all volumes with a replica here: what they would take if they were filled.
+    pub promised_bytes: u64,
+    /// Bytes per second by which free space has been shrinking over the last minutes.
+    pub growth_bytes_per_s: u64,
+    /// Seconds until it is full at that rate, while it shrinks.
+    pub full_in_s: Option<u64>,
+    /// Blocks that did not match their checksums and were healed from a peer, since the data plane started.
+    pub healed_blocks: u64,
+}
+
+words! {
+    PoolState {
+        Good = "good",
+        /// Space should be found soon.
+        Low = "low",
+        /// Space must be found now.
+        Scarce = "scarce",
+        /// Writes wait for space; reads work and nothing is lost.
+        Full = "full",
+        Failed = "failed",
+        /// The node is not heard, or its data plane has not said.
+        Unknown = "unknown",
+    }
+}
+
 /// Volumes that stay consistent together; the unit of replication authority.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Group {

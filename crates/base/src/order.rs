@@ -2,6 +2,7 @@
 //! as plain values in the simulator. Orders state what is to hold, not steps: giving one twice changes nothing.
 
 use crate::id::{GroupId, NodeId, VolumeId};
+use crate::pool::PoolReport;
 use crate::record::{GroupSpec, Stamp};
 use crate::unit::Generation;
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,8 @@ pub enum Report {
     ReplicaCurrent { group: GroupId, generation: Generation, node: NodeId },
     /// The pool cannot be used; nothing is served from it.
     PoolFailed { reason: String },
+    /// How the pool is doing; sent when that has changed noticeably.
+    Pool(PoolReport),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

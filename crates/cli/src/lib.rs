@@ -14,7 +14,7 @@ pub mod size;
 pub mod table;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use command::{event, image, node, raw, status, task, vm, volume, witness};
+use command::{event, image, node, pool, raw, status, task, vm, volume, witness};
 use context::ContextArgs;
 use failure::{Failure, Outcome};
 use output::{Format, Output};
@@ -62,6 +62,9 @@ enum Noun {
     /// Virtual disks
     #[command(subcommand)]
     Volume(volume::VolumeCommand),
+    /// The space that nodes give to volumes
+    #[command(subcommand)]
+    Pool(pool::PoolCommand),
     /// Disk images from which VMs are made
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -121,6 +124,7 @@ fn run_once(noun: Noun, client: &Arc<Client>, output: &Output) -> Outcome {
         Noun::Node(command) => node::run(command, client, output),
         Noun::Vm(command) => vm::run(command, client, output),
         Noun::Volume(command) => volume::run(command, client, output),
+        Noun::Pool(command) => pool::run(command, client, output),
         Noun::Image(command) => image::run(command, client, output),
         Noun::Witness(command) => witness::run(command, client, output),
         Noun::Event(command) => event::run(command, false, client, output),
@@ -151,7 +155,7 @@ impl Noun {
             image::ImageCommand, node::NodeCommand, task::TaskCommand, vm::VmCommand, volume::VolumeCommand,
         };
         match self {
-            Noun::Status | Noun::Event(_) | Noun::Witness(_) => true,
+            Noun::Status | Noun::Event(_) | Noun::Witness(_) | Noun::Pool(_) => true,
             Noun::Node(command) => matches!(command, NodeCommand::List | NodeCommand::Show { .. }),
             Noun::Vm(command) => matches!(command, VmCommand::List | VmCommand::Show { .. } | VmCommand::Why { .. }),
             Noun::Volume(command) => matches!(command, VolumeCommand::List | VolumeCommand::Show { .. }),

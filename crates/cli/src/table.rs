@@ -2,7 +2,7 @@
 
 use crate::output::{Table, fields, list, or_dash, time_of_day};
 use crate::size::show as size;
-use pollux_api::{Event, Group, GroupState, Image, Node, Status, Task, Vm, Volume, Witness};
+use pollux_api::{Event, Group, GroupState, Image, Node, Pool, Status, Task, Vm, Volume, Witness};
 use std::fmt::Write;
 
 /// The headline, then what it is made of. Each problem is followed by what mends it.
@@ -166,6 +166,52 @@ fn owner(volume: &Volume) -> String {
         (Some(vm), _) => format!("vm {vm}"),
         (None, Some(image)) => format!("image {image}"),
         (None, None) => "-".into(),
+    }
+}
+
+pub fn pools(pools: &[Pool]) -> String {
+    let mut table = Table::new(&["POOL", "STATE", "SIZE", "USED", "FREE", "PROMISED", "FULL IN", "HEALED"]);
+    for pool in pools {
+        table.row([
+            pool.node.clone(),
+            pool.state.to_string(),
+            size(pool.size_bytes),
+            size(pool.used_bytes),
+            size(pool.free_bytes),
+            size(pool.promised_bytes),
+            or_dash(pool.full_in_s.map(span)),
+            format!("{} blocks", pool.healed_blocks),
+        ]);
+    }
+    with_reasons(table, pools.iter().map(|pool| (pool.node.as_str(), &pool.reason, &pool.hint)))
+}
+
+pub fn pool(pool: &Pool) -> String {
+    let overcommit = match pool.size_bytes {
+        0 => String::new(),
+        size => format!(" ({:.0} % of the pool)", 100.0 * pool.promised_bytes as f64 / size as f64),
+    };
+    fields(&[
+        ("node", pool.node.clone()),
+        ("state", with_reason(&pool.state, pool.reason.as_ref())),
+        ("fix", or_dash(pool.hint.as_ref())),
+        ("size", size(pool.size_bytes)),
+        ("used", size(pool.used_bytes)),
+        ("free", size(pool.free_bytes)),
+        ("promised", format!("{}{overcommit}", size(pool.promised_bytes))),
+        ("growth", format!("{}/s", size(pool.growth_bytes_per_s))),
+        ("full in", or_dash(pool.full_in_s.map(span))),
+        ("healed", format!("{} blocks since the data plane started", pool.healed_blocks)),
+    ])
+}
+
+/// A span of time for people.
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
     }
 }
 

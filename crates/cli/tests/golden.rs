@@ -206,6 +206,19 @@ fn one_of_each_is_shown_as_reviewed() {
         volume: 5,
     };
     let filling = Image { ready: false, sha256: None, name: "other".into(), ..image.clone() };
+    let pool = Pool {
+        node: "a".into(),
+        state: PoolState::Scarce,
+        reason: Some("5 GiB of 100 GiB are free in the pool on `a`, at the present rate for 85 minutes".into()),
+        hint: Some("delete what is not needed: pollux volume list, pollux image list".into()),
+        size_bytes: 100 << 30,
+        used_bytes: 95 << 30,
+        free_bytes: 5 << 30,
+        promised_bytes: 150 << 30,
+        growth_bytes_per_s: 1 << 20,
+        full_in_s: Some(5120),
+        healed_blocks: 3,
+    };
     let event = Event {
         index: 12,
         unix_ms: 1_700_000_000_000,
@@ -229,6 +242,8 @@ fn one_of_each_is_shown_as_reviewed() {
         table::vm(&vm()),
         table::volumes(&[volume.clone(), disk]),
         table::volume(&volume),
+        table::pools(std::slice::from_ref(&pool)),
+        table::pool(&pool),
         table::images(&[image.clone(), filling]),
         table::image(&image),
         table::events(&[event]),

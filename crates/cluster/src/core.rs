@@ -167,6 +167,7 @@ impl Cluster {
                 && matches!(self.stand, Stand::Granted { .. }),
             since_unix_ms: self.state.authority.since_unix_ms,
             wants_to_join: self.gave_up,
+            pool: self.groups.pool.clone(),
         }
     }
 

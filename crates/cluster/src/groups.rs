@@ -4,10 +4,11 @@
 //! hold; they are given when the log changes and anew after each connection.
 
 use crate::core::Cluster;
-use crate::entry::{Change, FenceProof, NodePhase};
+use crate::entry::{Change, FenceProof, NodePhase, Subject};
 use crate::seam::Output;
 use crate::state::Owner;
 use pollux_base::order::GroupReport;
+use pollux_base::pool::{PoolLevel, PoolReport};
 use pollux_base::record::GroupSpec;
 use pollux_base::{Epoch, Generation, GroupId, Instant, NodeId, Order, Report, Stamp, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +18,10 @@ pub(crate) struct Groups {
     pub is_connected: bool,
     pub reports: BTreeMap<GroupId, GroupReport>,
     pub pool_failure: Option<String>,
+    /// This node's pool, as last reported.
+    pub pool: Option<PoolReport>,
+    /// The worst level since the pool was last well, and what the event of it says.
+    pool_told: Option<(PoolLevel, String)>,
     /// The primary here is frozen until these are out of the in-sync set.
     lost: BTreeMap<(GroupId, NodeId), (Generation, String)>,
     /// The primary here writes to these too: they may enter the in-sync set.
@@ -40,6 +45,7 @@ impl Cluster {
         self.groups.sent = Sent::default();
         self.groups.reports.clear();
         self.groups.pool_failure = None;
+        self.groups.pool = None;
         self.output(Output::Data(Order::ReportAll));
         let others = self.setup.nodes.iter().filter(|(node, _)| **node != self.me);
         let addresses = others.map(|(node, spec)| (*node, spec.replication.clone())).collect();
@@ -51,6 +57,7 @@ impl Cluster {
             None => {
                 self.groups.is_connected = false;
                 self.groups.sent = Sent::default();
+                self.groups.pool = None;
                 // A restarted data plane reports what still holds.
                 self.groups.lost.clear();
                 self.groups.current.clear();
@@ -67,6 +74,7 @@ impl Cluster {
                 self.groups.current.insert((group, node), generation);
             }
             Some(Report::PoolFailed { reason }) => self.groups.pool_failure = Some(reason),
+            Some(Report::Pool(report)) => self.groups.pool = Some(report),
         }
     }
 
@@ -88,6 +96,7 @@ impl Cluster {
             self.drop_lost_replicas(now);
             self.add_current_replicas(now);
             self.hand_over_to_data(now);
+            self.tell_of_pool(now);
         }
         if self.groups.is_connected && self.is_awake {
             self.order_groups();
@@ -177,6 +186,25 @@ impl Cluster {
         for (group, expect, next, in_sync) in changes {
             let reason = format!("`{}` has the data, `{}` has not", self.name_of(next), self.name_of(self.me));
             self.set_group(now, group, expect, next, in_sync, reason);
+        }
+    }
+
+    /// Each level that this node's pool falls to becomes an event, once until it is well again.
+    fn tell_of_pool(&mut self, now: Instant) {
+        let Some(pool) = &self.groups.pool else { return };
+        let level = pool.level();
+        if level == PoolLevel::Good {
+            self.groups.pool_told = None;
+            return;
+        }
+        if self.groups.pool_told.as_ref().is_none_or(|(told, _)| level > *told) {
+            self.groups.pool_told = Some((level, crate::headline::pool_text(&self.name_of(self.me), pool)));
+        }
+        let Some((level, text)) = self.groups.pool_told.clone() else { return };
+        let subject = Subject::Node(self.me);
+        // Proposals may be lost: it is told when the log has it.
+        if !self.state.events.iter().any(|event| event.subject == subject && event.text == text) {
+            self.propose(now, ("pool", self.me.0, level as u64), Change::Note { subject, text });
         }
     }
 

@@ -7,6 +7,7 @@ use crate::entry::{NodePhase, Wanted};
 use crate::requests::bytes_text;
 use crate::state::{Owner, State, Vm};
 use pollux_base::NodeId;
+use pollux_base::pool::{PoolLevel, PoolReport};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -42,6 +43,8 @@ pub struct Sight {
     pub peers_heard: BTreeMap<NodeId, bool>,
     /// The guard is connected.
     pub guard: bool,
+    /// Pools, of this node and of those that are heard.
+    pub pools: BTreeMap<NodeId, PoolReport>,
     /// `blockd` is connected and its pool works.
     pub data_plane: bool,
     /// Why nobody may decide here.
@@ -56,7 +59,11 @@ const RESTART_WITHOUT_FENCE_S: u64 = 15;
 
 /// Answers the question. Pure.
 pub fn headline(state: &State, sight: &Sight) -> Headline {
-    let worst = authority_trouble(state, sight).or_else(|| copy_trouble(state)).or_else(|| room_trouble(state));
+    let worst = authority_trouble(state, sight)
+        .or_else(|| space_trouble(state, sight, PoolLevel::Full))
+        .or_else(|| copy_trouble(state))
+        .or_else(|| room_trouble(state))
+        .or_else(|| space_trouble(state, sight, PoolLevel::Scarce));
     let (protection, reason, fix) = match worst {
         Some(trouble) => trouble,
         None => (Protection::Protected, format!("yes; {}; {}", restart_text(state), room_text(state)), None),
@@ -148,6 +155,40 @@ fn copy_trouble(state: &State) -> Option<Trouble> {
     };
     let reason = format!("{}{others} has its only good copy on `{only}`", name.unwrap_or_else(|| "a group".into()));
     trouble(Protection::Degraded, reason, "pollux volume list --watch")
+}
+
+/// Whether a pool is at least this short of space.
+fn space_trouble(state: &State, sight: &Sight, at_least: PoolLevel) -> Option<Trouble> {
+    let (node, pool) = sight.pools.iter().find(|(_, pool)| pool.level() >= at_least)?;
+    let name = state.node_name(*node);
+    trouble(Protection::Degraded, pool_text(&name, pool), &format!("pollux pool show {name}"))
+}
+
+/// A pool's trouble in a sentence.
+pub fn pool_text(node: &str, pool: &PoolReport) -> String {
+    let free = bytes_text(pool.free_bytes);
+    let of = bytes_text(pool.size_bytes);
+    match (pool.level(), pool.full_in_s()) {
+        (PoolLevel::Failed, _) => {
+            let reason = pool.failed.as_deref().unwrap_or("for a reason that is not known");
+            format!("the pool on `{node}` can not be used: {reason}")
+        }
+        (PoolLevel::Full, _) => format!("the pool on `{node}` is full ({free} of {of} free): writes wait for space"),
+        (_, Some(seconds)) => {
+            format!("{free} of {of} are free in the pool on `{node}`, at the present rate for {}", span_text(seconds))
+        }
+        (_, None) => format!("{free} of {of} are free in the pool on `{node}`"),
+    }
+}
+
+/// A span of time for people: the largest unit of which it has two.
+fn span_text(seconds: u64) -> String {
+    for (unit, length) in [("days", 86400), ("hours", 3600), ("minutes", 60)] {
+        if seconds >= 2 * length {
+            return format!("{} {unit}", seconds / length);
+        }
+    }
+    format!("{seconds} s")
 }
 
 /// VMs that would have to move if `node` died, by the log.

@@ -3,6 +3,7 @@
 use crate::entry::{Change, Entry, NodeSpec, VmSpec};
 use pollux_base::config::PowerConfig;
 use pollux_base::guard::{GuardCommand, GuardView};
+use pollux_base::pool::PoolReport;
 use pollux_base::{Epoch, ImageId, Incarnation, NodeId, Order, Report, VmId, VolumeId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -37,6 +38,9 @@ pub struct PeerHello {
     pub since_unix_ms: u64,
     /// A fresh or outdated node that has no log (any more), whose guests are dead, and that asks to be taken in.
     pub wants_to_join: bool,
+    /// How its pool is doing, once its data plane has said so.
+    #[serde(default)]
+    pub pool: Option<PoolReport>,
 }
 
 /// What a core is told at its start.

@@ -8,6 +8,8 @@ use crate::headline::Sight;
 use crate::seam::Register;
 use pollux_base::NodeId;
 use pollux_base::order::ReplicaState;
+use pollux_base::pool::{PoolLevel, PoolReport};
+use std::collections::BTreeMap;
 
 impl Cluster {
     /// What this node sees beside the log.
@@ -18,10 +20,21 @@ impl Cluster {
             register_is_right: self.witness.known == Some(self.right_register()),
             peers_heard: self.peers.each.iter().map(|(node, peer)| (*node, peer.is_up)).collect(),
             guard: self.guard.is_some(),
+            pools: self.pools(),
             data_plane: self.groups.is_connected && self.groups.pool_failure.is_none(),
             isolated: self.why_not_acting(),
             isolated_fix: self.partner().and_then(|node| self.confirm_fix(node)),
         }
+    }
+
+    /// Pools, of this node and of those that are heard.
+    pub fn pools(&self) -> BTreeMap<NodeId, PoolReport> {
+        let own = self.groups.pool.clone().map(|pool| (self.me, pool));
+        let others = self.peers.each.iter().filter_map(|(node, peer)| {
+            let (_, hello) = peer.hello.as_ref()?;
+            Some((*node, hello.pool.clone()?))
+        });
+        own.into_iter().chain(others).collect()
     }
 
     fn right_register(&self) -> Register {
@@ -82,7 +95,13 @@ impl Cluster {
         if !self.groups.is_connected {
             alert(Subject::Node(by), "blockd does not run".into(), Some("systemctl restart blockd".into()));
         }
-        if let Some(reason) = &self.groups.pool_failure {
+        for (node, pool) in self.pools().iter().filter(|(_, pool)| pool.level() > PoolLevel::Good) {
+            let name = self.name_of(*node);
+            let text = crate::headline::pool_text(&name, pool);
+            alert(Subject::Node(*node), text, Some(format!("pollux pool show {name}")));
+        }
+        // A pool that could not be opened says nothing else.
+        if let Some(reason) = self.groups.pool_failure.as_ref().filter(|_| self.groups.pool.is_none()) {
             alert(Subject::Node(by), format!("the pool can not be used: {reason}"), None);
         }
         for (node, peer) in &self.peers.each {

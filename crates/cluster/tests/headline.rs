@@ -1,5 +1,6 @@
 //! Golden texts: the first line of everything, in each situation, and what mends it.
 
+use pollux_base::pool::PoolReport;
 use pollux_base::{ByteCount, Epoch, Incarnation, NodeId, VmId};
 use pollux_cluster::entry::{Holder, NodePhase, NodeSpec, Proof, VmPhase, VmSpec, Wanted};
 use pollux_cluster::headline::headline;
@@ -23,6 +24,7 @@ impl Case {
             witness: Some(Ok(())),
             register_is_right: true,
             peers_heard: [(B, true)].into(),
+            pools: Default::default(),
             guard: true,
             data_plane: true,
             isolated: None,
@@ -161,4 +163,27 @@ fn no_room_on_the_other() {
     let text =
         "degraded: if `a` dies, 1 of 2 VMs fit on `b`: it has 1 GiB of memory free; `mid` (needs 2 GiB) stays down";
     case.tells(text, Some("pollux vm list"));
+}
+
+fn pool(free: u64, growth: u64, is_full: bool) -> PoolReport {
+    PoolReport {
+        size_bytes: 100 << 30,
+        free_bytes: free << 30,
+        growth_bytes_per_s: growth,
+        is_full,
+        ..PoolReport::default()
+    }
+}
+
+#[test]
+fn a_pool_runs_out_of_space() {
+    let mut case = Case::new();
+    case.sight.pools = [(A, pool(50, 0, false)), (B, pool(15, 0, false))].into();
+    case.tells("protected: yes; restart within 15 s; 1 of 1 VMs fit on `b`", None);
+    case.sight.pools = [(A, pool(50, 0, false)), (B, pool(5, 1 << 20, false))].into();
+    let text = "degraded: 5 GiB of 100 GiB are free in the pool on `b`, at the present rate for 85 minutes";
+    case.tells(text, Some("pollux pool show b"));
+    case.sight.pools = [(A, pool(0, 0, true))].into();
+    let text = "degraded: the pool on `a` is full (0 B of 100 GiB free): writes wait for space";
+    case.tells(text, Some("pollux pool show a"));
 }

@@ -6,8 +6,10 @@ use crate::local::Origin;
 use crate::node::{Node, Purpose};
 use crate::note::Note;
 use crate::primary::MemberState;
+use crate::space::Space;
 use crate::wire::{Frame, Message};
 use crate::{Config, Input, Output};
+use pollux_base::pool::PoolReport;
 use pollux_base::timing::{LEASE_RENEW, REPLICA_LOST};
 use pollux_base::{BlockError, GroupId, Instant, NodeId, Order, Reply, Report, Request, Session, Stamp, VolumeId};
 use pollux_store::{Store, StoreError, StoreReply};
@@ -38,6 +40,9 @@ pub struct DataPlane {
     pool_failure_told: bool,
     /// Groups that something happened to in this call.
     touched: BTreeSet<GroupId>,
+    /// Groups with writes that wait here for space.
+    full: BTreeSet<GroupId>,
+    space: Space,
     /// Frames whose blocks did not match their checksums, per peer, since start (W11).
     damaged_frames: BTreeMap<NodeId, u64>,
 }
@@ -57,6 +62,8 @@ impl DataPlane {
             early: VecDeque::new(),
             pool_failure_told: false,
             touched: BTreeSet::new(),
+            full: BTreeSet::new(),
+            space: Space::default(),
             damaged_frames: BTreeMap::new(),
         };
         plane.drain_store();
@@ -112,7 +119,7 @@ impl DataPlane {
             Some(lease.into_iter().chain([ask, link.heard + REPLICA_LOST]).min().unwrap_or(ask))
         });
         let leases = self.node.links.values().filter(|link| link.lease_held).map(|link| link.lease.until());
-        groups.chain(links).chain(leases).chain(self.node.store.deadline()).min()
+        groups.chain(links).chain(leases).chain(self.space.due()).chain(self.node.store.deadline()).min()
     }
 
     /// Asserts the invariants; called by tests and debug builds after every step.
@@ -368,6 +375,7 @@ impl DataPlane {
                     group.forget(&mut self.node);
                 }
                 self.touched.remove(&id);
+                self.full.remove(&id);
                 self.wakes.remove(&id);
                 self.volumes.retain(|_, group| *group != id);
             }
@@ -395,6 +403,7 @@ impl DataPlane {
                 if let Some(reason) = self.node.pool_failed.clone() {
                     self.node.report(Report::PoolFailed { reason });
                 }
+                self.space.forget();
                 for (id, group) in &mut self.groups {
                     group.report_again(&mut self.node);
                     self.touched.insert(*id);
@@ -480,6 +489,11 @@ impl DataPlane {
                     group.report_members(&mut self.node);
                 }
                 group.report_changes(&mut self.node);
+                if group.waits_for_space() {
+                    self.full.insert(id)
+                } else {
+                    self.full.remove(&id)
+                };
                 match group.wake(&self.node) {
                     Some(wake) => self.wakes.insert(id, wake),
                     None => self.wakes.remove(&id),
@@ -487,9 +501,30 @@ impl DataPlane {
             }
             self.drain_store();
             if self.touched.is_empty() && (self.node.pool_failed.is_none() || self.pool_failure_told) {
-                return;
+                return self.report_space();
             }
         }
+    }
+}
+
+impl DataPlane {
+    /// Tells how the pool is doing, if that has changed.
+    fn report_space(&mut self) {
+        let (now, free, is_full) = (self.node.now, self.node.store.free().0, !self.full.is_empty());
+        if !self.is_open || !self.space.is_news(now, free, is_full, self.node.pool_failed.is_some()) {
+            return;
+        }
+        let present = PoolReport {
+            size_bytes: self.node.store.capacity().0,
+            free_bytes: free,
+            promised_bytes: self.node.store.volumes().map(|(_, _, size)| size.0).sum(),
+            growth_bytes_per_s: 0,
+            is_full,
+            healed_blocks: self.groups.values().map(|group| group.healed).sum(),
+            failed: self.node.pool_failed.clone(),
+        };
+        let report = self.space.report(now, present);
+        self.node.report(report);
     }
 }
 

@@ -19,6 +19,7 @@ mod report;
 mod requests;
 mod resync;
 mod secondary;
+mod space;
 mod verdict;
 pub mod wire;
 

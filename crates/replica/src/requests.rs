@@ -617,6 +617,11 @@ impl Group {
             || held.map(|asked| asked.peer).any(|peer| required.contains(&peer))
     }
 
+    /// Whether anything waits for space in this node's pool.
+    pub(crate) fn waits_for_space(&self) -> bool {
+        self.local.is_full() || self.primary.as_ref().is_some_and(|primary| !primary.full_heats.is_empty())
+    }
+
     pub(crate) fn retry_when_space(&mut self, node: &Node) {
         let at: Instant = node.now + crate::group::FULL_RETRY;
         self.full_retry.get_or_insert(at);

@@ -464,12 +464,25 @@ fn a_pool_without_space_holds_writers_and_goes_on_when_there_is_some() {
     assert_eq!(world.answer(id), None);
     assert_eq!(world.frozen(A), Some(&pollux_base::order::FreezeReason::PoolFull));
     assert_eq!(world.spec.record.stamp, stamp(1, 1), "nobody is dropped for it");
+    assert_eq!(pools(&world, A), [(free, false), (0, false), (0, true)], "empty, filled, and writers wait");
     for node in [A, B] {
         world.order(node, Order::Forget { group: filler.group });
     }
     world.until("acknowledged", |world| world.answer(id).is_some());
     world.until_serving(A);
     same(&mut world, &[A, B]);
+    assert!(pools(&world, A).last().is_some_and(|(free, is_full)| *free > 0 && !is_full), "told when it is over");
+}
+
+/// What was told of the node's pool: free bytes, and whether writers wait; repetitions apart.
+fn pools(world: &World, of: NodeId) -> Vec<(u64, bool)> {
+    let told = world.reports.iter().filter_map(|(_, node, report)| match report {
+        Report::Pool(pool) if *node == of => Some((pool.free_bytes, pool.is_full)),
+        _ => None,
+    });
+    let mut told: Vec<(u64, bool)> = told.collect();
+    told.dedup();
+    told
 }
 
 #[test]

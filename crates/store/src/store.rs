@@ -193,6 +193,11 @@ impl Store {
         ByteCount(slots.sum::<u64>() * EXTENT_BYTES)
     }
 
+    /// Bytes that volumes can take in all.
+    pub fn capacity(&self) -> ByteCount {
+        ByteCount(self.pool().map_or(0, |pool| u64::from(pool.geometry().slots)) * EXTENT_BYTES)
+    }
+
     /// Bytes that new extents can take.
     pub fn free(&self) -> ByteCount {
         ByteCount(self.pool().map_or(0, |pool| pool.table.vacant() as u64) * EXTENT_BYTES)

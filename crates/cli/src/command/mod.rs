@@ -4,6 +4,7 @@ pub mod console;
 pub mod event;
 pub mod image;
 pub mod node;
+pub mod pool;
 pub mod raw;
 pub mod status;
 pub mod task;

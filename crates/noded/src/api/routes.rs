@@ -203,6 +203,8 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/images", get(images_list).post(upload_image))
         .route("/v1/images/{image}", get(image).delete(delete_image))
         .route("/v1/groups", get(groups))
+        .route("/v1/pools", get(pools))
+        .route("/v1/pools/{node}", get(pool))
         .route("/v1/events", get(events))
         .route("/v1/tasks", get(tasks))
         .route("/v1/tasks/{task}", get(task))
@@ -484,6 +486,15 @@ async fn delete_image(State(api): In, Path(name): Path<String>) -> Taken {
 
 async fn groups(State(api): In) -> Shown<Vec<resource::Group>> {
     Ok(Json(api.look(view::groups).await?))
+}
+
+async fn pools(State(api): In) -> Shown<Vec<resource::Pool>> {
+    Ok(Json(api.look(|cluster, _| view::pools(cluster)).await?))
+}
+
+async fn pool(State(api): In, Path(name): Path<String>) -> Shown<resource::Pool> {
+    let id = api.node_id(name).await?;
+    shown(api.look(move |cluster, _| view::pool(cluster, id)).await?)
 }
 
 #[derive(Debug, Deserialize)]

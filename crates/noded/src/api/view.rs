@@ -4,9 +4,10 @@
 
 use crate::fill::escape;
 use pollux_api as api;
-use pollux_api::{GroupKind, GroupState, NodeState, Protection, SubjectKind, VmState};
+use pollux_api::{GroupKind, GroupState, NodeState, PoolState, Protection, SubjectKind, VmState};
 use pollux_base::config::NodeConfig;
 use pollux_base::order::{FreezeReason, GroupReport, ReplicaState};
+use pollux_base::pool::{PoolLevel, PoolReport};
 use pollux_base::{GroupId, ImageId, NodeId, VmId, VolumeId};
 use pollux_cluster::entry::{NodePhase, Subject, VmPhase, Wanted};
 use pollux_cluster::state::{Group, Owner, State};
@@ -106,6 +107,50 @@ fn fence_text(proof: &pollux_cluster::entry::FenceProof) -> String {
         FenceProof::GuardBound { waited_ms } => format!("its guard's bound has run out ({waited_ms} ms unheard)"),
         FenceProof::Human { .. } => "a human said so".into(),
     }
+}
+
+pub fn pools(cluster: &Cluster) -> Vec<api::Pool> {
+    cluster.state().nodes.keys().filter_map(|id| pool(cluster, *id)).collect()
+}
+
+pub fn pool(cluster: &Cluster, id: NodeId) -> Option<api::Pool> {
+    let node = cluster.state().nodes.get(&id)?.spec.name.clone();
+    let known = cluster.pools().remove(&id);
+    let pool = known.clone().unwrap_or_default();
+    let state = match known.as_ref().map(PoolReport::level) {
+        None => PoolState::Unknown,
+        Some(PoolLevel::Good) => PoolState::Good,
+        Some(PoolLevel::Low) => PoolState::Low,
+        Some(PoolLevel::Scarce) => PoolState::Scarce,
+        Some(PoolLevel::Full) => PoolState::Full,
+        Some(PoolLevel::Failed) => PoolState::Failed,
+    };
+    let hint = match state {
+        PoolState::Good => None,
+        PoolState::Unknown => Some(format!("pollux node show {node}")),
+        PoolState::Failed => Some("its replicas are made anew on another disk".into()),
+        PoolState::Low | PoolState::Scarce | PoolState::Full => {
+            Some("delete what is not needed: pollux volume list, pollux image list".into())
+        }
+    };
+    let reason = match state {
+        PoolState::Good => None,
+        PoolState::Unknown => Some("nothing is heard of it".into()),
+        _ => Some(pollux_cluster::headline::pool_text(&node, &pool)),
+    };
+    Some(api::Pool {
+        node,
+        state,
+        reason,
+        hint,
+        size_bytes: pool.size_bytes,
+        used_bytes: pool.used_bytes(),
+        free_bytes: pool.free_bytes,
+        promised_bytes: pool.promised_bytes,
+        growth_bytes_per_s: pool.growth_bytes_per_s,
+        full_in_s: pool.full_in_s(),
+        healed_blocks: pool.healed_blocks,
+    })
 }
 
 pub fn groups(cluster: &Cluster, frame: &Frame) -> Vec<api::Group> {
