@@ -7,6 +7,7 @@
 mod cooling;
 mod data_plane;
 mod group;
+mod handshake;
 mod lease;
 mod local;
 mod loss;

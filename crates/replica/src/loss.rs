@@ -3,7 +3,7 @@
 
 use crate::group::Group;
 use crate::node::Node;
-use crate::primary::MemberState;
+use crate::primary::{Member, MemberState};
 use pollux_base::timing::REPLICA_LOST;
 use pollux_base::{Instant, NodeId, Report};
 use std::collections::BTreeSet;
@@ -18,6 +18,21 @@ pub(crate) const ANSWER_LATE: Duration = Duration::from_secs(5);
 /// How often a replica that is not needed and cannot take part is asked whether it can now: its disk may have been slow for
 /// a moment only, and nobody else would ask. Rare enough to cost nothing if it never can.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// A plan that came to nothing so many times is not made rarer any more: `ASK_AGAIN` doubled so often is a bit over five
+/// minutes, in which a human who has mended the cause will wait for it.
+const DOUBLINGS_MAX: u32 = 6;
+
+/// How long nothing is tried with a replica after its plans came to nothing so many times in a row. What cannot succeed (a
+/// block that nobody can read, a peer that answers nonsense) would else keep both disks busy for ever.
+pub(crate) fn back_off(times: u32) -> Duration {
+    ASK_AGAIN * (1 << times.saturating_sub(1).min(DOUBLINGS_MAX))
+}
+
+/// When a replica that cannot take part, and is not needed, is asked again.
+fn ask_again_at(member: &Member) -> Instant {
+    let again = member.since + ASK_AGAIN;
+    member.doomed.map_or(again, |doomed| again.max(doomed.until))
+}
 
 impl Group {
     /// Replicas whose loss is reported. At a birth nobody's: whoever is missing is waited for, because nothing is lost by it,
@@ -103,7 +118,7 @@ impl Group {
         let members = self.primary.iter_mut().flat_map(|primary| &mut primary.members);
         let mut due = Vec::new();
         for (peer, member) in members.filter(|(peer, _)| !needed.contains(peer)) {
-            if matches!(member.state, MemberState::Unfit { .. }) && now >= member.since + ASK_AGAIN {
+            if matches!(member.state, MemberState::Unfit { .. }) && now >= ask_again_at(member) {
                 member.since = now;
                 due.push(*peer);
             }
@@ -146,7 +161,7 @@ impl Group {
                 .members
                 .iter()
                 .filter(|(peer, member)| matches!(member.state, MemberState::Unfit { .. }) && !needed.contains(peer));
-            wake.extend(unfit.map(|(_, member)| member.since + ASK_AGAIN));
+            wake.extend(unfit.map(|(_, member)| ask_again_at(member)));
             if let Some(asked) = primary.asked.values().find(|asked| !asked.is_held).filter(|_| !self.is_unborn()) {
                 let repeat = primary.members.get(&asked.peer).and_then(|member| member.reported);
                 let late = node.late_at(asked.at);

@@ -5,12 +5,14 @@
 //! *required*: nothing is acknowledged and nothing is served without it, until a newer record says otherwise (W1, W3, W5).
 
 use crate::group::Group;
+use crate::handshake::{Outcome, Plan, Side, meet, standing};
+use crate::loss::back_off;
 use crate::node::{Node, Purpose};
 use crate::note::Note;
 use crate::range_queue::{Key, RangeQueue};
 use crate::repair::Repair;
 use crate::requests::Pending;
-use crate::resync::{Direction, Sync};
+use crate::resync::Sync;
 use crate::verdict::Verdict;
 use crate::wire::{Message, Sequence, Standing};
 use pollux_base::order::FreezeReason;
@@ -45,14 +47,22 @@ pub(crate) struct Member {
     pub reported: Option<Instant>,
     /// It has joined; its comparison has not begun.
     pub joined: Option<Joined>,
+    /// Kept over sessions and records, until the replica is current: what cannot succeed is tried ever more rarely.
+    pub doomed: Option<Doomed>,
 }
 
 /// What a replica said of itself, as far as its comparison needs it.
 pub(crate) struct Joined {
-    /// Last in sync by this record.
-    pub since: Option<Stamp>,
-    pub is_continuous: bool,
+    pub standing: Standing,
     pub extents: Vec<(VolumeId, Vec<ExtentIndex>)>,
+}
+
+/// Plans for a replica that began and came to nothing, one after the other.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Doomed {
+    pub times: u32,
+    /// None begins before.
+    pub until: Instant,
 }
 
 /// A question to a peer that was not answered yet.
@@ -206,6 +216,7 @@ impl Group {
                 since: node.now,
                 reported: None,
                 joined: None,
+                doomed: None,
             });
             member.reported = None;
             member.joined = None;
@@ -319,13 +330,7 @@ impl Group {
         extents: Vec<(VolumeId, Vec<ExtentIndex>)>,
     ) {
         let required = self.required(node.me).contains(&peer);
-        let named = self.spec.as_ref().is_some_and(|spec| spec.record.in_sync.contains(&peer));
-        let foreign = |stamp: &Stamp| self.spec.as_ref().is_some_and(|spec| !spec.lineage.contains(*stamp));
-        let foreign = match &standing {
-            Standing::InSync { at, .. } | Standing::Stale { since: Some(at) } => foreign(at),
-            _ => false,
-        };
-        let is_born = self.note.as_ref().is_some_and(|note| note.born);
+        let Some(outcome) = self.outcome(node, peer, &standing) else { return };
         let Some(primary) = &mut self.primary else { return };
         primary.refused_by.remove(&peer);
         if primary.wait_old.is_some_and(|(old, _)| old == peer) {
@@ -333,37 +338,28 @@ impl Group {
         }
         let Some(member) = primary.member(peer) else { return };
         let joins = matches!(member.state, MemberState::Away | MemberState::Greeting | MemberState::Unfit { .. });
-        let unfit = match &standing {
-            Standing::Failed { reason } => Some(reason.clone()),
-            Standing::Absent => Some("it carries no replica".to_string()),
-            Standing::Empty => Some("its disk is empty although the record names it in sync".to_string()),
-            Standing::Diverged { own } => Some(format!("it holds writes of another history, {own:?}")),
-            _ if foreign => Some("it holds writes of another history".to_string()),
-            Standing::Stale { .. } if named => {
-                Some("it says that it is stale although the record names it".to_string())
-            }
-            // Born, while this node knows that the birth was confirmed by everybody: its disk was replaced (W12).
-            Standing::Born if !is_born => Some("its disk was replaced after the group's birth".to_string()),
-            Standing::InSync { .. } | Standing::Stale { .. } | Standing::Born => None,
-        };
-        if let Some(reason) = unfit {
+        if outcome.plan == (Plan::Refuse { who: peer }) {
+            let reason = match &standing {
+                Standing::Failed { reason } => reason.clone(),
+                Standing::Diverged { own } => format!("{}, {own:?}", outcome.rule.text()),
+                _ => outcome.rule.text().to_string(),
+            };
             self.make_unfit(node, peer, reason);
             return;
         }
         if !joins {
             return; // ignore_join_again: it answers each announcement
         }
-        // The other way round: the other has data of a confirmed birth, and nothing is here (W12).
-        if is_born && matches!(standing, Standing::InSync { blank: false, .. }) {
-            self.verdict = Verdict::Empty;
+        if outcome.plan == (Plan::Refuse { who: node.me }) {
+            self.verdict = Verdict::Empty; // the other has data of a confirmed birth, and nothing is here (W12)
             return;
         }
-        let (since, is_continuous) = match standing {
-            Standing::InSync { at, continuous, .. } => (Some(at), continuous),
-            Standing::Stale { since } => (since, false),
-            _ => (None, false),
-        };
-        member.joined = Some(Joined { since, is_continuous, extents });
+        if let Some(doomed) = member.doomed.filter(|doomed| node.now < doomed.until) {
+            let reason = format!("its last {} attempts came to nothing; it is tried again later", doomed.times);
+            member.state = MemberState::Unfit { reason };
+            return;
+        }
+        member.joined = Some(Joined { standing, extents });
         if required {
             self.resend_to(node, peer);
         }
@@ -389,23 +385,42 @@ impl Group {
             if !all {
                 return;
             }
-            let lived_on = |peer: &&NodeId| {
-                let joined = primary.members.get(*peer).and_then(|member| member.joined.as_ref());
-                joined.is_some_and(|joined| joined.is_continuous)
-            };
-            if let Some(source) = required.iter().find(lived_on).copied() {
-                self.begin_sync(node, source, Direction::Here);
+            let joined: Vec<(NodeId, Outcome)> = self.joined_outcomes(node);
+            let lived_on = |outcome: &Outcome| matches!(outcome.plan, Plan::Settle { source, .. } if source != node.me);
+            if let Some((source, outcome)) = joined.into_iter().find(|(_, outcome)| lived_on(outcome)) {
+                self.begin_sync(node, source, outcome.plan);
                 return;
             }
             self.is_continuous = true;
             self.note_as_primary(node);
         }
-        let Some(primary) = &self.primary else { return };
-        let joined: Vec<NodeId> =
-            primary.members.iter().filter(|(_, member)| member.joined.is_some()).map(|(peer, _)| *peer).collect();
-        for peer in joined {
-            self.begin_sync(node, peer, Direction::There);
+        for (peer, outcome) in self.joined_outcomes(node) {
+            self.begin_sync(node, peer, outcome.plan);
         }
+    }
+
+    /// How this node's own replica stands to the record under which it acts.
+    pub(crate) fn own_standing(&self, node: &Node) -> Standing {
+        let is_blank = |volume: &VolumeId| node.store.allocated(*volume).is_empty();
+        let blank = || self.spec.iter().flat_map(|spec| spec.volumes.keys()).all(is_blank);
+        // Only a member says so, and looking costs.
+        let blank = matches!(self.verdict, Verdict::Member { .. }) && blank();
+        standing(self.verdict, blank, self.is_continuous, node.pool_failed.as_deref())
+    }
+
+    /// What a replica's standing leads to (`handshake.rs`).
+    fn outcome(&self, node: &Node, peer: NodeId, theirs: &Standing) -> Option<Outcome> {
+        let spec = self.acting()?;
+        let required = self.required(node.me).contains(&peer);
+        let own = self.own_standing(node);
+        Some(meet(spec, required, Side { node: node.me, standing: &own }, Side { node: peer, standing: theirs }))
+    }
+
+    /// Replicas that have joined and wait for their comparison, with what each leads to.
+    fn joined_outcomes(&self, node: &Node) -> Vec<(NodeId, Outcome)> {
+        let members = self.primary.iter().flat_map(|primary| &primary.members);
+        let joined = members.filter_map(|(peer, member)| Some((*peer, &member.joined.as_ref()?.standing)));
+        joined.filter_map(|(peer, theirs)| Some((peer, self.outcome(node, peer, theirs)?))).collect()
     }
 
     /// The replica cannot take part. If it is required, its loss is reported at once.
@@ -416,6 +431,10 @@ impl Group {
         }
         member.since = node.now;
         member.joined = None;
+        if matches!(member.state, MemberState::Settling(_) | MemberState::Copying(_) | MemberState::Confirming { .. }) {
+            let times = member.doomed.map_or(0, |doomed| doomed.times) + 1;
+            member.doomed = Some(Doomed { times, until: node.now + back_off(times) });
+        }
         let state = std::mem::replace(&mut member.state, MemberState::Unfit { reason });
         if let Some(primary) = &mut self.primary {
             primary.asked.retain(|_, asked| asked.peer != peer);
@@ -440,6 +459,7 @@ impl Group {
         let Some(primary) = &mut self.primary else { return };
         let Some(member) = primary.members.get_mut(&peer) else { return };
         let MemberState::Confirming { required } = member.state else { return };
+        member.doomed = None;
         if required {
             member.state = MemberState::Current;
             self.confirm_birth(node);

@@ -9,12 +9,13 @@
 //! The other replica's share is in `secondary.rs`.
 
 use crate::group::Group;
+use crate::handshake::Plan;
 use crate::local::{Act, Job, JobResult, Origin};
 use crate::node::Node;
 use crate::primary::{Joined, MemberState, What};
 use crate::range_queue::{Access, Key};
 use crate::verdict::Verdict;
-use crate::wire::{Frame, Message};
+use crate::wire::{Frame, Message, Standing};
 use pollux_base::unit::{BlockRange, EXTENT_BLOCKS};
 use pollux_base::{BlockChecksum, BlockCount, BlockIndex, ExtentIndex, Generation, NodeId, VolumeId};
 use pollux_store::{StoreError, StoreReply};
@@ -95,25 +96,24 @@ impl Sync {
 
 impl Group {
     /// Gathers the candidates of a replica that has joined.
-    pub(crate) fn begin_sync(&mut self, node: &mut Node, peer: NodeId, direction: Direction) {
+    pub(crate) fn begin_sync(&mut self, node: &mut Node, peer: NodeId, plan: Plan) {
         let required = self.required(node.me).contains(&peer);
-        let member = self.primary.as_mut().and_then(|primary| primary.member(peer));
-        let Some(Joined { since, is_continuous, extents: theirs }) = member.and_then(|member| member.joined.take())
-        else {
-            return;
-        };
-        if !self.is_member(node) {
-            // There is nothing here to compare with. A required replica has all that was acknowledged; what was under way
-            // is sent to it anew.
-            let state = match required {
-                true => MemberState::Current,
-                false => MemberState::Unfit { reason: "the primary has no replica to copy from".to_string() },
-            };
-            if let Some(member) = self.primary.as_mut().and_then(|primary| primary.member(peer)) {
-                member.state = state;
+        let Some(member) = self.primary.as_mut().and_then(|primary| primary.member(peer)) else { return };
+        let Some(Joined { standing, extents: theirs }) = member.joined.take() else { return };
+        let is_continuous = matches!(standing, Standing::InSync { continuous: true, .. });
+        let (since, direction) = match plan {
+            Plan::Settle { source, since } if source != node.me => (since, Direction::Here),
+            Plan::Settle { since, .. } | Plan::Copy { since } => (since, Direction::There),
+            // What was under way is sent to it anew.
+            Plan::Serve => {
+                member.state = MemberState::Current;
+                return;
             }
-            return;
-        }
+            Plan::Refuse { .. } => {
+                let reason = "the primary's replica has fallen out meanwhile".to_string();
+                return self.make_unfit(node, peer, reason);
+            }
+        };
         let since = since.map_or(Generation(0), |stamp| stamp.generation);
         let volumes: Vec<VolumeId> = self.spec.iter().flat_map(|spec| spec.volumes.keys().copied()).collect();
         let (left, works) = (BTreeSet::new(), BTreeMap::new());

@@ -9,7 +9,7 @@ use crate::local::{Act, Job, JobResult, Origin};
 use crate::node::{Node, Purpose};
 use crate::primary::{MemberState, What};
 use crate::verdict::Verdict;
-use crate::wire::{ExtentRun, Frame, JOIN_RUNS_MAX, Message, Refusal, Sequence, Standing};
+use crate::wire::{ExtentRun, Frame, JOIN_RUNS_MAX, Message, Refusal, Sequence};
 use pollux_base::record::GroupSpec;
 use pollux_base::unit::{BLOCK_BYTES, BlockRange, EXTENT_BLOCKS};
 use pollux_base::{BlockChecksum, BlockCount, BlockIndex, ExtentIndex, NodeId, Session, Stamp, VolumeId};
@@ -200,18 +200,7 @@ impl Group {
         if primary == node.me || node.session(primary).is_none() {
             return;
         }
-        let blank = || spec.volumes.keys().all(|volume| node.store.allocated(*volume).is_empty());
-        let standing = match self.verdict {
-            _ if node.pool_failed.is_some() => {
-                Standing::Failed { reason: node.pool_failed.clone().unwrap_or_default() }
-            }
-            Verdict::Member { at } => Standing::InSync { at, blank: blank(), continuous: self.is_continuous },
-            Verdict::Born => Standing::Born,
-            Verdict::Stale { since } => Standing::Stale { since },
-            Verdict::Empty => Standing::Empty,
-            Verdict::Diverged { own } => Standing::Diverged { own },
-            Verdict::Absent | Verdict::Outdated { .. } | Verdict::Discarded { .. } => Standing::Absent,
-        };
+        let standing = self.own_standing(node);
         let extents = match self.fit(node) {
             Ok(()) => fold(self.own_candidates(node)),
             Err(_) => Vec::new(),

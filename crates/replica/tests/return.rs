@@ -506,3 +506,37 @@ fn a_replica_that_was_too_slow_while_it_was_brought_up_to_date_is_tried_again() 
     world.until_healthy();
     same(&mut world, &[A, B]);
 }
+
+#[test]
+fn a_plan_that_cannot_succeed_is_tried_ever_more_rarely_and_succeeds_when_its_cause_is_mended() {
+    let mut world = World::pair(32);
+    world.write_done(A, 0, 1, 1);
+    world.kill(B);
+    world.take_over(A, &[A]);
+    world.write_done(A, 0, 1, 2);
+    // Whoever answers nonsense answers it again.
+    let broken = std::rc::Rc::new(std::cell::Cell::new(true));
+    let nonsense = broken.clone();
+    world.lets_through = Box::new(move |_, _, frame| {
+        if let (true, Message::Differs { runs, .. }) = (nonsense.get(), &mut frame.message) {
+            *runs = vec![range(5000, 1)];
+        }
+        true
+    });
+    world.start(B);
+    let tries = |world: &World| world.messages.iter().filter(|message| message.contains("compare")).count();
+    world.run_for(ms(60_000));
+    let first = tries(&world);
+    assert!((3..=5).contains(&first), "at 0, 5, 15 and 35 s: {first}");
+    // A link that flaps makes it no more often.
+    for _ in 0..100 {
+        world.flap(A, B);
+        world.run_for(ms(6_000));
+    }
+    let later = tries(&world) - first;
+    assert!((2..=4).contains(&later), "ever more rarely: {later} in ten minutes");
+    broken.set(false);
+    world.run_for(ms(330_000));
+    world.until_healthy();
+    same(&mut world, &[A, B]);
+}
