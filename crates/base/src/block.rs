@@ -1,11 +1,12 @@
 //! Block requests as front ends make them and replies as they get them.
 //!
-//! Ranges are in blocks: a front end refuses or widens requests that are not multiples of 4 KiB. While a group is frozen
-//! requests are held, not failed.
+//! Ranges are in blocks. What of a client's request is not a multiple of 4 KiB its front end turns into these: reads are
+//! widened, writes become patches of the blocks that they cover in part. While a group is frozen requests are held, not
+//! failed.
 
 use crate::data::Data;
 use crate::id::VolumeId;
-use crate::unit::BlockRange;
+use crate::unit::{BlockCount, BlockIndex, BlockRange};
 
 /// Names a request between its issue and its reply; chosen by the shell, unique among those under way.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -31,6 +32,14 @@ pub enum Op {
         data: Data,
         fua: bool,
     },
+    /// Bytes inside one block: those of `data`, from the byte `offset` of the block on. The rest of the block stays as the
+    /// change before left it: a patch is ordered against every overlapping request as if it wrote the whole block.
+    Patch {
+        block: BlockIndex,
+        offset: usize,
+        data: Data,
+        fua: bool,
+    },
     /// The range reads as zeros afterwards and its space is given back where it can be.
     Zero {
         range: BlockRange,
@@ -42,6 +51,19 @@ pub enum Op {
     Status {
         range: BlockRange,
     },
+}
+
+impl Op {
+    /// The blocks it touches; none for a flush.
+    pub fn range(&self) -> Option<BlockRange> {
+        match self {
+            Op::Read { range } | Op::Write { range, .. } | Op::Zero { range, .. } | Op::Status { range } => {
+                Some(*range)
+            }
+            Op::Patch { block, .. } => Some(BlockRange::new(*block, BlockCount(1))),
+            Op::Flush => None,
+        }
+    }
 }
 
 /// The end of a request.

@@ -48,6 +48,13 @@ impl Memory {
                 }
                 Reply::Done
             }
+            Op::Patch { block, offset, data, .. } => {
+                let old = self.blocks.get(&block.0).map(|old| old.as_slice().to_vec());
+                let mut whole = old.unwrap_or_else(|| vec![0; BLOCK_BYTES as usize]);
+                whole[offset..offset + data.len()].copy_from_slice(data.as_slice());
+                self.blocks.insert(block.0, Data::copy_of(&whole));
+                Reply::Done
+            }
             Op::Zero { range, .. } => {
                 blocks(range).for_each(|block| drop(self.blocks.remove(&block)));
                 Reply::Done

@@ -4,6 +4,9 @@
 //! marked hot (W7); sent to every required replica and to this node's own disk in parallel; answered when all have it
 //! (W1). Each request is answered once, and never before that.
 //!
+//! A patch of a part of a block holds the block like a write from the start: the block is read, as a client would read it,
+//! and the whole of it written with the patch in it. So nothing comes between the two, and replicas see whole blocks only.
+//!
 //! A replica that falls out keeps the requests that it has not finished from ending, until a newer record does without it
 //! (W3) or it comes back and has been sent them again. The lease is looked at when a request begins and again before
 //! what was read is given out (W5).
@@ -17,7 +20,7 @@ use crate::range_queue::{Access, Key};
 use crate::wire::{Frame, Message};
 use pollux_base::data::Buffer;
 use pollux_base::unit::{BLOCK_BYTES, BlockRange};
-use pollux_base::{BlockChecksum, BlockError, Data, Instant, NodeId, Op, Reply, Request, RequestId};
+use pollux_base::{BlockChecksum, BlockCount, BlockError, Data, Instant, NodeId, Op, Reply, Request, RequestId};
 use pollux_store::{StoreError, StoreOp, StoreReply};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -68,14 +71,7 @@ impl Pending {
 
     /// Blocks it touches; none for a flush.
     fn range(&self) -> Option<BlockRange> {
-        range_of(&self.request.op)
-    }
-}
-
-fn range_of(op: &Op) -> Option<BlockRange> {
-    match op {
-        Op::Read { range } | Op::Write { range, .. } | Op::Zero { range, .. } | Op::Status { range } => Some(*range),
-        Op::Flush => None,
+        self.request.op.range()
     }
 }
 
@@ -93,12 +89,16 @@ impl Group {
         if self.primary.is_none() {
             return fail(node, BlockError::NotServed);
         }
-        if let Some(range) = range_of(&request.op) {
+        if let Some(range) = request.op.range() {
             if range.start.0.checked_add(range.count.0).is_none_or(|end| end > blocks) {
                 return fail(node, BlockError::OutOfRange);
             }
             if let Op::Write { data, .. } = &request.op {
                 assert_eq!(data.len() as u64, range.count.bytes().0, "a front end gives as many bytes as it names");
+            }
+            if let Op::Patch { offset, data, .. } = &request.op {
+                let fits = offset.checked_add(data.len()).is_some_and(|end| end as u64 <= BLOCK_BYTES);
+                assert!(fits, "a front end patches inside one block");
             }
             if range.count.0 == 0 {
                 let reply = match request.op {
@@ -149,7 +149,7 @@ impl Group {
         let key = node.next_key();
         let (volume, op) = (request.volume, &request.op);
         let access = if matches!(op, Op::Read { .. }) { Access::Read } else { Access::Write };
-        let range = range_of(op);
+        let range = op.range();
         let checksums = match op {
             // Once, for the local disk and every peer (W11).
             Op::Write { data, .. } => BlockChecksum::of_all(data.as_slice()),
@@ -204,7 +204,7 @@ impl Group {
         let Some(pending) = primary.requests.get_mut(&key) else { return };
         let volume = pending.request.volume;
         match pending.range() {
-            _ if matches!(pending.request.op, Op::Read { .. }) => self.start_read(node, key),
+            _ if matches!(pending.request.op, Op::Read { .. } | Op::Patch { .. }) => self.start_read(node, key),
             None => self.send_change(node, key),
             Some(range) => {
                 for extent in range.extents() {
@@ -312,7 +312,7 @@ impl Group {
             }
             Op::Zero { range, fua } => (*range, Act::Zero, *fua),
             Op::Flush => (nothing, Act::Flush, false),
-            Op::Read { .. } | Op::Status { .. } => unreachable!("only changes and flushes are sent"),
+            Op::Read { .. } | Op::Patch { .. } | Op::Status { .. } => unreachable!("only changes and flushes are sent"),
         };
         self.local.submit(node, id, generation, Job { origin, volume, range, act, fua });
     }
@@ -324,7 +324,7 @@ impl Group {
         let Some(pending) = self.pending(key) else { return };
         let volume = pending.request.volume;
         let op = pending.request.op.clone();
-        let pieces: Vec<Option<BlockRange>> = match range_of(&op) {
+        let pieces: Vec<Option<BlockRange>> = match op.range() {
             Some(range) => range.split_by_extent().map(Some).collect(),
             None => vec![None],
         };
@@ -460,8 +460,23 @@ impl Group {
         *left -= 1;
         if *left == 0 {
             let data = buffer.take().expect("taken once, with the last part").freeze();
-            if frozen { self.hold_again(node, key) } else { self.finish(node, key, Reply::Data(data)) }
+            if frozen { self.hold_again(node, key) } else { self.on_read(node, key, data) }
         }
+    }
+
+    /// What a read asked for is there, or the block into which a patch goes.
+    fn on_read(&mut self, node: &mut Node, key: Key, data: Data) {
+        let Some(pending) = self.pending(key) else { return };
+        let Op::Patch { block, offset, data: patch, fua } = &pending.request.op else {
+            return self.finish(node, key, Reply::Data(data));
+        };
+        let mut whole = Buffer::copy_of(data.as_slice());
+        whole.as_mut_slice()[*offset..*offset + patch.len()].copy_from_slice(patch.as_slice());
+        let data = whole.freeze();
+        pending.checksums = BlockChecksum::of_all(data.as_slice());
+        pending.request.op = Op::Write { range: BlockRange::new(*block, BlockCount(1)), data, fua: *fua };
+        pending.step = Step::Queued;
+        self.start(node, key);
     }
 
     /// The local disk's share of a request has ended.
@@ -472,7 +487,7 @@ impl Group {
         match result {
             Ok(StoreReply::Read { data, .. }) if matches!(pending.step, Step::ReadingHere) => {
                 // W5: what was read is given out only under a lease that holds now.
-                if frozen { self.hold_again(node, key) } else { self.finish(node, key, Reply::Data(data)) }
+                if frozen { self.hold_again(node, key) } else { self.on_read(node, key, data) }
             }
             Ok(_) => self.on_piece_done(node, key, me),
             Err(StoreError::Corrupt(ranges)) => {

@@ -32,6 +32,35 @@ fn a_write_over_two_extents_with_fua_is_whole_on_both() {
     }
 }
 
+/// A patch of one sector of the block.
+fn patch(block: u64, sector: usize, value: u64) -> Op {
+    let data = blocks(value, 1).slice(0..512);
+    Op::Patch { block: range(block, 1).start, offset: sector * 512, data, fua: false }
+}
+
+#[test]
+fn patches_of_one_block_at_the_same_time_all_last_and_leave_the_rest_alone() {
+    let mut world = World::pair(2);
+    world.write_done(A, 3, 1, 9);
+    // A whole write in between, too: what comes after it lasts, what came before does not.
+    let mut ids: Vec<_> = [1, 2, 5].map(|sector| world.request(A, patch(3, sector, 100 + sector as u64))).into();
+    ids.push(world.write(A, 3, 1, 10));
+    ids.extend([6, 2, 7].map(|sector| world.request(A, patch(3, sector, 200 + sector as u64))));
+    world.until("all acknowledged", |world| ids.iter().all(|id| world.answer(*id) == Some(&Reply::Done)));
+    for node in [A, B] {
+        assert_eq!(world.sectors(node)[3], [10, 10, 202, 10, 10, 10, 206, 207]);
+        assert_eq!(world.contents(node)[2..5], [0, 10, 0]);
+    }
+}
+
+#[test]
+fn a_patch_of_a_block_never_written_finds_zeros() {
+    let mut world = World::pair(2);
+    let id = world.request(A, patch(1030, 7, 5));
+    world.until("acknowledged", |world| world.answer(id).is_some());
+    assert_eq!(world.sectors(B)[1030], [0, 0, 0, 0, 0, 0, 0, 5]);
+}
+
 #[test]
 fn what_was_flushed_survives_a_power_cut_of_both() {
     let mut world = World::pair(3);
@@ -302,11 +331,7 @@ fn a_block_that_is_bad_on_the_primarys_disk_is_healed_from_the_peer() {
     let mut world = World::pair(16);
     world.write_done(A, 0, 64, 11);
     world.run_for(ms(15_000)); // cold: its checksums are on disk
-    let place = {
-        let disk = &world.machines[&A].disk;
-        let expected = blocks(11, 1);
-        disk.blocks().find(|(_, bytes)| *bytes == expected.as_slice()).map(|(block, _)| block).unwrap()
-    };
+    let place = place_of(&world, A, 11);
     world.machine(A).disk.rot(place * 4096 + 5);
     let id = world.request(A, Op::Read { range: range(0, 64) });
     world.until("answered", |world| world.answer(id).is_some());
@@ -325,14 +350,81 @@ fn a_block_that_no_copy_has_is_an_error_of_just_that_read() {
     world.write_done(A, 0, 2, 11);
     world.run_for(ms(15_000));
     for node in [A, B] {
-        let expected = blocks(11, 1);
-        let place = world.machines[&node].disk.blocks().find(|(_, bytes)| *bytes == expected.as_slice()).unwrap().0;
+        let place = place_of(&world, node, 11);
         world.machine(node).disk.rot(place * 4096);
     }
     let id = world.request(A, Op::Read { range: range(0, 1) });
     world.until("answered", |world| world.answer(id).is_some());
     assert_eq!(world.answer(id), Some(&Reply::Failed(BlockError::Unreadable)));
     assert_eq!(world.read_value(A, 1), 11);
+}
+
+/// The place of the block that says `value` on the node's disk.
+fn place_of(world: &World, node: pollux_base::NodeId, value: u64) -> u64 {
+    let expected = blocks(value, 1);
+    world.machines[&node].disk.blocks().find(|(_, bytes)| *bytes == expected.as_slice()).unwrap().0
+}
+
+#[test]
+fn a_patch_of_a_bad_block_goes_into_the_peers_copy_of_it() {
+    let mut world = World::pair(16);
+    world.write_done(A, 0, 2, 11);
+    world.run_for(ms(15_000)); // cold: its checksums are on disk
+    let place = place_of(&world, A, 11);
+    world.machine(A).disk.rot(place * 4096 + 5);
+    let id = world.request(A, patch(0, 3, 5));
+    world.until("acknowledged", |world| world.answer(id) == Some(&Reply::Done));
+    for node in [A, B] {
+        assert_eq!(world.sectors(node)[0], [11, 11, 11, 5, 11, 11, 11, 11]);
+    }
+}
+
+#[test]
+fn a_patch_of_a_block_that_no_copy_has_fails_and_changes_nothing() {
+    let mut world = World::pair(17);
+    world.write_done(A, 0, 2, 11);
+    world.run_for(ms(15_000));
+    for node in [A, B] {
+        let place = place_of(&world, node, 11);
+        world.machine(node).disk.rot(place * 4096);
+    }
+    let id = world.request(A, patch(0, 3, 5));
+    world.until("answered", |world| world.answer(id).is_some());
+    assert_eq!(world.answer(id), Some(&Reply::Failed(BlockError::Unreadable)));
+    // Written whole, it is good again.
+    world.write_done(A, 0, 1, 12);
+    let id = world.request(A, patch(0, 3, 5));
+    world.until("acknowledged", |world| world.answer(id) == Some(&Reply::Done));
+    assert_eq!(world.read_values(A, 0), [12, 12, 12, 5, 12, 12, 12, 12]);
+    assert_eq!(world.read_value(A, 1), 11);
+}
+
+#[test]
+fn a_patch_is_made_whether_the_own_disk_fails_at_its_read_or_at_its_write() {
+    for class in [OpClass::Read, OpClass::Write] {
+        let mut world = World::pair(18);
+        world.write_done(A, 0, 1, 1);
+        world.run_for(ms(15_000));
+        world.machine(A).disk.fail_next(class, DiskError::Io("medium error".to_string(), 5));
+        let ids = [1, 2].map(|sector| world.request(A, patch(0, sector, 5)));
+        world.until("acknowledged", |world| ids.iter().all(|id| world.answer(*id) == Some(&Reply::Done)));
+        assert_eq!(world.read_values(A, 0), [1, 5, 5, 1, 1, 1, 1, 1]);
+        assert_eq!(world.sectors(B)[0], [1, 5, 5, 1, 1, 1, 1, 1]);
+    }
+}
+
+#[test]
+fn a_patch_held_by_a_freeze_is_made_once_it_thaws() {
+    let mut world = World::pair(5);
+    world.write_done(A, 0, 1, 1);
+    world.decides = false;
+    world.cut(A, B);
+    let ids = [1, 2].map(|sector| world.request(A, patch(0, sector, 5)));
+    world.run_for(ms(5000));
+    assert!(ids.iter().all(|id| world.answer(*id).is_none()));
+    world.take_over(A, &[A]);
+    world.until("acknowledged", |world| ids.iter().all(|id| world.answer(*id) == Some(&Reply::Done)));
+    assert_eq!(world.read_values(A, 0), [1, 5, 5, 1, 1, 1, 1, 1]);
 }
 
 #[test]

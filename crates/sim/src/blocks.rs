@@ -5,10 +5,14 @@
 //! settles it for good. A power cut of every replica that held an acknowledged write unflushed may take it back, as far
 //! as the last flush; a replica that a later record leaves behind holds nothing any more. Where several values are
 //! possible, a torn write may have left sectors of each.
+//!
+//! A write of some sectors of a block leaves the others as they were: two of them on one block, at the same time, both
+//! last. With an acknowledged one the whole block is at every replica, and on stable storage if it was asked with FUA.
 
 use crate::history::{SECTORS, Seen, Value};
 use pollux_base::{NodeId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// What a read's answer says about the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,9 +82,14 @@ impl Block {
         }
         self.lose_what_nobody_holds();
     }
+    /// The first of those that were acknowledged together with the last of which this is true: it is one of them.
+    fn last_held(&self, is_it: impl Fn(&Held) -> bool) -> Option<usize> {
+        let order = self.held.iter().rfind(|held| is_it(held))?.order;
+        self.held.iter().position(|held| held.order == order)
+    }
     /// What every holder lost with its power may be gone, back to what one of them has for certain.
     fn lose_what_nobody_holds(&mut self) {
-        let certain = self.held.iter().rposition(|held| !held.may_be_lost()).unwrap_or(0);
+        let certain = self.last_held(|held| !held.may_be_lost()).unwrap_or(0);
         if certain + 1 < self.held.len() {
             for at in certain..self.held.len() {
                 self.widen(self.held[at].value);
@@ -97,7 +106,8 @@ impl Block {
 
 struct Write {
     volume: VolumeId,
-    blocks: std::ops::Range<u64>,
+    blocks: Range<u64>,
+    sectors: Range<usize>,
     zero: bool,
     /// Nodes whose power was cut since it was asked: what they said of it may come after they lost it.
     cut: BTreeSet<NodeId>,
@@ -105,7 +115,8 @@ struct Write {
 
 impl Write {
     fn value(&self, number: u64) -> Value {
-        if self.zero { Value::ZERO } else { Value::of(number) }
+        let whole = if self.zero { Value::ZERO } else { Value::of(number) };
+        whole.part(&self.sectors)
     }
 }
 
@@ -132,17 +143,18 @@ impl Blocks {
     /// Takes the event in; an answered read is judged.
     pub fn see(&mut self, seen: &Seen) -> Verdict {
         match seen {
-            Seen::Write { write, volume, range, zero } => {
+            Seen::Write { write, volume, range, sectors, zero } => {
                 let blocks = range.start.0..range.end().0;
-                let new = Write { volume: *volume, blocks: blocks.clone(), zero: *zero, cut: BTreeSet::new() };
+                let (volume, sectors, zero, cut) = (*volume, sectors.clone(), *zero, BTreeSet::new());
+                let new = Write { volume, blocks: blocks.clone(), sectors, zero, cut };
                 let value = new.value(*write);
-                for read in self.reads.values_mut().filter(|read| read.volume == *volume) {
+                for read in self.reads.values_mut().filter(|read| read.volume == volume) {
                     for block in blocks.clone() {
                         read.during.entry(block).or_default().push(value);
                     }
                 }
                 for block in blocks {
-                    let block = self.block(*volume, block);
+                    let block = self.block(volume, block);
                     block.under_way.push(*write);
                     block.version += 1;
                 }
@@ -155,14 +167,17 @@ impl Blocks {
                 for index in done.blocks.clone() {
                     let block = self.block(done.volume, index);
                     block.under_way.retain(|other| other != write);
-                    block.possible = vec![value];
+                    let after: BTreeSet<Value> = block.possible.iter().map(|before| value.over(*before)).collect();
+                    block.possible = after.iter().copied().collect();
                     block.version += 1;
                     block.newest_acked = block.newest_acked.max(*write);
                     let holders = if *fua { BTreeSet::new() } else { in_sync.clone() };
                     if *fua {
                         block.held.clear();
                     }
-                    block.held.push(Held { value, order, holders, cut: done.cut.clone() });
+                    let (holders, cut) = (&holders, &done.cut);
+                    let held = |value| Held { value, order, holders: holders.clone(), cut: cut.clone() };
+                    block.held.extend(after.into_iter().map(held));
                     block.lose_what_nobody_holds();
                 }
             }
@@ -173,9 +188,10 @@ impl Blocks {
             Seen::FlushAcked { flush, .. } => {
                 let Some((volume, until)) = self.flushes.remove(flush) else { return Verdict::Fine };
                 for (_, block) in self.blocks.range_mut((volume, 0)..=(volume, u64::MAX)) {
-                    if let Some(at) = block.held.iter().rposition(|held| held.order <= until) {
+                    if let Some(at) = block.last_held(|held| held.order <= until) {
                         block.held.drain(..at);
-                        block.held[0].holders.clear();
+                        let order = block.held[0].order;
+                        block.held.iter_mut().filter(|held| held.order == order).for_each(|held| held.holders.clear());
                     }
                 }
             }

@@ -6,7 +6,7 @@ use pollux_base::data::Buffer;
 use pollux_base::unit::BLOCK_BYTES;
 use pollux_base::{Data, VolumeId};
 
-const SECTOR_BYTES: usize = BLOCK_BYTES as usize / SECTORS;
+pub const SECTOR_BYTES: usize = BLOCK_BYTES as usize / SECTORS;
 const MAGIC: u64 = 0x4153_4947_454d_494e;
 
 /// `count` blocks from `start`, as the write leaves them.

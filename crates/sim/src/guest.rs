@@ -1,14 +1,17 @@
 //! A simulated virtual machine: a QEMU with a client of its volumes that reads, writes, zeroes and flushes.
 //!
 //! Like QEMU's own client it holds its requests while its volume is not served, and asks again what was not answered when
-//! the connection was lost. It never has two writes to one block under way, as no file system has.
+//! the connection was lost. It never has two writes to one sector under way, as no file system has, but now and then
+//! several to one block.
 
 use pollux_base::unit::BlockRange;
 use pollux_base::{BlockCount, BlockIndex, GroupId, Incarnation, Op, RequestId, VmId, VolumeId};
 use pollux_store::faulty_disk::Luck;
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 
-use crate::content::bytes_of;
+use crate::content::{SECTOR_BYTES, bytes_of};
+use crate::history::{ALL, SECTORS};
 
 /// Requests under way at most.
 const DEPTH: usize = 4;
@@ -27,23 +30,56 @@ const LONGEST: u64 = 16;
 /// One request. The number is unique in the world.
 #[derive(Clone, Debug)]
 pub enum Ask {
-    Write { volume: VolumeId, range: BlockRange, zero: bool, fua: bool },
-    Read { volume: VolumeId, range: BlockRange },
-    Flush { volume: VolumeId },
+    Write {
+        volume: VolumeId,
+        range: BlockRange,
+        zero: bool,
+        fua: bool,
+    },
+    /// A write of some sectors of a block.
+    Patch {
+        volume: VolumeId,
+        block: BlockIndex,
+        sectors: Range<usize>,
+        fua: bool,
+    },
+    Read {
+        volume: VolumeId,
+        range: BlockRange,
+    },
+    Flush {
+        volume: VolumeId,
+    },
 }
 
 impl Ask {
     pub fn volume(&self) -> VolumeId {
         match self {
-            Ask::Write { volume, .. } | Ask::Read { volume, .. } | Ask::Flush { volume } => *volume,
+            Ask::Write { volume, .. }
+            | Ask::Patch { volume, .. }
+            | Ask::Read { volume, .. }
+            | Ask::Flush { volume } => *volume,
+        }
+    }
+    /// The blocks that it changes, and which sectors of each.
+    pub fn changes(&self) -> Option<(BlockRange, Range<usize>)> {
+        match self {
+            Ask::Write { range, .. } => Some((*range, ALL)),
+            Ask::Patch { block, sectors, .. } => Some((BlockRange::new(*block, BlockCount(1)), sectors.clone())),
+            Ask::Read { .. } | Ask::Flush { .. } => None,
         }
     }
     /// As the front end hands it on.
     pub fn op(&self, number: u64) -> Op {
-        match *self {
+        match self.clone() {
             Ask::Write { range, zero: true, fua, .. } => Op::Zero { range, fua },
             Ask::Write { volume, range, zero: false, fua } => {
                 Op::Write { range, data: bytes_of(number, volume, range.start.0, range.count.0), fua }
+            }
+            Ask::Patch { volume, block, sectors, fua } => {
+                let bytes = sectors.start * SECTOR_BYTES..sectors.end * SECTOR_BYTES;
+                let (offset, data) = (bytes.start, bytes_of(number, volume, block.0, 1).slice(bytes));
+                Op::Patch { block, offset, data, fua }
             }
             Ask::Read { range, .. } => Op::Read { range },
             Ask::Flush { .. } => Op::Flush,
@@ -128,14 +164,20 @@ impl Guest {
         let count = (1 + luck.below(longest)).min(blocks - start);
         let range = BlockRange::new(BlockIndex(start), BlockCount(count));
         let ask = match luck.below(20) {
-            0..=10 => Ask::Write { volume, range, zero: false, fua: luck.one_in(8) },
+            0..=8 => Ask::Write { volume, range, zero: false, fua: luck.one_in(8) },
+            9..=10 => {
+                let first = luck.below(SECTORS as u64) as usize;
+                let sectors = first..first + 1 + luck.below((SECTORS - first).min(3) as u64) as usize;
+                Ask::Patch { volume, block: range.start, sectors, fua: luck.one_in(8) }
+            }
             11 => Ask::Write { volume, range, zero: true, fua: luck.one_in(8) },
             12..=17 => Ask::Read { volume, range },
             _ => Ask::Flush { volume },
         };
-        let clashes = |other: &Asked| match (&other.ask, &ask) {
-            (Ask::Write { volume: v, range: r, .. }, Ask::Write { volume, range, .. }) => {
-                v == volume && r.overlaps(*range)
+        let clashes = |other: &Asked| match (other.ask.changes(), ask.changes()) {
+            (Some((theirs, sectors)), Some((ours, own))) => {
+                let meet = sectors.start < own.end && own.start < sectors.end;
+                other.ask.volume() == volume && theirs.overlaps(ours) && meet
             }
             _ => false,
         };

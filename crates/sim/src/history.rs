@@ -5,12 +5,16 @@ use pollux_base::unit::BlockRange;
 use pollux_base::{BlockChecksum, ExtentIndex, GroupId, GroupRecord, Incarnation, NodeId, Stamp, VmId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::Range;
 
 /// Sectors in a block: what a disk writes whole or not at all.
 pub const SECTORS: usize = 8;
 
+/// Sectors of a block, as a write of its whole names them.
+pub const ALL: Range<usize> = 0..SECTORS;
+
 /// What a block holds: for each of its sectors the number of the write that it comes from, 0 for zeros. All the same
-/// unless a write was torn.
+/// unless a write was torn, or was of a part of the block.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Value(pub [u64; SECTORS]);
 
@@ -18,10 +22,32 @@ impl Value {
     pub const ZERO: Value = Value([0; SECTORS]);
     /// What stands for bytes that nobody ever wrote.
     pub const GARBAGE: u64 = u64::MAX;
+    /// Stands for a sector of which nothing is said.
+    const NOTHING: u64 = u64::MAX - 1;
 
     /// The block as this write leaves it.
     pub fn of(write: u64) -> Value {
         Value([write; SECTORS])
+    }
+
+    /// These sectors of the value, and nothing of the others.
+    pub fn part(mut self, sectors: &Range<usize>) -> Value {
+        for (sector, value) in self.0.iter_mut().enumerate() {
+            if !sectors.contains(&sector) {
+                *value = Value::NOTHING;
+            }
+        }
+        self
+    }
+
+    /// The block as a write leaves it that says this of its sectors, and found `below`.
+    pub fn over(mut self, below: Value) -> Value {
+        for (value, below) in self.0.iter_mut().zip(below.0) {
+            if *value == Value::NOTHING {
+                *value = below;
+            }
+        }
+        self
     }
 }
 
@@ -39,11 +65,13 @@ impl fmt::Debug for Value {
 /// One event of the history.
 #[derive(Clone, Debug)]
 pub enum Seen {
-    /// A client asks for a write (`zero`: of zeros). Numbers grow with time and are never used twice.
+    /// A client asks for a write (`zero`: of zeros) of these sectors of each block. Numbers grow with time and are never
+    /// used twice.
     Write {
         write: u64,
         volume: VolumeId,
         range: BlockRange,
+        sectors: Range<usize>,
         zero: bool,
     },
     /// The write is acknowledged: every replica of `in_sync` claims to have it. `fua`: on stable storage.

@@ -3,7 +3,7 @@
 
 use crate::content::value_of;
 use crate::guest::{Ask, Guest};
-use crate::history::{Seen, Value};
+use crate::history::{ALL, Seen, Value};
 use crate::node::{Input, Process, Running};
 use crate::sabotage::Sabotage;
 use crate::shell_guard::LOCAL;
@@ -11,8 +11,8 @@ use crate::world::{CLUSTER, Event, POOL_BYTES, World};
 use pollux_base::order::{ReplicaState, Report};
 use pollux_base::unit::{BLOCK_BYTES, BlockRange};
 use pollux_base::{
-    BlockError, ByteCount, DiskDone, DiskOpId, DiskOpKind, Incarnation, NodeId, Reply, Request, RequestId, VmId,
-    VolumeId,
+    BlockCount, BlockError, ByteCount, DiskDone, DiskOpId, DiskOpKind, Incarnation, NodeId, Reply, Request, RequestId,
+    VmId, VolumeId,
 };
 use pollux_replica::{Config, DataPlane, Output};
 use std::time::Duration;
@@ -202,7 +202,7 @@ impl World {
         let Some(asked) = node.guests.get(&vm).and_then(|guest| guest.asked.get(&number)) else { return };
         let request = Request { id: attempt, volume: asked.ask.volume(), op: asked.ask.op(number) };
         let Some(life) = node.life(Process::Blockd) else { return };
-        let early = self.settings.sabotage == Some(Sabotage::AckEarly) && matches!(asked.ask, Ask::Write { .. });
+        let early = self.settings.sabotage == Some(Sabotage::AckEarly) && asked.ask.changes().is_some();
         self.give(id, Process::Blockd, life, Input::Blockd(pollux_replica::Input::Request(request)));
         if early {
             self.on_answer(id, attempt, Reply::Done);
@@ -236,7 +236,7 @@ impl World {
                     self.fail("errors_only_without_any_copy", format!("{vm} #{number} {ask:?} fails: {error}"));
                 }
             }
-            if matches!(ask, Ask::Write { .. }) {
+            if ask.changes().is_some() {
                 self.see(Seen::WriteFailed { write: number });
             }
             self.forget(id, vm, number);
@@ -248,7 +248,7 @@ impl World {
         };
         let in_sync = self.holders(group, stamp);
         match (&ask, &reply) {
-            (Ask::Write { fua, .. }, Reply::Done) => {
+            (Ask::Write { fua, .. } | Ask::Patch { fua, .. }, Reply::Done) => {
                 self.see(Seen::WriteAcked { write: number, node: id, group, stamp, in_sync, fua: *fua });
             }
             (Ask::Flush { .. }, Reply::Done) => self.see(Seen::FlushAcked { flush: number, node: id, group, stamp }),
@@ -284,7 +284,13 @@ impl World {
         if let Some(ask) = ask {
             let number = self.number();
             self.see(match ask.clone() {
-                Ask::Write { volume, range, zero, .. } => Seen::Write { write: number, volume, range, zero },
+                Ask::Write { volume, range, zero, .. } => {
+                    Seen::Write { write: number, volume, range, sectors: ALL, zero }
+                }
+                Ask::Patch { volume, block, sectors, .. } => {
+                    let range = BlockRange::new(block, BlockCount(1));
+                    Seen::Write { write: number, volume, range, sectors, zero: false }
+                }
                 Ask::Read { volume, range } => Seen::Read { read: number, volume, range },
                 Ask::Flush { volume } => Seen::Flush { flush: number, volume },
             });

@@ -388,7 +388,7 @@ impl Connection {
     fn begin(&mut self, cookie: u64, kind: Kind, op: Op) {
         let bytes = match &op {
             Op::Read { range } | Op::Write { range, .. } => range.count.bytes().0,
-            Op::Zero { .. } | Op::Flush | Op::Status { .. } => 0,
+            Op::Patch { .. } | Op::Zero { .. } | Op::Flush | Op::Status { .. } => 0,
         };
         let slot = self.free.pop().unwrap_or_else(|| {
             self.pending.push(None);

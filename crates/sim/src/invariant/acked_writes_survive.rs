@@ -27,6 +27,7 @@ impl Invariant for AckedWritesSurvive {
 mod tests {
     use super::super::broken::*;
     use super::*;
+    use crate::history::Value;
 
     fn lost_after(events: &[Seen]) -> bool {
         let mut history = vec![write(1, 0), acked(1, A, 1), write(2, 0), acked(2, A, 1)];
@@ -57,6 +58,31 @@ mod tests {
         let dropped = record(2, A, &[A]);
         assert!(lost_after(std::slice::from_ref(&dropped)));
         assert!(!lost_after(&[Seen::PowerCut { node: A }, dropped]));
+    }
+
+    #[test]
+    fn a_patch_that_undoes_another_of_the_same_block_is_caught() {
+        let both_patched = Value([2, 3, 1, 1, 1, 1, 1, 1]);
+        let undone = Value([1, 3, 1, 1, 1, 1, 1, 1]);
+        let history = |value| {
+            let patches = [patch(2, 0, 0), patch(3, 0, 1), acked(3, A, 1), acked(2, A, 1)];
+            [&[write(1, 0), acked(1, A, 1)], patches.as_slice(), &[read(1, 0), answered_with(1, A, value)]].concat()
+        };
+        assert!(watch(AckedWritesSurvive::default(), &history(both_patched)).is_ok());
+        assert!(watch(AckedWritesSurvive::default(), &history(undone)).is_err());
+    }
+
+    #[test]
+    fn a_patch_with_fua_keeps_its_whole_block() {
+        let fua = Seen::WriteAcked { write: 2, node: A, group: GROUP, stamp: stamp(1), in_sync: both(), fua: true };
+        let cuts = [Seen::PowerCut { node: A }, Seen::PowerCut { node: B }];
+        let history = |value| {
+            let patched = [write(1, 0), acked(1, A, 1), patch(2, 0, 0), fua.clone()];
+            [&patched, cuts.as_slice(), &[read(1, 0), answered_with(1, A, value)]].concat()
+        };
+        assert!(watch(AckedWritesSurvive::default(), &history(Value([2, 1, 1, 1, 1, 1, 1, 1]))).is_ok());
+        assert!(watch(AckedWritesSurvive::default(), &history(Value([2, 0, 0, 0, 0, 0, 0, 0]))).is_err());
+        assert!(watch(AckedWritesSurvive::default(), &history(Value::of(1))).is_err());
     }
 
     #[test]

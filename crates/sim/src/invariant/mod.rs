@@ -36,7 +36,7 @@ mod broken {
     //! Words for writing histories by hand: group 1 with volume 1, of nodes A and B.
 
     use super::Invariant;
-    use crate::history::{Seen, Value};
+    use crate::history::{ALL, Seen, Value};
     use crate::time::Time;
     use pollux_base::unit::BlockRange;
     use pollux_base::{
@@ -60,7 +60,11 @@ mod broken {
         [A, B].into()
     }
     pub fn write(write: u64, index: u64) -> Seen {
-        Seen::Write { write, volume: VOLUME, range: block(index), zero: false }
+        Seen::Write { write, volume: VOLUME, range: block(index), sectors: ALL, zero: false }
+    }
+    /// Of one sector of the block.
+    pub fn patch(write: u64, index: u64, sector: usize) -> Seen {
+        Seen::Write { write, volume: VOLUME, range: block(index), sectors: sector..sector + 1, zero: false }
     }
     pub fn acked(write: u64, node: NodeId, generation: u64) -> Seen {
         Seen::WriteAcked { write, node, group: GROUP, stamp: stamp(generation), in_sync: both(), fua: false }
@@ -69,8 +73,11 @@ mod broken {
         Seen::Read { read, volume: VOLUME, range: block(index) }
     }
     pub fn answered(read: u64, node: NodeId, write: u64) -> Seen {
+        answered_with(read, node, Value::of(write))
+    }
+    pub fn answered_with(read: u64, node: NodeId, value: Value) -> Seen {
         let (stamp, in_sync) = (stamp(1), both());
-        Seen::ReadAnswered { read, node, group: GROUP, stamp, in_sync, values: vec![Value::of(write)] }
+        Seen::ReadAnswered { read, node, group: GROUP, stamp, in_sync, values: vec![value] }
     }
     pub fn serving(node: NodeId, generation: u64, serving: bool) -> Seen {
         Seen::Serving { node, group: GROUP, stamp: stamp(generation), serving }
