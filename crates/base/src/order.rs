@@ -109,8 +109,11 @@ pub struct ResyncProgress {
     /// Candidate extents at the start and still to do.
     pub extents_total: u64,
     pub extents_left: u64,
-    /// Bytes of differing blocks sent so far.
+    /// Bytes of differing blocks sent so far, and of late per second.
     pub sent_bytes: u64,
+    pub bytes_per_second: u64,
+    /// What is left takes so long at the present rate; none while there is none.
+    pub seconds_left: Option<u64>,
 }
 
 #[cfg(test)]
@@ -135,7 +138,9 @@ mod tests {
             let text = serde_json::to_string(&order).expect("an order always becomes text");
             assert_eq!(serde_json::from_str::<Order>(&text).map_err(|error| error.to_string()), Ok(order));
         }
-        let progress = ResyncProgress { extents_total: 2, extents_left: 1, sent_bytes: 4096 };
+        let (bytes_per_second, seconds_left) = (4096, Some(1));
+        let progress =
+            ResyncProgress { extents_total: 2, extents_left: 1, sent_bytes: 4096, bytes_per_second, seconds_left };
         let report = Report::Group(GroupReport {
             group: GroupId(7),
             stamp: Some(stamp),

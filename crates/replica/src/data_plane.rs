@@ -119,7 +119,8 @@ impl DataPlane {
             Some(lease.into_iter().chain([ask, link.heard + REPLICA_LOST]).min().unwrap_or(ask))
         });
         let leases = self.node.links.values().filter(|link| link.lease_held).map(|link| link.lease.until());
-        groups.chain(links).chain(leases).chain(self.space.due()).chain(self.node.store.deadline()).min()
+        let own = self.node.store.deadline().into_iter().chain(self.node.pace.deadline());
+        groups.chain(links).chain(leases).chain(self.space.due()).chain(own).min()
     }
 
     /// Asserts the invariants; called by tests and debug builds after every step.
@@ -127,6 +128,7 @@ impl DataPlane {
         if self.is_open {
             self.node.store.check();
         }
+        self.node.pace.check();
         for (id, group) in &self.groups {
             group.check(&self.node);
             // A wake that is due in the past was looked at; one that is missed would never come.
@@ -480,6 +482,12 @@ impl DataPlane {
                 for (id, group) in &mut self.groups {
                     group.on_pool_failed(&mut self.node);
                     self.touched.insert(*id);
+                }
+            }
+            while let Some((id, peer)) = self.node.pace.next_turn(self.node.now) {
+                if let Some(group) = self.groups.get_mut(&id) {
+                    group.on_turn(&mut self.node, peer);
+                    self.touched.insert(id);
                 }
             }
             for id in std::mem::take(&mut self.touched) {

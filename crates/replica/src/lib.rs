@@ -13,6 +13,7 @@ mod local;
 mod loss;
 mod node;
 mod note;
+mod pace;
 mod primary;
 mod range_queue;
 mod repair;

@@ -3,6 +3,7 @@
 use crate::Output;
 use crate::lease::Lease;
 use crate::loss::ANSWER_LATE;
+use crate::pace::Pace;
 use crate::range_queue::Key;
 use crate::wire::{Frame, Message, Sequence};
 use pollux_base::{GroupId, Instant, NodeId, Report, Session, Stamp};
@@ -64,6 +65,8 @@ pub(crate) struct Node {
     pub pool_failed: Option<String>,
     /// The pool was refused when it was opened: it takes no requests at all.
     pub pool_refused: bool,
+    /// How fast replicas are brought up to date beside the guests' I/O.
+    pub pace: Pace,
     started: Instant,
     owners: BTreeMap<StoreRequestId, (GroupId, Purpose)>,
     next: u64,
@@ -86,6 +89,7 @@ impl Node {
             out: VecDeque::new(),
             pool_failed: None,
             pool_refused: false,
+            pace: Pace::new(now),
             started: now,
             owners: BTreeMap::new(),
             next: 1,

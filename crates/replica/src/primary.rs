@@ -226,13 +226,13 @@ impl Group {
                     member.since = node.now;
                 }
                 let state = if is_linked { MemberState::Greeting } else { MemberState::Away };
-                ended.push(std::mem::replace(&mut member.state, state));
+                ended.push((replica, std::mem::replace(&mut member.state, state)));
             }
             primary.members.insert(replica, member);
         }
-        ended.extend(old.into_values().map(|member| member.state));
-        for state in ended {
-            self.end_sync(node, state);
+        ended.extend(old.into_iter().map(|(replica, member)| (replica, member.state)));
+        for (replica, state) in ended {
+            self.end_sync(node, replica, state);
         }
         for peer in &required {
             self.want_lease(node, *peer);
@@ -247,7 +247,10 @@ impl Group {
     /// with `Served`), and what is not on its way to the disk is dropped.
     pub(crate) fn step_down(&mut self, node: &mut Node) {
         let generation = self.generation();
-        self.primary = None;
+        let members = self.primary.take().map(|primary| primary.members).unwrap_or_default();
+        for (peer, member) in members {
+            self.end_sync(node, peer, member.state);
+        }
         self.local
             .drop_unbegun(node, self.id, generation, |origin| !matches!(origin, crate::local::Origin::Peer { .. }));
     }
@@ -294,7 +297,7 @@ impl Group {
             }
             member.joined = None;
             let state = std::mem::replace(&mut member.state, MemberState::Away);
-            self.end_sync(node, state);
+            self.end_sync(node, peer, state);
         }
         self.without_peer(node, peer);
         self.repair_without(node, peer);
@@ -315,7 +318,7 @@ impl Group {
                     false => MemberState::Unfit { reason: "the primary has no replica to copy from".to_string() },
                 };
                 let state = std::mem::replace(&mut member.state, next);
-                self.end_sync(node, state);
+                self.end_sync(node, peer, state);
             }
         }
         self.resume_requests(node);
@@ -439,7 +442,7 @@ impl Group {
         if let Some(primary) = &mut self.primary {
             primary.asked.retain(|_, asked| asked.peer != peer);
         }
-        self.end_sync(node, state);
+        self.end_sync(node, peer, state);
         self.without_peer(node, peer);
         self.repair_without(node, peer);
     }

@@ -100,7 +100,7 @@ impl Group {
     fn report(&mut self, node: &mut Node, facts: Facts) {
         let members = self.primary.iter().flat_map(|primary| primary.members.iter());
         let resync = members.filter_map(|(peer, member)| match &member.state {
-            MemberState::Copying(sync) => Some((*peer, sync.progress())),
+            MemberState::Copying(sync) => Some((*peer, sync.progress(node.now))),
             _ => None,
         });
         let report = GroupReport {

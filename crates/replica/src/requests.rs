@@ -15,6 +15,7 @@ use crate::Output;
 use crate::group::Group;
 use crate::local::{Act, Job, JobResult, Origin, cold_extents};
 use crate::node::{Node, Purpose};
+use crate::pace::Kind;
 use crate::primary::{MemberState, What};
 use crate::range_queue::{Access, Key};
 use crate::wire::{Frame, Message};
@@ -49,6 +50,8 @@ pub(crate) struct Pending {
     attempt: u32,
     step: Step,
     checksums: Vec<BlockChecksum>,
+    /// When it began, for the pace of what goes on beside the guests.
+    began: Instant,
     /// Replicas whose answers are awaited, with how many.
     targets: BTreeMap<NodeId, u32>,
     /// Replicas that have all of it.
@@ -67,6 +70,14 @@ impl Pending {
 
     fn is_change(&self) -> bool {
         matches!(self.request.op, Op::Write { .. } | Op::Zero { .. })
+    }
+
+    fn kind(&self) -> Kind {
+        match self.request.op {
+            Op::Read { .. } | Op::Status { .. } => Kind::Read,
+            Op::Write { .. } | Op::Patch { .. } | Op::Zero { .. } => Kind::Change,
+            Op::Flush => Kind::Flush,
+        }
     }
 
     /// Blocks it touches; none for a flush.
@@ -161,10 +172,12 @@ impl Group {
             attempt: 0,
             step: Step::Queued,
             checksums,
+            began: node.now,
             targets: BTreeMap::new(),
             done_by: BTreeSet::new(),
             repairs: 0,
         };
+        node.pace.on_asked(node.now);
         let Some(primary) = &mut self.primary else { return };
         primary.requests.insert(key, pending);
         // A flush overtakes nothing: it promises what was acknowledged, and that is at every replica already.
@@ -181,7 +194,7 @@ impl Group {
             let frozen = self.freeze(node).is_some();
             let Some(primary) = &mut self.primary else { return };
             if !primary.requests.contains_key(&key) {
-                self.on_extent_locked(node, key);
+                self.on_blocks_locked(node, key);
             } else if frozen {
                 let pending = primary.requests.remove(&key).expect("looked up above");
                 if !pending.is_abandoned {
@@ -377,6 +390,7 @@ impl Group {
     fn finish(&mut self, node: &mut Node, key: Key, reply: Reply) {
         let Some(primary) = &mut self.primary else { return };
         let Some(pending) = primary.requests.remove(&key) else { return };
+        node.pace.on_answered(node.now, pending.began, pending.kind());
         if !pending.is_abandoned {
             node.out.push_back(Output::Reply(pending.request.id, reply));
         }

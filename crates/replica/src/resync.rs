@@ -3,8 +3,13 @@
 //! compared by checksums, and blocks that differ are sent.
 //!
 //! Candidates (W8) are the extents changed since the replica was last in sync, those hot here, and those hot or changed
-//! beyond its standing there. Each is compared while nothing else may touch it; no verdict skips one. They are kept in
+//! beyond its standing there. Each is compared while nobody may change it; no verdict skips one. They are kept in
 //! memory only: an interrupted resync begins again from durable facts, and what was brought already compares as equal.
+//!
+//! What differs is brought in pieces. Only the piece that is on its way is locked: from when its extent was compared, writes
+//! go to the replica too, so whatever a piece finds here when its turn comes is what belongs there. How many pieces are
+//! under way, how large they are, and when the next begins is the pace's to say (`pace.rs`), unless the group is frozen
+//! for it.
 //!
 //! The other replica's share is in `secondary.rs`.
 
@@ -12,18 +17,24 @@ use crate::group::Group;
 use crate::handshake::Plan;
 use crate::local::{Act, Job, JobResult, Origin};
 use crate::node::Node;
+use crate::pace::{Meter, PIECES_MAX};
 use crate::primary::{Joined, MemberState, What};
 use crate::range_queue::{Access, Key};
 use crate::verdict::Verdict;
 use crate::wire::{Frame, Message, Standing};
-use pollux_base::unit::{BlockRange, EXTENT_BLOCKS};
-use pollux_base::{BlockChecksum, BlockCount, BlockIndex, ExtentIndex, Generation, NodeId, VolumeId};
+use pollux_base::order::ResyncProgress;
+use pollux_base::unit::{BLOCK_BYTES, BlockRange, EXTENT_BLOCKS};
+use pollux_base::{BlockChecksum, BlockCount, BlockIndex, Data, ExtentIndex, Generation, Instant, NodeId, VolumeId};
 use pollux_store::{StoreError, StoreReply};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// Extents under comparison at once. Bounds the blocks in flight to 8 MiB and leaves the disk to the guests; two keep the
-/// link busy while one waits for a disk.
-const EXTENTS_AT_ONCE: usize = 2;
+/// Extents taken up at once: compared, or waiting for their pieces. Enough that pieces never wait for a comparison;
+/// their checksums are 8 KiB each.
+const EXTENTS_AT_ONCE: usize = 4;
+/// What a comparison moves: the checksums of an extent.
+const COMPARE_BYTES: u64 = EXTENT_BLOCKS * 8;
+/// While the group is frozen for it, a piece is as large as is of use.
+const PIECE_BLOCKS_SETTLING: u64 = (1 << 20) / BLOCK_BYTES;
 
 /// The life of one extent's comparison reads downwards.
 #[derive(Debug)]
@@ -33,9 +44,11 @@ enum Step {
     /// Its checksums here are looked up.
     Own,
     /// The replica says which blocks differ.
-    Comparing(Vec<BlockChecksum>),
-    /// Runs that differ are read (`reading`, then `runs`) and sent; `awaited` answers are missing.
-    Sending { runs: VecDeque<BlockRange>, reading: Option<BlockRange>, awaited: usize },
+    Comparing,
+    /// Blocks that differ are taken over from the replica.
+    Taking,
+    /// Nothing is locked any more. Runs that differ are still to be begun; so many pieces are under way.
+    Sending { runs: VecDeque<BlockRange>, pieces: usize },
 }
 
 #[derive(Debug)]
@@ -43,6 +56,36 @@ struct Work {
     volume: VolumeId,
     extent: ExtentIndex,
     step: Step,
+    /// What its comparison was charged with.
+    paced: Option<Paced>,
+}
+
+/// Part of a run of blocks that differs, on its way. Its life reads downwards.
+#[derive(Debug)]
+struct Piece {
+    /// The extent that it is of.
+    work: Key,
+    volume: VolumeId,
+    range: BlockRange,
+    step: PieceStep,
+    paced: Option<Paced>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum PieceStep {
+    /// Requests that change its blocks are finished first.
+    Locking,
+    Reading,
+    /// So many answers are missing.
+    Sent {
+        awaited: usize,
+    },
+}
+
+/// What the pace was told to have begun, until it has ended.
+#[derive(Clone, Copy, Debug)]
+struct Paced {
+    bytes: u64,
 }
 
 /// Where differing blocks go.
@@ -62,8 +105,10 @@ pub(crate) struct Sync {
     pub is_continuous: bool,
     left: BTreeSet<(VolumeId, ExtentIndex)>,
     works: BTreeMap<Key, Work>,
+    pieces: BTreeMap<Key, Piece>,
     total: u64,
     sent_bytes: u64,
+    meter: Meter,
 }
 
 impl Sync {
@@ -78,18 +123,35 @@ impl Sync {
             || self.works.values().any(|work| (work.volume, work.extent) == (volume, extent))
     }
 
-    pub(crate) fn progress(&self) -> pollux_base::order::ResyncProgress {
-        pollux_base::order::ResyncProgress {
-            extents_total: self.total,
-            extents_left: (self.left.len() + self.works.len()) as u64,
-            sent_bytes: self.sent_bytes,
-        }
+    pub(crate) fn progress(&self, now: Instant) -> ResyncProgress {
+        let extents_left = (self.left.len() + self.works.len()) as u64;
+        let (bytes_per_second, seconds_left) =
+            self.meter.rate(now, self.total - extents_left, self.sent_bytes, extents_left);
+        let (extents_total, sent_bytes) = (self.total, self.sent_bytes);
+        ResyncProgress { extents_total, extents_left, sent_bytes, bytes_per_second, seconds_left }
+    }
+
+    /// Whether there is something that can be begun.
+    fn has_more(&self) -> bool {
+        self.next_run().is_some() || !self.left.is_empty() && self.works.len() < EXTENTS_AT_ONCE
+    }
+
+    /// An extent with blocks that are still to be sent, if more pieces may be under way.
+    fn next_run(&self) -> Option<Key> {
+        let has_runs = |work: &Work| matches!(&work.step, Step::Sending { runs, .. } if !runs.is_empty());
+        let next = self.works.iter().find(|(_, work)| has_runs(work)).map(|(key, _)| *key);
+        next.filter(|_| self.pieces.len() < PIECES_MAX)
     }
 
     pub(crate) fn check(&self) {
-        assert!(self.works.len() <= EXTENTS_AT_ONCE, "a resync is bounded");
-        for work in self.works.values() {
+        assert!(self.works.len() <= EXTENTS_AT_ONCE && self.pieces.len() <= PIECES_MAX, "a resync is bounded");
+        for (key, work) in &self.works {
             assert!(!self.left.contains(&(work.volume, work.extent)), "an extent is compared once");
+            let of_it = self.pieces.values().filter(|piece| piece.work == *key).count();
+            match work.step {
+                Step::Sending { pieces, .. } => assert_eq!(of_it, pieces, "pieces are counted"),
+                _ => assert_eq!(of_it, 0, "nothing is sent before it was compared"),
+            }
         }
     }
 }
@@ -117,7 +179,9 @@ impl Group {
         let since = since.map_or(Generation(0), |stamp| stamp.generation);
         let volumes: Vec<VolumeId> = self.spec.iter().flat_map(|spec| spec.volumes.keys().copied()).collect();
         let (left, works) = (BTreeSet::new(), BTreeMap::new());
-        let mut sync = Sync { direction, is_continuous, left, works, total: 0, sent_bytes: 0 };
+        let meter = Meter::new(node.now);
+        let pieces = BTreeMap::new();
+        let mut sync = Sync { direction, is_continuous, left, works, pieces, total: 0, sent_bytes: 0, meter };
         for volume in volumes {
             let hot = node.store.hot(volume);
             let changed = match since {
@@ -152,33 +216,36 @@ impl Group {
 
     /// The replica whose extent is compared under this key.
     fn work(&mut self, key: Key) -> Option<(NodeId, &mut Work)> {
-        self.primary.as_mut()?.members.iter_mut().find_map(|(peer, member)| match &mut member.state {
-            MemberState::Settling(sync) | MemberState::Copying(sync) => {
-                sync.works.get_mut(&key).map(|work| (*peer, work))
-            }
+        self.syncs().find_map(|(peer, sync)| sync.works.get_mut(&key).map(|work| (peer, work)))
+    }
+
+    /// The replica to which this piece goes.
+    fn piece(&mut self, key: Key) -> Option<(NodeId, &mut Piece)> {
+        self.syncs().find_map(|(peer, sync)| sync.pieces.get_mut(&key).map(|piece| (peer, piece)))
+    }
+
+    fn syncs(&mut self) -> impl Iterator<Item = (NodeId, &mut Sync)> {
+        let members = self.primary.iter_mut().flat_map(|primary| &mut primary.members);
+        members.filter_map(|(peer, member)| match &mut member.state {
+            MemberState::Settling(sync) | MemberState::Copying(sync) => Some((*peer, sync)),
             _ => None,
         })
     }
 
-    /// Takes up further extents; when none is left the replica holds everything.
+    /// Whether the resync of this replica goes at the pace that the guests allow; else they wait for it.
+    fn is_paced(&self, peer: NodeId) -> bool {
+        let member = self.primary.as_ref().and_then(|primary| primary.members.get(&peer));
+        member.is_some_and(|member| matches!(member.state, MemberState::Copying(_)))
+    }
+
+    /// Has what can be begun begin, now or when its turn comes; when nothing is left the replica holds everything.
     pub(crate) fn step_sync(&mut self, node: &mut Node, peer: NodeId) {
-        loop {
-            let Some(sync) = self.sync(peer) else { return };
-            if sync.works.len() >= EXTENTS_AT_ONCE {
-                return;
-            }
-            let Some((volume, extent)) = sync.left.pop_first() else { break };
-            let Some(range) = self.extent_range(volume, extent) else { continue };
-            let key = node.next_key();
-            if let Some(sync) = self.sync(peer) {
-                sync.works.insert(key, Work { volume, extent, step: Step::Locking });
-            }
-            let Some(primary) = &mut self.primary else { return };
-            if primary.queue.push(key, volume, range, Access::Write) {
-                self.on_extent_locked(node, key);
-            }
+        if !self.is_paced(peer) {
+            while self.begin_one(node, peer) {}
+        } else if self.sync(peer).is_some_and(|sync| sync.has_more()) {
+            node.pace.queue(peer, self.id);
         }
-        let Some(sync) = self.sync(peer).filter(|sync| sync.works.is_empty()) else { return };
+        let Some(sync) = self.sync(peer).filter(|sync| sync.left.is_empty() && sync.works.is_empty()) else { return };
         let direction = sync.direction;
         self.confirm_member(node, peer);
         if direction == Direction::Here {
@@ -188,6 +255,69 @@ impl Group {
         }
     }
 
+    /// It is this group's turn to begin one thing on the link to the peer.
+    pub(crate) fn on_turn(&mut self, node: &mut Node, peer: NodeId) {
+        if self.is_paced(peer) {
+            self.begin_one(node, peer);
+            self.step_sync(node, peer);
+        }
+    }
+
+    /// Begins a piece of what differs, or else the comparison of the next extent; `false` if there is neither.
+    fn begin_one(&mut self, node: &mut Node, peer: NodeId) -> bool {
+        let piece_blocks = match self.is_paced(peer) {
+            true => node.pace.piece_blocks(node.now, peer),
+            false => PIECE_BLOCKS_SETTLING,
+        };
+        let Some(sync) = self.sync(peer) else { return false };
+        if let Some(work) = sync.next_run() {
+            let Some(Work { volume, step: Step::Sending { runs, pieces }, .. }) = sync.works.get_mut(&work) else {
+                return false;
+            };
+            let Some(run) = runs.pop_front() else { return false };
+            let count = run.count.0.min(piece_blocks);
+            if count < run.count.0 {
+                runs.push_front(BlockRange::new(run.start.plus(BlockCount(count)), BlockCount(run.count.0 - count)));
+            }
+            *pieces += 1;
+            let (volume, range) = (*volume, BlockRange::new(run.start, BlockCount(count)));
+            let paced = self.begin_paced(node, peer, range.count.bytes().0);
+            let key = node.next_key();
+            let Some(sync) = self.sync(peer) else { return false };
+            sync.pieces.insert(key, Piece { work, volume, range, step: PieceStep::Locking, paced });
+            // Reads may go on beside it.
+            self.lock(node, key, volume, range, Access::Read);
+            return true;
+        }
+        if sync.works.len() >= EXTENTS_AT_ONCE {
+            return false;
+        }
+        let Some((volume, extent)) = sync.left.pop_first() else { return false };
+        let access = if sync.direction == Direction::Here { Access::Write } else { Access::Read };
+        // Extents beyond the volume's end hold nothing.
+        let Some(range) = self.extent_range(volume, extent) else { return true };
+        let paced = self.begin_paced(node, peer, COMPARE_BYTES);
+        let key = node.next_key();
+        let Some(sync) = self.sync(peer) else { return false };
+        sync.works.insert(key, Work { volume, extent, step: Step::Locking, paced });
+        self.lock(node, key, volume, range, access);
+        true
+    }
+
+    fn lock(&mut self, node: &mut Node, key: Key, volume: VolumeId, range: BlockRange, access: Access) {
+        let Some(primary) = &mut self.primary else { return };
+        if primary.queue.push(key, volume, range, access) {
+            self.on_blocks_locked(node, key);
+        }
+    }
+
+    fn begin_paced(&self, node: &mut Node, peer: NodeId, bytes: u64) -> Option<Paced> {
+        self.is_paced(peer).then(|| {
+            node.pace.begin(node.now, peer, bytes);
+            Paced { bytes }
+        })
+    }
+
     /// The blocks of an extent that the volume has; none for an extent beyond its end.
     pub(crate) fn extent_range(&self, volume: VolumeId, extent: ExtentIndex) -> Option<BlockRange> {
         let blocks = self.blocks(volume)?;
@@ -195,8 +325,13 @@ impl Group {
         (start < blocks).then(|| BlockRange::new(BlockIndex(start), BlockCount((blocks - start).min(EXTENT_BLOCKS))))
     }
 
-    /// Nothing else touches the extent now.
-    pub(crate) fn on_extent_locked(&mut self, node: &mut Node, key: Key) {
+    /// Nobody changes these blocks now: those of an extent, or of a piece.
+    pub(crate) fn on_blocks_locked(&mut self, node: &mut Node, key: Key) {
+        if let Some((peer, piece)) = self.piece(key) {
+            piece.step = PieceStep::Reading;
+            let (volume, range) = (piece.volume, piece.range);
+            return self.copy_job(node, peer, key, volume, range, Act::Read);
+        }
         let Some((peer, work)) = self.work(key) else { return };
         work.step = Step::Own;
         let (volume, extent) = (work.volume, work.extent);
@@ -210,38 +345,54 @@ impl Group {
         self.local.submit(node, id, generation, Job { origin, volume, range, act, fua: false });
     }
 
-    /// The local disk gave checksums or blocks of the extent.
+    /// The local disk gave checksums of an extent, or the blocks of a piece.
     pub(crate) fn on_copy_job(&mut self, node: &mut Node, peer: NodeId, key: Key, result: JobResult) {
         let group = self.id;
+        if let Some((_, piece)) = self.piece(key) {
+            let (volume, range) = (piece.volume, piece.range);
+            return match result {
+                Ok(StoreReply::Read { data, checksums }) => self.send_piece(node, peer, key, &data, &checksums),
+                Err(StoreError::Corrupt(ranges)) => {
+                    self.begin_repair(node, crate::repair::For::Copy { peer, key }, volume, ranges);
+                }
+                Err(error) => self.on_store_error(node, &error),
+                Ok(_) => unreachable!("the store answers what it is asked: {volume} {range:?}"),
+            };
+        }
         let Some((_, work)) = self.work(key) else { return };
         let (volume, extent) = (work.volume, work.extent);
         match (&mut work.step, result) {
             (step @ Step::Own, Ok(StoreReply::Checksums(checksums))) => {
-                *step = Step::Comparing(checksums.clone());
+                *step = Step::Comparing;
                 let Some((sequence, stamp)) = self.ask(node, peer, What::Compare(key)) else { return };
                 let message = Message::Compare { group, stamp, sequence, volume, extent };
                 node.send(peer, Frame { message, checksums, data: None });
-            }
-            (Step::Sending { reading, .. }, Ok(StoreReply::Read { data, checksums })) => {
-                let Some(range) = reading.take() else { return };
-                let Some((sequence, stamp)) = self.ask(node, peer, What::Copy(key)) else { return };
-                let bytes = data.len() as u64;
-                let message = Message::Write { group, stamp, sequence, volume, range, fua: false };
-                node.send(peer, Frame { message, checksums, data: Some(data) });
-                self.add_sent(peer, key, bytes);
-                self.step_work(node, peer, key);
-            }
-            (_, Err(StoreError::Corrupt(ranges))) => {
-                self.begin_repair(node, crate::repair::For::Copy { peer, key }, volume, ranges);
             }
             (_, Err(error)) => self.on_store_error(node, &error),
             (_, Ok(_)) => {}
         }
     }
 
-    fn add_sent(&mut self, peer: NodeId, key: Key, bytes: u64) {
-        if let Some((_, Work { step: Step::Sending { awaited, .. }, .. })) = self.work(key) {
-            *awaited += 1;
+    /// Sends what a piece holds. Blocks that are not stored here are given back there, not written as zeros: thin stays thin.
+    fn send_piece(&mut self, node: &mut Node, peer: NodeId, key: Key, data: &Data, checksums: &[BlockChecksum]) {
+        let group = self.id;
+        let Some((_, piece)) = self.piece(key) else { return };
+        let (volume, whole) = (piece.volume, piece.range);
+        let at = |block: BlockIndex| (block.0 - whole.start.0) as usize;
+        let parts = whole.split_by(|block| checksums[at(block)].is_zero());
+        piece.step = PieceStep::Sent { awaited: parts.len() };
+        let mut bytes = 0;
+        for (range, is_zero) in parts {
+            let Some((sequence, stamp)) = self.ask(node, peer, What::Copy(key)) else { return };
+            if is_zero {
+                node.send_bare(peer, Message::Zero { group, stamp, sequence, volume, range, fua: false });
+                continue;
+            }
+            bytes += range.count.bytes().0;
+            let part = at(range.start)..at(range.end());
+            let data = data.slice(part.start * BLOCK_BYTES as usize..part.end * BLOCK_BYTES as usize);
+            let message = Message::Write { group, stamp, sequence, volume, range, fua: false };
+            node.send(peer, Frame { message, checksums: checksums[part].to_vec(), data: Some(data) });
         }
         if let Some(sync) = self.sync(peer) {
             sync.sent_bytes += bytes;
@@ -256,33 +407,35 @@ impl Group {
         key: Key,
         outcome: crate::repair::Outcome,
     ) {
-        let Some((_, work)) = self.work(key) else { return };
-        let (volume, extent) = (work.volume, work.extent);
-        let again = match (&work.step, outcome) {
-            (Step::Sending { reading: None, .. }, crate::repair::Outcome::Mended) => {
-                return self.step_work(node, peer, key); // taken over
+        let is_mended = outcome == crate::repair::Outcome::Mended;
+        let (volume, range) = if let Some((_, piece)) = self.piece(key) {
+            (piece.volume, piece.range)
+        } else if let Some((_, work)) = self.work(key) {
+            if is_mended && matches!(work.step, Step::Taking) {
+                return self.end_work(node, peer, key); // taken over
             }
-            // What cannot be read cannot be brought. The replica is not in sync and says why; it is not tried for ever.
-            (_, crate::repair::Outcome::NoCopy | crate::repair::Outcome::Wait) => {
-                let reason = format!("blocks of {volume} in {extent:?} cannot be read on the primary");
-                return self.make_unfit(node, peer, reason);
-            }
-            (Step::Sending { reading: Some(range), .. }, _) => Some((*range, Act::Read)),
-            (Step::Own, _) => self.extent_range(volume, extent).map(|range| (range, Act::Checksums)),
-            _ => None,
+            (work.volume, BlockRange::new(work.extent.first_block(), BlockCount(EXTENT_BLOCKS)))
+        } else {
+            return;
         };
-        if let Some((range, act)) = again {
-            self.copy_job(node, peer, key, volume, range, act);
+        if is_mended {
+            return self.copy_job(node, peer, key, volume, range, Act::Read);
         }
+        // What cannot be read cannot be brought. The replica is not in sync and says why; it is not tried for ever.
+        self.make_unfit(node, peer, format!("blocks of {volume} in {range:?} cannot be read on the primary"));
     }
 
     /// The replica says which blocks of the extent are not the same there.
     pub(crate) fn on_differs(&mut self, node: &mut Node, key: Key, runs: Vec<BlockRange>) {
-        let group = self.id;
+        let now = node.now;
         let Some((peer, work)) = self.work(key) else { return };
+        if !matches!(work.step, Step::Comparing) {
+            return;
+        }
         let (volume, extent) = (work.volume, work.extent);
-        let Step::Comparing(checksums) = &work.step else { return };
-        let checksums = checksums.clone();
+        if let Some(paced) = work.paced.take() {
+            node.pace.end(now, peer, paced.bytes);
+        }
         let Some(whole) = self.extent_range(volume, extent) else { return };
         let inside = |run: &BlockRange| {
             let end = run.start.0.checked_add(run.count.0);
@@ -295,62 +448,63 @@ impl Group {
                 "it names blocks outside the extent that it was asked about".to_string(),
             );
         }
-        if self.sync(peer).is_some_and(|sync| sync.direction == Direction::Here) {
-            if let Some((_, work)) = self.work(key) {
-                work.step = Step::Sending { runs: VecDeque::new(), reading: None, awaited: 0 };
-            }
+        let is_taken = self.sync(peer).is_some_and(|sync| sync.direction == Direction::Here);
+        let Some((_, work)) = self.work(key) else { return };
+        if is_taken {
+            work.step = Step::Taking;
             return self.begin_repair(node, crate::repair::For::Take { peer, key }, volume, runs);
         }
-        // Blocks that are not stored here are given back there, not written as zeros: thin stays thin.
-        let (mut zeros, mut stored) = (Vec::new(), VecDeque::new());
-        for (part, is_zero) in
-            runs.into_iter().flat_map(|run| run.split_by(|block| checksums[block.in_extent()].is_zero()))
-        {
-            if is_zero { zeros.push(part) } else { stored.push_back(part) }
-        }
-        if let Some((_, work)) = self.work(key) {
-            work.step = Step::Sending { runs: stored, reading: None, awaited: 0 };
-        }
-        for range in zeros {
-            let Some((sequence, stamp)) = self.ask(node, peer, What::Copy(key)) else { return };
-            node.send_bare(peer, Message::Zero { group, stamp, sequence, volume, range, fua: false });
-            self.add_sent(peer, key, 0);
-        }
-        self.step_work(node, peer, key);
+        work.step = Step::Sending { runs: runs.into(), pieces: 0 };
+        // From here on writes to it go to the replica too.
+        let Some(primary) = &mut self.primary else { return };
+        let ready = primary.queue.remove(key);
+        self.run_ready(node, ready);
+        self.end_work_if_done(node, peer, key);
+        self.step_sync(node, peer);
     }
 
-    /// The replica has written what was sent.
+    /// The replica has written a part of a piece.
     pub(crate) fn on_copied(&mut self, node: &mut Node, key: Key) {
-        let Some((peer, work)) = self.work(key) else { return };
-        let Step::Sending { awaited, .. } = &mut work.step else { return };
+        let now = node.now;
+        let Some((peer, piece)) = self.piece(key) else { return };
+        let PieceStep::Sent { awaited } = &mut piece.step else { return };
         *awaited = awaited.saturating_sub(1);
-        self.step_work(node, peer, key);
-    }
-
-    /// Reads the next run that differs, or ends the extent.
-    fn step_work(&mut self, node: &mut Node, peer: NodeId, key: Key) {
-        let Some((_, work)) = self.work(key) else { return };
-        let volume = work.volume;
-        let Step::Sending { runs, reading, awaited } = &mut work.step else { return };
-        if reading.is_some() {
+        if *awaited > 0 {
             return;
         }
-        if let Some(range) = runs.pop_front() {
-            *reading = Some(range);
-            self.copy_job(node, peer, key, volume, range, Act::Read);
-        } else if *awaited == 0 {
+        let Some(Piece { work, paced, .. }) = self.sync(peer).and_then(|sync| sync.pieces.remove(&key)) else { return };
+        if let Some(paced) = paced {
+            node.pace.end(now, peer, paced.bytes);
+        }
+        if let Some((_, Work { step: Step::Sending { pieces, .. }, .. })) = self.work(work) {
+            *pieces -= 1;
+        }
+        let Some(primary) = &mut self.primary else { return };
+        let ready = primary.queue.remove(key);
+        self.run_ready(node, ready);
+        self.end_work_if_done(node, peer, work);
+        self.step_sync(node, peer);
+    }
+
+    fn end_work_if_done(&mut self, node: &mut Node, peer: NodeId, key: Key) {
+        let Some((_, work)) = self.work(key) else { return };
+        if matches!(&work.step, Step::Sending { runs, pieces: 0 } if runs.is_empty()) {
             self.end_work(node, peer, key);
         }
     }
 
     fn end_work(&mut self, node: &mut Node, peer: NodeId, key: Key) {
         let group = self.id;
-        let Some(work) = self.sync(peer).and_then(|sync| sync.works.remove(&key)) else { return };
+        let now = node.now;
+        let Some(sync) = self.sync(peer) else { return };
+        let Some(work) = sync.works.remove(&key) else { return };
+        let done = sync.total - (sync.left.len() + sync.works.len()) as u64;
+        sync.meter.mark(now, done, sync.sent_bytes);
         let at = (work.volume, work.extent);
         let Some(stamp) = self.acting().map(|spec| spec.record.stamp) else { return };
         let Some(primary) = &mut self.primary else { return };
-        // Nothing is in flight on it (it is ours alone), and both hold the same: its mark there may go, unless requests
-        // keep it hot anyway.
+        // Both hold the same, and what is in flight on it keeps it warm: its mark there may go, unless requests keep it hot
+        // anyway.
         if !primary.warm.contains_key(&at) {
             node.send_bare(peer, Message::Cool { group, stamp, volume: at.0, extents: vec![at.1], reap: false });
         }
@@ -360,10 +514,14 @@ impl Group {
     }
 
     /// A resync is given up: its extents are free again. Its candidates are gathered anew when the replica joins again.
-    pub(crate) fn end_sync(&mut self, node: &mut Node, state: MemberState) {
+    pub(crate) fn end_sync(&mut self, node: &mut Node, peer: NodeId, state: MemberState) {
         let (MemberState::Settling(sync) | MemberState::Copying(sync)) = state else { return };
-        for key in sync.works.into_keys() {
-            let Some(primary) = &mut self.primary else { return };
+        let works = sync.works.into_iter().map(|(key, work)| (key, work.paced));
+        for (key, paced) in works.chain(sync.pieces.into_iter().map(|(key, piece)| (key, piece.paced))) {
+            if let Some(paced) = paced {
+                node.pace.end(node.now, peer, paced.bytes);
+            }
+            let Some(primary) = &mut self.primary else { continue };
             primary.repairs.retain(|_, repair| !repair.is_for(key));
             let ready = primary.queue.remove(key);
             self.run_ready(node, ready);

@@ -477,7 +477,13 @@ mod tests {
     #[test]
     fn a_group_that_is_brought_up_to_date_says_so() {
         let mut resyncing = report(2, ReplicaState::Serving, &[B]);
-        let progress = pollux_base::order::ResyncProgress { extents_total: 4, extents_left: 1, sent_bytes: 9 };
+        let progress = pollux_base::order::ResyncProgress {
+            extents_total: 4,
+            extents_left: 1,
+            sent_bytes: 9,
+            bytes_per_second: 0,
+            seconds_left: None,
+        };
         resyncing.resync.insert(B, progress);
         assert_eq!(word(&group(&[A]), Some(resyncing), A), GroupState::Resyncing);
     }

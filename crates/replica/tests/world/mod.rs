@@ -108,6 +108,12 @@ pub struct World {
     pub disconnects: Vec<(NodeId, String)>,
     /// Bytes of blocks sent between nodes, in all.
     pub sent_bytes: u64,
+    /// Bytes of frames in all, but for leases.
+    pub wire_bytes: u64,
+    /// Frames take so much longer.
+    pub delay: Duration,
+    /// Bytes per second that a link carries each way; 0: any.
+    pub rate: u64,
     /// The wire's own mischief, for a checker that must notice: what it says `false` to is lost, and it may change a frame.
     pub lets_through: Mischief,
     /// Messages as they were sent, for transcripts.
@@ -149,6 +155,9 @@ impl World {
             reports: Vec::new(),
             disconnects: Vec::new(),
             sent_bytes: 0,
+            wire_bytes: 0,
+            delay: Duration::ZERO,
+            rate: 0,
             lets_through: Box::new(|_, _, _| true),
             messages: Vec::new(),
             next_request: 1,
@@ -359,7 +368,7 @@ impl World {
     fn send(&mut self, from: NodeId, to: NodeId, session: u64, mut frame: Frame) {
         let passes = (self.lets_through)(from, to, &mut frame);
         self.messages.push(format!("{from}>{to} {}", summary(&frame)));
-        let after = Duration::from_micros(30 + self.luck.below(400));
+        let after = self.delay + Duration::from_micros(30 + self.luck.below(400));
         let arrives = self.now + after;
         let cable = self.cables.get_mut(&pair(from, to)).expect("there is a cable");
         if cable.session != Some(session) || cable.is_silent || !passes {
@@ -368,9 +377,15 @@ impl World {
         self.sent_bytes += frame.data.as_ref().map_or(0, |data| data.len() as u64);
         let last = cable.last.entry(to).or_default();
         *last = arrives.max(*last);
+        if let Some(takes) = (frame_bytes(&frame) * 1_000_000_000).checked_div(self.rate) {
+            *last = *last + Duration::from_nanos(takes);
+        }
         let at = *last;
         // Through the codec, in two pieces.
         let bytes: Vec<u8> = encode(&frame).iter().flat_map(|segment| segment.as_slice().to_vec()).collect();
+        if !matches!(frame.message, Message::LeaseAsk { .. } | Message::LeaseGrant { .. }) {
+            self.wire_bytes += bytes.len() as u64;
+        }
         let mut decoder = Decoder::new();
         let (first, second) = bytes.split_at(bytes.len() / 3);
         decoder.push(first);
@@ -617,6 +632,10 @@ fn drain(store: &mut Store, disk: &mut FaultyDisk) -> Vec<Result<StoreReply, pol
         let Some(done) = disk.complete_any() else { return ended };
         store.handle(Instant(0), pollux_store::Input::Disk(done));
     }
+}
+
+fn frame_bytes(frame: &Frame) -> u64 {
+    100 + frame.checksums.len() as u64 * 8 + frame.data.as_ref().map_or(0, |data| data.len() as u64)
 }
 
 /// A message in a few words.
