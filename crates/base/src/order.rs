@@ -119,7 +119,7 @@ pub struct ResyncProgress {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{GroupRecord, Lineage};
+    use crate::record::{GroupRecord, LagBound, Lineage, Mode};
     use crate::unit::{ByteCount, Epoch};
 
     /// Orders hold maps with numbers as keys inside tagged enums.
@@ -129,6 +129,8 @@ mod tests {
         let group = GroupSpec {
             group: GroupId(7),
             replicas: BTreeSet::from([NodeId(1), NodeId(2)]),
+            modes: BTreeMap::from([(NodeId(2), Mode::Async)]),
+            lag: LagBound::default(),
             volumes: BTreeMap::from([(VolumeId(9), ByteCount(4096))]),
             record: GroupRecord { stamp, primary: NodeId(1), in_sync: BTreeSet::from([NodeId(1)]) },
             lineage: Lineage(BTreeMap::from([(stamp.epoch, stamp.generation)])),

@@ -39,9 +39,64 @@ impl Lineage {
             stamp.generation <= *last && stamp.generation > before
         })
     }
+    /// Forgets this record and all after it: what was written under them is given up, and who holds it has diverged. What
+    /// is pushed next is of a later epoch.
+    pub fn cut_back_to_before(&mut self, stamp: Stamp) {
+        self.0.retain(|epoch, _| *epoch <= stamp.epoch);
+        let before = self.0.range(..stamp.epoch).next_back().map_or(Generation(0), |(_, generation)| *generation);
+        let last = Generation(stamp.generation.0.saturating_sub(1));
+        if last > before {
+            self.0.insert(stamp.epoch, last);
+        } else {
+            self.0.remove(&stamp.epoch);
+        }
+    }
     /// Adds the stamp of a newly committed record.
     pub fn push(&mut self, stamp: Stamp) {
         self.0.insert(stamp.epoch, stamp.generation);
+    }
+}
+
+/// When a replica counts as having a write (W1). A property of a replica as a secondary; a primary always writes to its own
+/// disk first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// C: when it has it on disk.
+    #[default]
+    Sync,
+    /// B: when it has it in memory, checked and in order.
+    Memory,
+    /// A: it is not waited for and never in sync; it trails, always at a state that the group had.
+    Async,
+}
+
+/// How far a trailing replica may be behind, and what happens at the bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LagBound {
+    /// Bytes of acknowledged writes that it lacks.
+    pub bytes: ByteCount,
+    /// Age of the oldest acknowledged write that it lacks.
+    pub ms: u64,
+    pub at_bound: AtBound,
+}
+
+/// What a primary does when a trailing replica is as far behind as it may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AtBound {
+    /// New writes wait, as long as the replica gets on.
+    #[default]
+    Slow,
+    /// The replica is given up, to be brought up to date later.
+    Drop,
+}
+
+/// 64 MiB are half a second of a fast disk and most of a minute of a slow line; the primary keeps them in memory. 30 s are what
+/// a human would call "a moment ago".
+impl Default for LagBound {
+    fn default() -> LagBound {
+        LagBound { bytes: ByteCount(64 << 20), ms: 30_000, at_bound: AtBound::Slow }
     }
 }
 
@@ -51,10 +106,19 @@ pub struct GroupSpec {
     pub group: GroupId,
     /// Every node that carries or should carry a replica, in sync or not.
     pub replicas: BTreeSet<NodeId>,
+    /// Modes of replicas that are not `Sync`. They change only with the record's generation.
+    pub modes: BTreeMap<NodeId, Mode>,
+    pub lag: LagBound,
     /// Volumes and their sizes (multiples of a block).
     pub volumes: BTreeMap<VolumeId, ByteCount>,
     pub record: GroupRecord,
     pub lineage: Lineage,
+}
+
+impl GroupSpec {
+    pub fn mode(&self, replica: NodeId) -> Mode {
+        self.modes.get(&replica).copied().unwrap_or_default()
+    }
 }
 
 #[cfg(test)]
@@ -75,5 +139,19 @@ mod tests {
         assert!(!lineage.contains(stamp(2, 3)), "epoch 2 had no record in this history");
         assert!(!lineage.contains(stamp(1, 3)), "generation 3 was not reached under epoch 1");
         assert!(!lineage.contains(stamp(3, 2)), "generation 2 was not minted under epoch 3");
+    }
+
+    #[test]
+    fn what_a_promotion_gives_up_is_of_another_history_from_then_on() {
+        let mut lineage = Lineage::default();
+        for (epoch, generation) in [(1, 1), (1, 2), (1, 3), (2, 4)] {
+            lineage.push(stamp(epoch, generation));
+        }
+        lineage.cut_back_to_before(stamp(1, 3));
+        lineage.push(stamp(3, 5));
+        assert!(lineage.contains(stamp(1, 2)) && lineage.contains(stamp(3, 5)));
+        assert!(!lineage.contains(stamp(1, 3)) && !lineage.contains(stamp(2, 4)));
+        lineage.cut_back_to_before(stamp(3, 5));
+        assert!(lineage.contains(stamp(1, 2)) && !lineage.contains(stamp(3, 5)));
     }
 }

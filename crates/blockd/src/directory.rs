@@ -93,7 +93,7 @@ impl Directory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pollux_base::record::{GroupRecord, Lineage, Stamp};
+    use pollux_base::record::{GroupRecord, LagBound, Lineage, Stamp};
     use pollux_base::{Epoch, Generation};
     use pollux_frontend::Found;
 
@@ -114,6 +114,8 @@ mod tests {
         Order::Group(GroupSpec {
             group: GroupId(1),
             replicas: both.clone(),
+            modes: BTreeMap::new(),
+            lag: LagBound::default(),
             volumes: BTreeMap::from([(VolumeId(7), ByteCount(1 << 20))]),
             record: GroupRecord { stamp, primary: NodeId(primary), in_sync: both },
             lineage: Lineage::default(),

@@ -8,7 +8,7 @@ use crate::requests::{bytes_text, refuse};
 use crate::seam::{Answer, Refusal};
 use crate::state::{Authority, Event, Group, Image, Node, Owner, REQUESTS_MAX, State, Vm, Volume};
 use crate::vm_life::Step;
-use pollux_base::record::Lineage;
+use pollux_base::record::{LagBound, Lineage};
 use pollux_base::{
     ByteCount, Epoch, Generation, GroupId, GroupRecord, ImageId, Incarnation, NodeId, Stamp, VmId, VolumeId,
 };
@@ -409,7 +409,16 @@ impl Applying<'_> {
             self.state.volumes.insert(id, Volume { name, size, group, exported: false });
         }
         let record = GroupRecord { stamp, primary: node, in_sync };
-        let found = Group { owner, replicas, volumes: sizes, record, lineage, discards: BTreeMap::new() };
+        let found = Group {
+            owner,
+            replicas,
+            modes: BTreeMap::new(),
+            lag: LagBound::default(),
+            volumes: sizes,
+            record,
+            lineage,
+            discards: BTreeMap::new(),
+        };
         self.state.groups.insert(group, found);
         group
     }

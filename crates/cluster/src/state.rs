@@ -4,7 +4,7 @@
 //! id is minted once, a run has exactly one node. Wall-clock times in here are for people and decide nothing.
 
 use crate::entry::{FenceProof, Holder, NodePhase, NodeSpec, Proof, Subject, VmPhase, VmSpec, Wanted};
-use pollux_base::record::{GroupSpec, Lineage};
+use pollux_base::record::{GroupSpec, LagBound, Lineage, Mode};
 use pollux_base::{ByteCount, Epoch, GroupId, GroupRecord, ImageId, Incarnation, NodeId, Stamp, VmId, VolumeId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -68,6 +68,9 @@ pub struct Node {
 pub struct Group {
     pub owner: Owner,
     pub replicas: BTreeSet<NodeId>,
+    /// Modes of replicas that are not `sync`.
+    pub modes: BTreeMap<NodeId, Mode>,
+    pub lag: LagBound,
     pub volumes: BTreeMap<VolumeId, ByteCount>,
     pub record: GroupRecord,
     pub lineage: Lineage,
@@ -173,6 +176,8 @@ impl State {
         self.groups.get(&group).map(|found| GroupSpec {
             group,
             replicas: found.replicas.clone(),
+            modes: found.modes.clone(),
+            lag: found.lag,
             volumes: found.volumes.clone(),
             record: found.record.clone(),
             lineage: found.lineage.clone(),
@@ -211,6 +216,9 @@ impl State {
             assert!(!group.record.in_sync.is_empty(), "{id}: no replica is in sync");
             assert!(group.record.in_sync.is_subset(&group.replicas), "{id}: a stranger is in sync");
             assert!(group.replicas.contains(&group.record.primary), "{id}: the primary has no replica");
+            let trails = |node: &NodeId| group.modes.get(node) == Some(&Mode::Async);
+            assert!(!group.record.in_sync.iter().any(trails), "{id}: a trailing replica is in sync");
+            assert!(group.modes.keys().all(|node| group.replicas.contains(node)), "{id}: a mode without a replica");
             assert!(group.lineage.contains(group.record.stamp), "{id}: the record is not of its own history");
             assert!(id.0 <= self.last_id, "{id}: was never minted");
             for volume in group.volumes.keys() {

@@ -309,6 +309,7 @@ impl DataPlane {
             | Message::Current { group, .. }
             | Message::Done { group, .. }
             | Message::Held { group, .. }
+            | Message::Received { group, .. }
             | Message::Refused { group, .. } => *group,
         };
         // ignore_unknown_group: only an order makes a group known, so that a deleted one does not come back by a peer.

@@ -245,7 +245,7 @@ impl Group {
                 _ => false,
             },
             offered: same.map(|note| note.offered.clone()).unwrap_or_default(),
-            whole_in_boot: self.is_continuous.then_some(node.boot),
+            whole_in_boot: self.whole_in_boot(node),
         };
         let round = node.next_key();
         self.adopting = Some(Adopting { round, waiting: 0, noting: false, note, retry: None });
@@ -326,7 +326,12 @@ impl Group {
         key: Key,
         result: crate::local::JobResult,
     ) -> Option<(crate::local::Origin, crate::local::JobResult)> {
-        self.local.on_ended(node, self.id, generation, key, result)
+        let had_received = self.local.has_received();
+        let ended = self.local.on_ended(node, self.id, generation, key, result);
+        if had_received && !self.local.has_received() && self.primary.is_some() {
+            self.note_as_primary(node); // it holds everything on disk now
+        }
+        ended
     }
 
     /// The record is durable: it is acted upon.
@@ -336,12 +341,13 @@ impl Group {
         self.note = Some(adopting.note);
         self.adopted = Some(spec.record.stamp);
         self.discard = None;
-        if self.primary.is_some() {
-            self.on_adopted_as_primary(node);
-        }
+        // First of all: what is asked under this record finds it known.
         let peers: Vec<NodeId> = node.links.keys().copied().collect();
         for peer in peers {
             self.announce(node, peer);
+        }
+        if self.primary.is_some() {
+            self.on_adopted_as_primary(node);
         }
         if spec.record.primary != node.me {
             self.send_join(node);
@@ -358,7 +364,7 @@ impl Group {
         let Some(spec) = self.acting() else { return };
         let was_primary = self.note.as_ref().is_some_and(|note| note.before == Some(peer));
         if node.session(peer).is_some() && (spec.replicas.contains(&peer) || was_primary) {
-            let spec = spec.clone();
+            let spec = Box::new(spec.clone());
             node.send_bare(peer, Message::Announce { spec });
         }
     }

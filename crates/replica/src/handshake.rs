@@ -163,7 +163,7 @@ mod tests {
     use super::*;
     use crate::note::Note;
     use crate::verdict::verdict;
-    use pollux_base::record::{GroupRecord, Lineage};
+    use pollux_base::record::{GroupRecord, LagBound, Lineage};
     use pollux_base::{Epoch, Generation, GroupId};
     use std::collections::{BTreeMap, BTreeSet};
     use std::fmt::Write;
@@ -185,6 +185,8 @@ mod tests {
         GroupSpec {
             group: GroupId(1),
             replicas: BTreeSet::from([A, B]),
+            modes: BTreeMap::new(),
+            lag: LagBound::default(),
             volumes: BTreeMap::new(),
             record: GroupRecord { stamp: at, primary: A, in_sync: in_sync.iter().copied().collect() },
             lineage,

@@ -11,6 +11,7 @@ mod handshake;
 mod lease;
 mod local;
 mod loss;
+mod memory;
 mod node;
 mod note;
 mod pace;

@@ -59,6 +59,8 @@ pub(crate) struct Job {
     pub act: Act,
     /// Flush afterwards.
     pub fua: bool,
+    /// Acknowledged when it was received (mode `Memory`): it is never dropped, and a flush waits for it.
+    pub is_received: bool,
 }
 
 pub(crate) type JobResult = Result<StoreReply, StoreError>;
@@ -69,6 +71,10 @@ pub(crate) struct Local {
     jobs: BTreeMap<Key, (Job, Step)>,
     started: BTreeMap<Key, Instant>,
     full: BTreeSet<Key>,
+    /// Jobs that were acknowledged before they were done.
+    received: BTreeSet<Key>,
+    /// Flushes that wait for such jobs before them.
+    flushes: BTreeSet<Key>,
 }
 
 impl Local {
@@ -79,12 +85,24 @@ impl Local {
             Act::Read | Act::Checksums | Act::Flush => Access::Read,
             Act::Write { .. } | Act::Zero => Access::Write,
         };
-        let ready = self.queue.push(key, job.volume, job.range, access);
+        let mut ready = self.queue.push(key, job.volume, job.range, access);
+        if job.is_received {
+            self.received.insert(key);
+        }
+        if matches!(job.act, Act::Flush) && !self.received.is_empty() {
+            self.flushes.insert(key);
+            ready = false;
+        }
         self.jobs.insert(key, (job, Step::Waiting));
         self.started.insert(key, node.now);
         if ready {
             self.run(node, group, generation, key);
         }
+    }
+
+    /// Whether something that was acknowledged is not on the disk yet.
+    pub(crate) fn has_received(&self) -> bool {
+        !self.received.is_empty()
     }
 
     /// Whether a job waits for space in the pool.
@@ -106,7 +124,7 @@ impl Local {
     }
 
     /// Forgets what peers asked and is not yet being written: they ask again under the newer record or session. A job
-    /// that is being written is finished, and its blocks stay taken until then.
+    /// that is being written, or was acknowledged already, is finished, and its blocks stay taken until then.
     pub(crate) fn drop_unbegun(
         &mut self,
         node: &mut Node,
@@ -114,8 +132,9 @@ impl Local {
         generation: Generation,
         drop: impl Fn(&Origin) -> bool,
     ) {
-        let unbegun =
-            |(job, step): &(Job, Step)| drop(&job.origin) && matches!(step, Step::Waiting | Step::Heating | Step::Full);
+        let unbegun = |(job, step): &(Job, Step)| {
+            !job.is_received && drop(&job.origin) && matches!(step, Step::Waiting | Step::Heating | Step::Full)
+        };
         let keys: Vec<Key> = self.jobs.iter().filter(|(_, entry)| unbegun(entry)).map(|(key, _)| *key).collect();
         for key in &keys {
             self.jobs.remove(key);
@@ -173,6 +192,16 @@ impl Local {
     }
 
     fn release(&mut self, node: &mut Node, group: GroupId, generation: Generation, key: Key) {
+        self.flushes.remove(&key);
+        if self.received.remove(&key) {
+            let first = self.received.first().copied();
+            let ready: Vec<Key> =
+                self.flushes.iter().copied().take_while(|flush| first.is_none_or(|first| *flush < first)).collect();
+            for flush in ready {
+                self.flushes.remove(&flush);
+                self.run(node, group, generation, flush);
+            }
+        }
         for next in self.queue.remove(key) {
             self.run(node, group, generation, next);
         }

@@ -7,6 +7,7 @@
 use crate::group::Group;
 use crate::handshake::{Outcome, Plan, Side, meet, standing};
 use crate::loss::back_off;
+use crate::memory::Unwritten;
 use crate::node::{Node, Purpose};
 use crate::note::Note;
 use crate::range_queue::{Key, RangeQueue};
@@ -16,6 +17,7 @@ use crate::resync::Sync;
 use crate::verdict::Verdict;
 use crate::wire::{Message, Sequence, Standing};
 use pollux_base::order::FreezeReason;
+use pollux_base::record::Mode;
 use pollux_base::unit::BlockRange;
 use pollux_base::{ExtentIndex, Instant, NodeId, Request, Stamp, VolumeId};
 use pollux_store::StoreOp;
@@ -41,6 +43,7 @@ pub(crate) enum MemberState {
 
 pub(crate) struct Member {
     pub state: MemberState,
+    pub mode: Mode,
     /// Since when it has been away or was asked to join.
     pub since: Instant,
     /// When its loss, or that it is current, was last reported.
@@ -77,8 +80,8 @@ pub(crate) struct Asked {
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum What {
-    /// A part of a client's write, zero or flush.
-    Piece(Key),
+    /// A part of a client's write, zero or flush. `is_received`: the replica has it in memory (mode `Memory`).
+    Piece { key: Key, is_received: bool },
     /// A part of a client's read.
     Read { key: Key, part: BlockRange },
     /// A good copy of bad blocks.
@@ -112,6 +115,8 @@ pub(crate) struct Primary {
     pub held: BTreeMap<Key, Request>,
     pub queue: RangeQueue,
     pub requests: BTreeMap<Key, Pending>,
+    /// Changes that were answered and are not on every replica's disk yet (`memory.rs`).
+    pub unwritten: Unwritten,
     /// Requests whose hot marks wait for space.
     pub full_heats: BTreeSet<Key>,
     pub asked: BTreeMap<Sequence, Asked>,
@@ -186,6 +191,7 @@ impl Group {
     pub(crate) fn on_adopted_as_primary(&mut self, node: &mut Node) {
         let spec = self.spec.clone().expect("adopted");
         let required = self.required(node.me);
+        let uncertain = self.forget_unwritten(node);
         let before = self.note.as_ref().and_then(|note| note.before).filter(|before| *before != node.me);
         let wait_old = before.map(|before| (before, node.link(before).lease.promised_until()));
         let primary = self.primary.as_mut().expect("called for a primary");
@@ -208,11 +214,12 @@ impl Group {
         let replicas = spec.replicas.iter().chain(&spec.record.in_sync).copied();
         let replicas: BTreeSet<NodeId> = replicas.filter(|replica| *replica != node.me).collect();
         let mut old = std::mem::take(&mut primary.members);
-        let mut ended = Vec::new();
+        let (mut ended, mut flushed) = (Vec::new(), Vec::new());
         for replica in replicas {
             let is_linked = node.session(replica).is_some();
             let mut member = old.remove(&replica).unwrap_or(Member {
                 state: MemberState::Away,
+                mode: spec.mode(replica),
                 since: node.now,
                 reported: None,
                 joined: None,
@@ -221,6 +228,10 @@ impl Group {
             member.reported = None;
             member.joined = None;
             let was_current = matches!(member.state, MemberState::Current);
+            let was_early = std::mem::replace(&mut member.mode, spec.mode(replica)) == Mode::Memory;
+            if was_current && required.contains(&replica) && was_early && (uncertain || member.mode != Mode::Memory) {
+                flushed.push(replica);
+            }
             if !(was_current && required.contains(&replica)) {
                 if was_current || !matches!(member.state, MemberState::Away) {
                     member.since = node.now;
@@ -236,6 +247,10 @@ impl Group {
         }
         for peer in &required {
             self.want_lease(node, *peer);
+        }
+        // What they had in memory under the record before is on their disks when they say so anew.
+        for peer in flushed {
+            self.confirm_member(node, peer);
         }
         self.resume_requests(node);
         self.begin_joined(node);
@@ -291,6 +306,8 @@ impl Group {
         );
         let Some(primary) = &mut self.primary else { return };
         primary.asked.retain(|_, asked| asked.peer != peer);
+        self.unwritten_without(node, peer);
+        let Some(primary) = &mut self.primary else { return };
         if let Some(member) = primary.member(peer) {
             if !matches!(member.state, MemberState::Away | MemberState::Greeting | MemberState::Unfit { .. }) {
                 member.since = since;
@@ -442,6 +459,7 @@ impl Group {
         if let Some(primary) = &mut self.primary {
             primary.asked.retain(|_, asked| asked.peer != peer);
         }
+        self.unwritten_without(node, peer);
         self.end_sync(node, peer, state);
         self.without_peer(node, peer);
         self.repair_without(node, peer);
@@ -485,7 +503,7 @@ impl Group {
 
     /// Writes the note with what this primary has to add: its offers, that its birth is confirmed, that it is whole.
     pub(crate) fn note_as_primary(&mut self, node: &mut Node) {
-        let confirmed = self.required(node.me);
+        let (confirmed, whole_in_boot) = (self.required(node.me), self.whole_in_boot(node));
         let (Some(mut note), Some(primary), id) = (self.note.clone(), &mut self.primary, self.id) else { return };
         if primary.noting.is_some() || self.adopting.is_some() {
             return; // it is called again when that note is durable
@@ -495,7 +513,7 @@ impl Group {
             note.born = false;
             note.in_sync_at = Some(note.newest);
         }
-        note.whole_in_boot = self.is_continuous.then_some(node.boot);
+        note.whole_in_boot = whole_in_boot;
         primary.noting = Some(note.clone());
         let op = StoreOp::PutNote { group: id, note: Some(note.encode()) };
         node.request(id, Purpose::NotePrimary(note.newest), op);
@@ -506,6 +524,7 @@ impl Group {
         if self.acting().is_none_or(|spec| spec.record.stamp != stamp) {
             return; // ignore_superseded: a newer record came meanwhile
         }
+        let is_whole = self.whole_in_boot(node);
         let Some(primary) = &mut self.primary else { return };
         let Some(note) = primary.noting.take() else { return };
         if !note.born && self.verdict == Verdict::Born {
@@ -519,7 +538,6 @@ impl Group {
                 member.state = MemberState::Current;
             }
         }
-        let is_whole = self.is_continuous.then_some(node.boot);
         let again = !primary.noting_offer.is_empty() || note.whole_in_boot != is_whole;
         self.note = Some(note);
         if again {
@@ -559,6 +577,7 @@ impl Group {
         let Some(primary) = &self.primary else { return };
         let me = node.me;
         assert!(!primary.members.contains_key(&me), "a primary is not its own peer");
+        self.check_unwritten();
         for (key, pending) in &primary.requests {
             pending.check(*key);
         }

@@ -130,7 +130,7 @@ impl Group {
                 }
                 let is_zero = parts.first().is_some_and(|(_, is_zero)| *is_zero);
                 let act = if is_zero { Act::Zero } else { Act::Write { data, checksums } };
-                let job = Job { origin: Origin::Repair { key }, volume, range, act, fua: false };
+                let job = Job { origin: Origin::Repair { key }, volume, range, act, fua: false, is_received: false };
                 self.local.submit(node, id, generation, job);
                 self.cool_later(node);
             }

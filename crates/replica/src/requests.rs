@@ -54,6 +54,8 @@ pub(crate) struct Pending {
     began: Instant,
     /// Replicas whose answers are awaited, with how many.
     targets: BTreeMap<NodeId, u32>,
+    /// Replicas that have pieces of it in memory (mode `Memory`), with how many.
+    unwritten: BTreeMap<NodeId, u32>,
     /// Replicas that have all of it.
     done_by: BTreeSet<NodeId>,
     repairs: u32,
@@ -66,6 +68,11 @@ impl Pending {
         if matches!(self.step, Step::Sent) {
             assert!(!self.targets.is_empty(), "{key:?}: a request at the replicas awaits somebody");
         }
+    }
+
+    /// Whether any replica had told that it has pieces in memory; that is forgotten.
+    pub(crate) fn forget_unwritten(&mut self) -> bool {
+        !std::mem::take(&mut self.unwritten).is_empty()
     }
 
     fn is_change(&self) -> bool {
@@ -143,8 +150,15 @@ impl Group {
             return;
         }
         let held = self.primary.as_mut().map(|primary| std::mem::take(&mut primary.held)).unwrap_or_default();
-        for request in held.into_values() {
-            self.begin(node, request);
+        for (key, request) in held {
+            let is_change = matches!(request.op, Op::Write { .. } | Op::Zero { .. });
+            match &mut self.primary {
+                // It goes on when the replica that is behind has got on.
+                Some(primary) if is_change && primary.holds_changes() => {
+                    primary.held.insert(key, request);
+                }
+                _ => self.begin(node, request),
+            }
         }
     }
 
@@ -174,6 +188,7 @@ impl Group {
             checksums,
             began: node.now,
             targets: BTreeMap::new(),
+            unwritten: BTreeMap::new(),
             done_by: BTreeSet::new(),
             repairs: 0,
         };
@@ -327,7 +342,7 @@ impl Group {
             Op::Flush => (nothing, Act::Flush, false),
             Op::Read { .. } | Op::Patch { .. } | Op::Status { .. } => unreachable!("only changes and flushes are sent"),
         };
-        self.local.submit(node, id, generation, Job { origin, volume, range, act, fua });
+        self.local.submit(node, id, generation, Job { origin, volume, range, act, fua, is_received: false });
     }
 
     /// Sends the request to one peer, in pieces of at most an extent. Without a session nothing is sent; the peer stays
@@ -346,7 +361,7 @@ impl Group {
             return;
         }
         for piece in pieces {
-            let Some((sequence, stamp)) = self.ask(node, peer, What::Piece(key)) else { return };
+            let Some((sequence, stamp)) = self.ask(node, peer, What::Piece { key, is_received: false }) else { return };
             let frame = match (&op, piece) {
                 (Op::Write { range: whole, data, fua }, Some(range)) => {
                     let at = (range.start.0 - whole.start.0) as usize;
@@ -364,6 +379,23 @@ impl Group {
             };
             node.send(peer, frame);
         }
+    }
+
+    /// A replica has one piece of a request in memory, which is as good as done for the client.
+    pub(crate) fn on_piece_received(&mut self, node: &mut Node, key: Key, target: NodeId) {
+        let Some(pending) = self.pending(key) else { return };
+        *pending.unwritten.entry(target).or_default() += 1;
+        self.on_piece_done(node, key, target);
+    }
+
+    /// The piece is on its disk. Whether the request is still pending.
+    pub(crate) fn forget_unwritten_piece(&mut self, key: Key, target: NodeId) -> bool {
+        let Some(pending) = self.pending(key) else { return false };
+        if let Some(left) = pending.unwritten.get_mut(&target) {
+            *left -= 1;
+        }
+        pending.unwritten.retain(|_, left| *left > 0);
+        true
     }
 
     /// A replica has done one piece of a request.
@@ -394,11 +426,12 @@ impl Group {
         if !pending.is_abandoned {
             node.out.push_back(Output::Reply(pending.request.id, reply));
         }
-        if pending.is_change() {
-            for extent in pending.range().into_iter().flat_map(BlockRange::extents) {
-                if let Some(warm) = primary.warm.get_mut(&(pending.request.volume, extent)) {
-                    *warm = (warm.0 - 1, node.now);
-                }
+        if let Some(range) = pending.range().filter(|_| pending.is_change()) {
+            let volume = pending.request.volume;
+            if pending.unwritten.is_empty() {
+                primary.cool_down(node.now, volume, range);
+            } else {
+                primary.unwritten.insert(key, volume, range, pending.unwritten);
             }
         }
         let ready = primary.queue.remove(key);
@@ -413,7 +446,8 @@ impl Group {
         if is_member {
             pending.step = Step::ReadingHere;
             let origin = Origin::Request { key, attempt: pending.attempt };
-            let job = Job { origin, volume: pending.request.volume, range, act: Act::Read, fua: false };
+            let job =
+                Job { origin, volume: pending.request.volume, range, act: Act::Read, fua: false, is_received: false };
             self.local.submit(node, id, generation, job);
         } else {
             self.read_there(node, key, BTreeSet::new());
@@ -554,6 +588,7 @@ impl Group {
         for (key, pending) in &mut primary.requests {
             match &pending.step {
                 Step::Sent => {
+                    pending.unwritten.remove(&peer);
                     pending.done_by.remove(&peer);
                     if required {
                         pending.targets.insert(peer, 1);

@@ -342,7 +342,7 @@ impl Group {
     fn copy_job(&mut self, node: &mut Node, peer: NodeId, key: Key, volume: VolumeId, range: BlockRange, act: Act) {
         let (id, generation) = (self.id, self.generation());
         let origin = Origin::Copy { peer, key };
-        self.local.submit(node, id, generation, Job { origin, volume, range, act, fua: false });
+        self.local.submit(node, id, generation, Job { origin, volume, range, act, fua: false, is_received: false });
     }
 
     /// The local disk gave checksums of an extent, or the blocks of a piece.

@@ -10,7 +10,7 @@ use crate::node::{Node, Purpose};
 use crate::primary::{MemberState, What};
 use crate::verdict::Verdict;
 use crate::wire::{ExtentRun, Frame, JOIN_RUNS_MAX, Message, Refusal, Sequence};
-use pollux_base::record::GroupSpec;
+use pollux_base::record::{GroupSpec, Mode};
 use pollux_base::unit::{BLOCK_BYTES, BlockRange, EXTENT_BLOCKS};
 use pollux_base::{BlockChecksum, BlockCount, BlockIndex, ExtentIndex, NodeId, Session, Stamp, VolumeId};
 use pollux_store::{StoreError, StoreOp, StoreReply};
@@ -44,7 +44,7 @@ impl Group {
         }
         let Frame { message, checksums, data } = frame;
         match message {
-            Message::Announce { spec } => self.on_announce(node, peer, spec),
+            Message::Announce { spec } => self.on_announce(node, peer, *spec),
             Message::Newer { stamp, .. } => {
                 if self.acting().is_some_and(|spec| spec.record.stamp < stamp) {
                     self.outdated = self.outdated.max(Some(stamp));
@@ -61,7 +61,8 @@ impl Group {
             Message::Done { stamp, sequence, .. } => {
                 let Some(what) = self.answered(peer, stamp, sequence) else { return };
                 match what {
-                    What::Piece(key) => self.on_piece_done(node, key, peer),
+                    What::Piece { key, is_received: true } => self.on_piece_written(node, key, peer),
+                    What::Piece { key, is_received: false } => self.on_piece_done(node, key, peer),
                     What::Copy(key) => self.on_copied(node, key),
                     What::Current => self.on_confirmed(node, peer),
                     What::Read { .. } | What::Repair(_) | What::Compare(_) => {} // ignore_other_answer
@@ -73,6 +74,7 @@ impl Group {
                     asked.is_held = true;
                 }
             }
+            Message::Received { stamp, sequence, .. } => self.on_received(node, peer, stamp, sequence),
             Message::ReadData { stamp, sequence, .. } => {
                 let Some(what) = self.answered(peer, stamp, sequence) else { return };
                 match what {
@@ -178,7 +180,7 @@ impl Group {
             }
             match (&self.spec, known) {
                 (Some(own), _) if Some(own.record.stamp) == known => {
-                    let spec = own.clone();
+                    let spec = Box::new(own.clone());
                     node.send_bare(peer, Message::Announce { spec });
                 }
                 (_, Some(stamp)) => node.send_bare(peer, Message::Newer { group: self.id, stamp }),
@@ -191,6 +193,17 @@ impl Group {
         if from_primary && self.acting().is_some_and(|spec| spec.record.stamp == stamp) {
             self.send_join(node);
         }
+    }
+
+    /// Mode `Memory`: changes count as soon as they are here.
+    fn answers_on_receipt(&self, node: &Node) -> bool {
+        self.spec.as_ref().is_some_and(|spec| spec.mode(node.me) == Mode::Memory && spec.record.primary != node.me)
+    }
+
+    /// The boot for the note: while it lasts this replica has all that was acknowledged, even if the process dies.
+    pub(crate) fn whole_in_boot(&self, node: &Node) -> Option<u128> {
+        let outlives_process = !self.answers_on_receipt(node) && !self.local.has_received();
+        (self.is_continuous && outlives_process).then_some(node.boot)
     }
 
     /// Tells the primary how this replica stands to its record.
@@ -250,9 +263,13 @@ impl Group {
     ) {
         let Asker { peer, session, sequence, stamp } = asker;
         let (id, generation) = (self.id, self.generation());
+        let is_received = matches!(ask, PeerAsk::Change) && !fua && self.answers_on_receipt(node);
         self.peer_asks.insert((peer, session, sequence), ask);
         let origin = Origin::Peer { peer, session, sequence, stamp };
-        self.local.submit(node, id, generation, Job { origin, volume, range, act, fua });
+        self.local.submit(node, id, generation, Job { origin, volume, range, act, fua, is_received });
+        if is_received {
+            node.answer(peer, session, Frame::bare(Message::Received { group: id, stamp, sequence }));
+        }
     }
 
     fn peer_flush(&mut self, node: &mut Node, asker: Asker, ask: PeerAsk) {
@@ -324,7 +341,7 @@ impl Group {
     }
 
     fn confirm(&self, node: &Node, note: &mut crate::note::Note, stamp: Stamp) {
-        note.whole_in_boot = Some(node.boot);
+        note.whole_in_boot = (!self.answers_on_receipt(node)).then_some(node.boot);
         match self.verdict {
             Verdict::Member { .. } | Verdict::Born => {
                 note.born = false;

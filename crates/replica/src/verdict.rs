@@ -66,7 +66,7 @@ pub(crate) fn verdict(note: Option<&Note>, spec: &GroupSpec, me: NodeId, discard
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pollux_base::record::{GroupRecord, Lineage};
+    use pollux_base::record::{GroupRecord, LagBound, Lineage};
     use pollux_base::{Epoch, GroupId};
     use std::collections::{BTreeMap, BTreeSet};
 
@@ -87,6 +87,8 @@ mod tests {
         GroupSpec {
             group: GroupId(1),
             replicas: BTreeSet::from([NodeId(1), NodeId(2)]),
+            modes: BTreeMap::new(),
+            lag: LagBound::default(),
             volumes: BTreeMap::new(),
             record: GroupRecord { stamp: at, primary, in_sync },
             lineage,

@@ -21,7 +21,7 @@ use pollux_base::{BlockChecksum, Data, ExtentIndex, GroupId, Stamp, VolumeId};
 use serde::{Deserialize, Serialize};
 
 /// The version this program speaks. Fixtures in `tests/wire.rs` freeze it: another layout is another version.
-pub const WIRE_VERSION: u16 = 1;
+pub const WIRE_VERSION: u16 = 2;
 /// Largest body. A `Join` that lists extents is the only long one and is widened until it fits (`JOIN_RUNS_MAX`).
 pub const BODY_BYTES_MAX: usize = 1 << 20;
 /// Most data in one frame: an extent.
@@ -80,7 +80,7 @@ pub enum Message {
     },
     /// The newest record the sender knows. If the sender is its primary, it asks the receiver for a `Join`.
     Announce {
-        spec: GroupSpec,
+        spec: Box<GroupSpec>,
     },
     /// The sender knows of a newer record than was announced, but (just started) not what it says.
     Newer {
@@ -181,6 +181,13 @@ pub enum Message {
         stamp: Stamp,
         sequence: Sequence,
         why: Refusal,
+    },
+    /// From a replica in mode `Memory`: a change was checked and has its place in the order of its blocks; it is written
+    /// whatever becomes of session and record. `Done` follows when it is.
+    Received {
+        group: GroupId,
+        stamp: Stamp,
+        sequence: Sequence,
     },
 }
 

@@ -5,7 +5,7 @@ use super::client::Client;
 use super::process::{Running, wait_for};
 use anyhow::{Context, Result, ensure};
 use pollux_base::config::{Accelerator, NodeAddresses, NodeConfig, PoolConfig, TlsFiles};
-use pollux_base::record::{GroupRecord, GroupSpec, Lineage, Stamp};
+use pollux_base::record::{GroupRecord, GroupSpec, LagBound, Lineage, Stamp};
 use pollux_base::{ByteCount, ClusterId, Epoch, Generation, GroupId, NodeId, Order, PoolId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -63,6 +63,8 @@ impl Pair {
         self.order(&Order::Group(GroupSpec {
             group: volume.group,
             replicas: both.clone(),
+            modes: BTreeMap::new(),
+            lag: LagBound::default(),
             volumes: BTreeMap::from([(id, ByteCount(size_bytes))]),
             record: GroupRecord { stamp, primary: NodeId(1), in_sync: both },
             lineage,

@@ -6,7 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pollux_base::config::{Accelerator, NodeAddresses, NodeConfig, PoolConfig, TlsFiles};
 use pollux_base::order::{GroupReport, ReplicaState};
-use pollux_base::record::{GroupRecord, GroupSpec, Lineage, Stamp};
+use pollux_base::record::{GroupRecord, GroupSpec, LagBound, Lineage, Stamp};
 use pollux_base::{ByteCount, ClusterId, Epoch, Generation, GroupId, NodeId, Order, PoolId, Report, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
@@ -280,6 +280,8 @@ pub fn group(generation: u64, primary: u64, in_sync: &[u64]) -> Order {
     Order::Group(GroupSpec {
         group: GROUP,
         replicas: BTreeSet::from([NodeId(1), NodeId(2)]),
+        modes: BTreeMap::new(),
+        lag: LagBound::default(),
         volumes: BTreeMap::from([(VOLUME, ByteCount(VOLUME_SIZE))]),
         record: GroupRecord {
             stamp,

@@ -420,7 +420,7 @@ pub fn witness(cluster: &Cluster, frame: &Frame) -> Option<api::Witness> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pollux_base::record::Lineage;
+    use pollux_base::record::{LagBound, Lineage};
     use pollux_base::{Epoch, Generation, GroupRecord, Stamp};
     use std::collections::{BTreeMap, BTreeSet};
 
@@ -435,6 +435,8 @@ mod tests {
         Group {
             owner: Owner::Volume(VolumeId(2)),
             replicas: BTreeSet::from([A, B]),
+            modes: BTreeMap::new(),
+            lag: LagBound::default(),
             volumes: BTreeMap::new(),
             record: GroupRecord { stamp: stamp(2), primary: A, in_sync: in_sync.iter().copied().collect() },
             lineage: Lineage::default(),

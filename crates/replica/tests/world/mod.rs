@@ -3,7 +3,7 @@
 #![allow(dead_code)] // each test file uses another part
 
 use pollux_base::order::{FreezeReason, GroupReport, ReplicaState};
-use pollux_base::record::{GroupRecord, GroupSpec, Lineage};
+use pollux_base::record::{GroupRecord, GroupSpec, LagBound, Lineage, Mode};
 use pollux_base::unit::{BLOCK_BYTES, BlockRange};
 use pollux_base::{
     BlockChecksum, BlockCount, BlockIndex, ByteCount, ClusterId, Data, DiskOpId, Epoch, Generation, GroupId, Instant,
@@ -138,6 +138,8 @@ impl World {
         let spec = GroupSpec {
             group: GROUP,
             replicas: all.clone(),
+            modes: BTreeMap::new(),
+            lag: LagBound::default(),
             volumes: BTreeMap::from([(VOLUME, ByteCount(BLOCKS * BLOCK_BYTES))]),
             record: GroupRecord { stamp: stamp(1, 1), primary: nodes[0], in_sync: all },
             lineage,
@@ -441,6 +443,27 @@ impl World {
         }
     }
 
+    /// The next record with another mode of a replica; a trailing one is not in sync.
+    pub fn set_mode(&mut self, node: NodeId, mode: Mode) {
+        match mode {
+            Mode::Sync => self.spec.modes.remove(&node),
+            mode => self.spec.modes.insert(node, mode),
+        };
+        let mut in_sync = self.spec.record.in_sync.clone();
+        in_sync.retain(|member| self.spec.mode(*member) != Mode::Async);
+        self.decide(self.spec.record.primary, in_sync);
+    }
+
+    /// The disk's answer to something that was asked while it was stuck.
+    pub fn give_disk(&mut self, node: NodeId, done: pollux_base::DiskDone) {
+        self.input(node, Input::Disk(done));
+    }
+
+    /// Extents of the volume that are hot at the node.
+    pub fn hot(&self, node: NodeId) -> Vec<pollux_base::ExtentIndex> {
+        self.machines[&node].plane.as_ref().map(|plane| plane.store().hot(VOLUME)).unwrap_or_default()
+    }
+
     /// The next record with this primary and in-sync set.
     pub fn take_over(&mut self, primary: NodeId, in_sync: &[NodeId]) {
         self.decide(primary, in_sync.iter().copied().collect());
@@ -664,6 +687,7 @@ pub fn summary(frame: &Frame) -> String {
         Message::Current { stamp, .. } => format!("current {}", gen_of(stamp)),
         Message::Done { stamp, .. } => format!("done {}", gen_of(stamp)),
         Message::Held { .. } => "held".to_string(),
+        Message::Received { .. } => "received".to_string(),
         Message::Refused { why, .. } => format!("refused {why:?}"),
     }
 }
