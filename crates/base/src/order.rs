@@ -4,7 +4,7 @@
 use crate::id::{GroupId, NodeId, VolumeId};
 use crate::pool::PoolReport;
 use crate::record::{GroupSpec, Stamp};
-use crate::unit::Generation;
+use crate::unit::{BlockRange, Generation};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,6 +26,9 @@ pub enum Order {
     Exports { names: BTreeMap<String, VolumeId> },
     /// A diverged replica on this node may be overwritten: a human chose so (W10).
     Discard { group: GroupId, loser: Stamp },
+    /// The replicas of the group are to be scrubbed, if this node is its primary. The number tells a new wish from the same
+    /// told again.
+    Scrub { group: GroupId, scrub: u64 },
     /// Report everything anew; sent after (re)connecting.
     ReportAll,
 }
@@ -61,6 +64,10 @@ pub struct GroupReport {
     pub healed_blocks: u64,
     /// Replicas that are being brought up to date from here.
     pub resync: BTreeMap<NodeId, ResyncProgress>,
+    /// As primary: the scrub that runs, or else the last since start.
+    pub scrub: Option<ScrubReport>,
+    /// Bad blocks found since start, the newest last; at most some dozen.
+    pub findings: Vec<Finding>,
     /// Peers of the group that are connected.
     pub connected: BTreeSet<NodeId>,
 }
@@ -116,11 +123,67 @@ pub struct ResyncProgress {
     pub seconds_left: Option<u64>,
 }
 
+/// A scrub: everything that is stored was read on every replica in sync, and compared by checksums.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubReport {
+    /// As it was ordered.
+    pub id: u64,
+    pub is_done: bool,
+    pub extents_total: u64,
+    pub extents_left: u64,
+    /// None while there is no rate yet.
+    pub seconds_left: Option<u64>,
+    /// Read so far, over all replicas.
+    pub checked_bytes: u64,
+    /// Whose copies were looked at from beginning to end.
+    pub replicas: BTreeSet<NodeId>,
+    /// Blocks that did not match their own checksum, and blocks that differed although both sides match theirs.
+    pub rotten_blocks: u64,
+    pub differing_blocks: u64,
+    /// Of these: mended from a good copy, and those of which no good copy is left.
+    pub healed_blocks: u64,
+    pub lost_blocks: u64,
+}
+
+/// Bad blocks that were found: the evidence.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// Unique together with `boot`, and growing.
+    pub number: u64,
+    pub boot: u32,
+    /// Where the bad copy was.
+    pub node: NodeId,
+    pub volume: VolumeId,
+    pub range: BlockRange,
+    pub kind: FindingKind,
+    pub by: FoundBy,
+    /// Mended from a good copy; else there is none.
+    pub healed: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FindingKind {
+    /// The blocks did not match their own checksums: the medium decayed, or a write was lost, torn or led astray.
+    Rot,
+    /// They matched, and were not what the primary holds.
+    Difference,
+}
+
+/// In doing what bad blocks were found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FoundBy {
+    Read,
+    Resync,
+    Scrub,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::record::{GroupRecord, LagBound, Lineage, Mode};
-    use crate::unit::{ByteCount, Epoch};
+    use crate::unit::{BlockCount, BlockIndex, ByteCount, Epoch};
 
     /// Orders hold maps with numbers as keys inside tagged enums.
     #[test]
@@ -151,6 +214,17 @@ mod tests {
             is_unborn: false,
             healed_blocks: 0,
             resync: BTreeMap::from([(NodeId(2), progress)]),
+            scrub: Some(ScrubReport { id: 1, replicas: BTreeSet::from([NodeId(1)]), ..ScrubReport::default() }),
+            findings: vec![Finding {
+                number: 5,
+                boot: 6,
+                node: NodeId(2),
+                volume: VolumeId(9),
+                range: BlockRange::new(BlockIndex(3), BlockCount(1)),
+                kind: FindingKind::Rot,
+                by: FoundBy::Scrub,
+                healed: true,
+            }],
             connected: BTreeSet::new(),
         });
         let text = serde_json::to_string(&report).expect("a report always becomes text");

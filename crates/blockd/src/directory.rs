@@ -50,7 +50,11 @@ impl Directory {
                 self.groups.remove(group);
             }
             Order::Exports { names } => self.names = Some(names.clone()),
-            Order::Fenced { .. } | Order::Peers { .. } | Order::Discard { .. } | Order::ReportAll => return false,
+            Order::Fenced { .. }
+            | Order::Peers { .. }
+            | Order::Discard { .. }
+            | Order::Scrub { .. }
+            | Order::ReportAll => return false,
         }
         self.renew()
     }

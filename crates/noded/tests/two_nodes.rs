@@ -80,6 +80,8 @@ fn play_data_plane(site: &Site, node: usize) {
                     is_unborn: false,
                     healed_blocks: 0,
                     resync: BTreeMap::new(),
+                    scrub: None,
+                    findings: Vec::new(),
                     connected: spec.record.in_sync.iter().copied().filter(|node| *node != here).collect(),
                 });
                 if writeln!(stream, "{}", serde_json::to_string(&report).expect("JSON")).is_err() {

@@ -235,6 +235,7 @@ impl DataPlane {
                     }
                     Origin::Repair { key } => group.on_repair_job(node, key, result),
                     Origin::Copy { peer, key } => group.on_copy_job(node, peer, key, result),
+                    Origin::Scrub { key } => group.on_scrub_job(node, key, result),
                 }
             }
             Purpose::Cool { reap } => group.on_cooled(node, reap),
@@ -310,7 +311,11 @@ impl DataPlane {
             | Message::Done { group, .. }
             | Message::Held { group, .. }
             | Message::Received { group, .. }
-            | Message::Refused { group, .. } => *group,
+            | Message::Refused { group, .. }
+            | Message::StoredAsk { group, .. }
+            | Message::Stored { group, .. }
+            | Message::Verify { group, .. }
+            | Message::Verified { group, .. } => *group,
         };
         // ignore_unknown_group: only an order makes a group known, so that a deleted one does not come back by a peer.
         let Some(group) = self.groups.get_mut(&id) else { return };
@@ -402,6 +407,12 @@ impl DataPlane {
                     self.discards.insert(id, loser);
                 }
             },
+            Order::Scrub { group: id, scrub } => {
+                if let Some(group) = self.groups.get_mut(&id) {
+                    group.on_scrub_order(scrub);
+                    self.touched.insert(id);
+                }
+            }
             Order::ReportAll => {
                 if let Some(reason) = self.node.pool_failed.clone() {
                     self.node.report(Report::PoolFailed { reason });
@@ -491,10 +502,17 @@ impl DataPlane {
                     self.touched.insert(id);
                 }
             }
+            while let Some(id) = self.node.pace.next_scrub(self.node.now) {
+                if let Some(group) = self.groups.get_mut(&id) {
+                    group.on_scrub_turn(&mut self.node);
+                    self.touched.insert(id);
+                }
+            }
             for id in std::mem::take(&mut self.touched) {
                 let Some(group) = self.groups.get_mut(&id) else { continue };
                 if group.primary.is_some() {
                     group.pump(&mut self.node);
+                    group.pump_scrub(&mut self.node);
                     group.report_members(&mut self.node);
                 }
                 group.report_changes(&mut self.node);

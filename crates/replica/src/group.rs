@@ -14,6 +14,7 @@ use crate::secondary::PeerAsk;
 use crate::verdict::{Verdict, verdict};
 use crate::wire::{Frame, Message, Sequence};
 use crate::{Output, report};
+use pollux_base::order::{Finding, ScrubReport};
 use pollux_base::record::GroupSpec;
 use pollux_base::unit::{BLOCK_BYTES, VOLUME_BYTES_MAX};
 use pollux_base::{ByteCount, Generation, GroupId, Instant, NodeId, Session, Stamp, VolumeId};
@@ -68,6 +69,11 @@ pub(crate) struct Group {
     /// leases do not cover this group.
     pub claims: BTreeSet<NodeId>,
     pub healed: u64,
+    /// Evidence of bad blocks, the newest last (`scrub.rs`).
+    pub findings: VecDeque<Finding>,
+    /// A scrub that is to be made, and the last that was.
+    pub scrub_wanted: Option<u64>,
+    pub scrubbed: Option<ScrubReport>,
     pub reported: Reported,
     served: BTreeSet<VolumeId>,
 }
@@ -93,6 +99,9 @@ impl Group {
             early: VecDeque::new(),
             claims: BTreeSet::new(),
             healed: 0,
+            findings: VecDeque::new(),
+            scrub_wanted: None,
+            scrubbed: None,
             reported: report::Reported::default(),
             served: BTreeSet::new(),
         }

@@ -21,6 +21,7 @@ mod repair;
 mod report;
 mod requests;
 mod resync;
+mod scrub;
 mod secondary;
 mod space;
 mod verdict;

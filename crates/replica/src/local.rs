@@ -21,6 +21,8 @@ pub(crate) enum Origin {
     Repair { key: Key },
     /// An extent that is brought to a peer.
     Copy { peer: NodeId, key: Key },
+    /// An extent that is scrubbed.
+    Scrub { key: Key },
 }
 
 /// What is done.

@@ -6,6 +6,8 @@
 //!   halved when the p99 of any kind of request is more than doubled against those that met no piece, and grows in
 //!   small steps while it is not. It never falls below `SHARE_MIN`: a resync is never starved.
 //!
+//! A scrub works one piece at a time, for a quarter of that share of the time, and while no replica is brought up to date.
+//!
 //! Rates are measured, none is set: what a link (the disks at both of its ends included) carries is what pieces were seen
 //! to need. Groups on one link take turns, piece by piece.
 
@@ -33,6 +35,8 @@ const SHARE_MAX: u64 = SHARE_WHOLE + SHARE_WHOLE / 4;
 const SHARE_MIN: u64 = SHARE_WHOLE / 16;
 /// From the least to the most in nineteen steps that went well.
 const SHARE_STEP: u64 = SHARE_WHOLE / 16;
+/// A scrub is at work a quarter of the time, of what a resync would take: it has a week.
+const SCRUB_PART: u64 = 4;
 /// Guests' p99 may be so many times what it is without a resync.
 const P99_TIMES_MAX: u64 = 2;
 /// Answers after which the share is judged again, if they come faster than `JUDGE_EVERY`: enough for a p99.
@@ -66,6 +70,19 @@ pub(crate) struct Pace {
     /// When a client last asked or was answered.
     asked: Option<Instant>,
     links: BTreeMap<NodeId, Flow>,
+    scrub: ScrubFlow,
+}
+
+/// What a scrub reads, here and at its peers at once.
+#[derive(Debug, Default)]
+struct ScrubFlow {
+    /// Since when something is under way.
+    began: Option<Instant>,
+    ended: Instant,
+    next: Instant,
+    /// Measured: bytes per second while at work.
+    rate: u64,
+    turns: VecDeque<GroupId>,
 }
 
 /// Pieces on one link.
@@ -101,6 +118,7 @@ impl Pace {
             share: SHARE_MIN,
             asked: None,
             links: BTreeMap::new(),
+            scrub: ScrubFlow::default(),
         }
     }
 
@@ -113,7 +131,9 @@ impl Pace {
     pub(crate) fn on_answered(&mut self, now: Instant, asked: Instant, kind: Kind) {
         self.asked = Some(now);
         let latency = now.since(asked);
-        let met_piece = self.links.values().any(|flow| flow.under_way > 0 || flow.ended > asked);
+        let met_piece = self.links.values().any(|flow| flow.under_way > 0 || flow.ended > asked)
+            || self.scrub.began.is_some()
+            || self.scrub.ended > asked;
         if !met_piece {
             self.clear[kind as usize].add(latency);
         }
@@ -128,7 +148,9 @@ impl Pace {
         let runs = |flow: &Flow| {
             flow.under_way > 0 || !flow.turns.is_empty() || flow.ended > Instant(0) && now < flow.ended + QUIET
         };
-        self.links.values().any(runs)
+        let scrub = &self.scrub;
+        let scrubs = scrub.began.is_some() || !scrub.turns.is_empty();
+        scrubs || self.links.values().any(runs)
     }
 
     fn judge(&mut self, now: Instant) {
@@ -159,10 +181,13 @@ impl Pace {
 
     /// How many blocks a piece for this peer has now at most.
     pub(crate) fn piece_blocks(&self, now: Instant, peer: NodeId) -> u64 {
+        self.blocks_within_p99(now, self.links.get(&peer).map_or(0, |flow| flow.rate))
+    }
+
+    fn blocks_within_p99(&self, now: Instant, rate: u64) -> u64 {
         if self.is_quiet(now) {
             return PIECE_BLOCKS_MAX;
         }
-        let rate = self.links.get(&peer).map_or(0, |flow| flow.rate);
         let known = self.clear.iter().filter(|latencies| latencies.count >= ANSWERS_MIN);
         let p99 = known.map(Latencies::p99).min().unwrap_or_default();
         let bytes = u128::from(rate) * p99.as_nanos() / 2 / 1_000_000_000;
@@ -197,7 +222,8 @@ impl Pace {
             let next = Some(flow.next).filter(|_| flow.under_way < PIECES_BESIDE);
             next.into_iter().chain(quiet).min()
         });
-        due.min()
+        // Resyncs that go first end in a call, after which scrubs are looked at again.
+        due.chain(Some(self.scrub.next).filter(|_| self.scrub_waits())).min()
     }
 
     /// Something of so many bytes begins on the link.
@@ -236,6 +262,50 @@ impl Pace {
             flow.measure = (flow.under_way > 0).then_some(Measure { since: now, bytes: 0, is_full });
         } else if flow.under_way == 0 {
             flow.measure = None;
+        }
+    }
+
+    /// The group's scrub wants to begin something: its turn will come (`next_scrub`).
+    pub(crate) fn queue_scrub(&mut self, group: GroupId) {
+        if !self.scrub.turns.contains(&group) {
+            self.scrub.turns.push_back(group);
+        }
+    }
+
+    /// Whether a scrub would begin something if it were time. Resyncs go first: they restore what is promised.
+    fn scrub_waits(&self) -> bool {
+        let is_busy = |flow: &Flow| flow.under_way > 0 || !flow.turns.is_empty();
+        self.scrub.began.is_none() && !self.scrub.turns.is_empty() && !self.links.values().any(is_busy)
+    }
+
+    /// A group whose scrub may begin one thing now.
+    pub(crate) fn next_scrub(&mut self, now: Instant) -> Option<GroupId> {
+        if !self.scrub_waits() || now < self.scrub.next {
+            return None;
+        }
+        self.scrub.turns.pop_front()
+    }
+
+    /// How many blocks a scrub reads at once at most.
+    pub(crate) fn scrub_blocks(&self, now: Instant) -> u64 {
+        self.blocks_within_p99(now, self.scrub.rate)
+    }
+
+    pub(crate) fn begin_scrub(&mut self, now: Instant) {
+        self.scrub.began = Some(now);
+    }
+
+    /// What a scrub began has ended, with so many bytes read; it rests in proportion.
+    pub(crate) fn end_scrub(&mut self, now: Instant, bytes: u64) {
+        let share = if self.is_quiet(now) { SHARE_WHOLE } else { self.share };
+        let scrub = &mut self.scrub;
+        let Some(began) = scrub.began.take() else { return };
+        let took = now.since(began);
+        scrub.ended = now;
+        scrub.next = now + took * (SCRUB_PART * SHARE_WHOLE / share - 1) as u32;
+        if !took.is_zero() {
+            let rate = (u128::from(bytes) * 1_000_000_000 / took.as_nanos()) as u64;
+            scrub.rate = rate.max(scrub.rate - scrub.rate / 8);
         }
     }
 

@@ -14,6 +14,7 @@ use crate::range_queue::{Key, RangeQueue};
 use crate::repair::Repair;
 use crate::requests::Pending;
 use crate::resync::Sync;
+use crate::scrub::Scrub;
 use crate::verdict::Verdict;
 use crate::wire::{Message, Sequence, Standing};
 use pollux_base::order::FreezeReason;
@@ -90,6 +91,14 @@ pub(crate) enum What {
     Compare(Key),
     /// Blocks that differed.
     Copy(Key),
+    /// Which extents it stores, for a scrub.
+    Stored,
+    /// The differences of an extent that is scrubbed.
+    CompareScrub(Key),
+    /// That its own copy of these blocks matches its checksums.
+    Verify(Key),
+    /// Blocks that were bad there.
+    Mend(Key),
     /// That it is current.
     Current,
 }
@@ -121,6 +130,7 @@ pub(crate) struct Primary {
     pub full_heats: BTreeSet<Key>,
     pub asked: BTreeMap<Sequence, Asked>,
     pub repairs: BTreeMap<Key, Repair>,
+    pub scrub: Option<Scrub>,
     /// Extents that are hot on any replica, with how many requests are under way on them and when the last ended.
     pub warm: BTreeMap<(VolumeId, ExtentIndex), (usize, Instant)>,
     pub cool_at: Option<Instant>,
@@ -245,6 +255,7 @@ impl Group {
         for (replica, state) in ended {
             self.end_sync(node, replica, state);
         }
+        self.restart_check(node);
         for peer in &required {
             self.want_lease(node, *peer);
         }
@@ -262,6 +273,7 @@ impl Group {
     /// with `Served`), and what is not on its way to the disk is dropped.
     pub(crate) fn step_down(&mut self, node: &mut Node) {
         let generation = self.generation();
+        self.drop_scrub(node);
         let members = self.primary.take().map(|primary| primary.members).unwrap_or_default();
         for (peer, member) in members {
             self.end_sync(node, peer, member.state);
@@ -316,12 +328,14 @@ impl Group {
             let state = std::mem::replace(&mut member.state, MemberState::Away);
             self.end_sync(node, peer, state);
         }
+        self.restart_check(node);
         self.without_peer(node, peer);
         self.repair_without(node, peer);
     }
 
     /// This node's own replica fell out, as primary (W6).
     pub(crate) fn on_own_replica_lost(&mut self, node: &mut Node) {
+        self.drop_scrub(node);
         // What was under way with the lost disk goes on, or begins anew, once the record without it is ordered.
         let stopped: Vec<NodeId> = self.primary.iter().flat_map(|primary| primary.members.keys().copied()).collect();
         for peer in stopped {
@@ -461,6 +475,7 @@ impl Group {
         }
         self.unwritten_without(node, peer);
         self.end_sync(node, peer, state);
+        self.restart_check(node);
         self.without_peer(node, peer);
         self.repair_without(node, peer);
     }

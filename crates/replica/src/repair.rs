@@ -7,6 +7,7 @@ use crate::node::Node;
 use crate::primary::{MemberState, What};
 use crate::range_queue::Key;
 use crate::wire::Message;
+use pollux_base::order::{FindingKind, FoundBy};
 use pollux_base::unit::{BLOCK_BYTES, BlockRange};
 use pollux_base::{BlockChecksum, BlockIndex, Data, NodeId, VolumeId};
 use std::collections::{BTreeSet, VecDeque};
@@ -20,6 +21,8 @@ pub(crate) enum For {
     Copy { peer: NodeId, key: Key },
     /// An extent that is taken over from a peer: its blocks, and nobody else's.
     Take { peer: NodeId, key: Key },
+    /// An extent that is scrubbed.
+    Scrub { key: Key },
 }
 
 /// How it ended.
@@ -44,7 +47,9 @@ pub(crate) struct Repair {
 
 impl Repair {
     pub(crate) fn is_for(&self, key: Key) -> bool {
-        matches!(self.whom, For::Request(own) | For::Copy { key: own, .. } | For::Take { key: own, .. } if own == key)
+        let (For::Request(own) | For::Copy { key: own, .. } | For::Take { key: own, .. } | For::Scrub { key: own }) =
+            self.whom;
+        own == key
     }
 }
 
@@ -70,11 +75,11 @@ impl Group {
             For::Copy { peer, .. } | For::Take { peer, .. } => {
                 Some(peer).filter(|peer| !repair.tried.contains(peer) && self.is_settling_and_whole(*peer))
             }
-            For::Request(_) => None,
+            For::Request(_) | For::Scrub { .. } => None,
         };
         let reader = match whom {
             For::Take { .. } => None,
-            For::Request(_) | For::Copy { .. } => self.reader(&repair.tried),
+            For::Request(_) | For::Copy { .. } | For::Scrub { .. } => self.reader(&repair.tried),
         };
         let Some(from) = reader.or(settling) else {
             let in_sync = self.spec.iter().flat_map(|spec| &spec.record.in_sync);
@@ -147,11 +152,12 @@ impl Group {
             Ok(_) => {
                 let Some(repair) = self.repair(key) else { return };
                 repair.tried.clear();
-                let is_taken_over = matches!(repair.whom, For::Take { .. });
+                let (whom, volume) = (repair.whom, repair.volume);
                 if let Some(range) = repair.ranges.pop_front()
-                    && !is_taken_over
+                    && !matches!(whom, For::Take { .. })
                 {
                     self.healed += range.count.0;
+                    self.find_bad_here(node, whom, volume, range, true);
                 }
                 self.step_repair(node, key);
             }
@@ -161,10 +167,26 @@ impl Group {
 
     fn end_repair(&mut self, node: &mut Node, key: Key, outcome: Outcome) {
         let Some(repair) = self.primary.as_mut().and_then(|primary| primary.repairs.remove(&key)) else { return };
+        if outcome == Outcome::NoCopy {
+            for range in &repair.ranges {
+                self.find_bad_here(node, repair.whom, repair.volume, *range, false);
+            }
+        }
         match repair.whom {
+            For::Scrub { key } => self.on_scrub_repaired(node, key, outcome),
             For::Request(key) => self.on_request_repaired(node, key, outcome),
             For::Copy { peer, key } | For::Take { peer, key } => self.on_copy_repaired(node, peer, key, outcome),
         }
+    }
+
+    /// Keeps the evidence of blocks that were bad on this node's disk. A scrub does so itself.
+    fn find_bad_here(&mut self, node: &Node, whom: For, volume: VolumeId, range: BlockRange, healed: bool) {
+        let by = match whom {
+            For::Request(_) => FoundBy::Read,
+            For::Copy { .. } => FoundBy::Resync,
+            For::Take { .. } | For::Scrub { .. } => return,
+        };
+        self.find(node, node.me, volume, range, FindingKind::Rot, by, healed);
     }
 
     /// A peer that was asked is gone: another is.

@@ -18,6 +18,7 @@ pub(crate) struct Reported {
     facts: Option<Facts>,
     at: Instant,
     healed: u64,
+    findings: u64,
 }
 
 /// What is reported at once when it changes.
@@ -28,6 +29,8 @@ struct Facts {
     is_unborn: bool,
     resync: BTreeSet<NodeId>,
     connected: BTreeSet<NodeId>,
+    /// The scrub that runs or was the last, and whether it is done.
+    scrub: Option<(u64, bool)>,
 }
 
 impl Group {
@@ -42,6 +45,7 @@ impl Group {
                 .filter(|(_, member)| matches!(member.state, MemberState::Copying(_)))
                 .map(|(peer, _)| *peer)
                 .collect(),
+            scrub: self.scrub_report(node.now).map(|report| (report.id, report.is_done)),
             connected: replicas.filter(|peer| node.session(*peer).is_some()).collect(),
         }
     }
@@ -111,15 +115,26 @@ impl Group {
             used_bytes: node.store.used(self.id).0,
             healed_blocks: self.healed,
             resync: resync.collect(),
+            scrub: self.scrub_report(node.now),
+            findings: self.findings.iter().cloned().collect(),
             connected: facts.connected.clone(),
         };
-        self.reported = Reported { facts: Some(facts), at: node.now, healed: self.healed };
+        let findings = self.last_finding();
+        self.reported = Reported { facts: Some(facts), at: node.now, healed: self.healed, findings };
         node.report(Report::Group(report));
     }
 
     /// When figures are due, if any moves.
     pub(crate) fn report_due(&self, _node: &Node) -> Option<Instant> {
         let facts = self.reported.facts.as_ref()?;
-        (!facts.resync.is_empty() || self.reported.healed != self.healed).then(|| self.reported.at + PROGRESS_EVERY)
+        let moves = !facts.resync.is_empty()
+            || facts.scrub.is_some_and(|(_, is_done)| !is_done)
+            || self.reported.healed != self.healed
+            || self.reported.findings != self.last_finding();
+        moves.then(|| self.reported.at + PROGRESS_EVERY)
+    }
+
+    fn last_finding(&self) -> u64 {
+        self.findings.back().map_or(0, |finding| finding.number)
     }
 }

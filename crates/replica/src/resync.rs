@@ -304,7 +304,7 @@ impl Group {
         true
     }
 
-    fn lock(&mut self, node: &mut Node, key: Key, volume: VolumeId, range: BlockRange, access: Access) {
+    pub(crate) fn lock(&mut self, node: &mut Node, key: Key, volume: VolumeId, range: BlockRange, access: Access) {
         let Some(primary) = &mut self.primary else { return };
         if primary.queue.push(key, volume, range, access) {
             self.on_blocks_locked(node, key);
@@ -325,8 +325,11 @@ impl Group {
         (start < blocks).then(|| BlockRange::new(BlockIndex(start), BlockCount((blocks - start).min(EXTENT_BLOCKS))))
     }
 
-    /// Nobody changes these blocks now: those of an extent, or of a piece.
+    /// Nobody changes these blocks now: those of an extent, of a piece, or of a scrub.
     pub(crate) fn on_blocks_locked(&mut self, node: &mut Node, key: Key) {
+        if self.on_scrub_locked(node, key) {
+            return;
+        }
         if let Some((peer, piece)) = self.piece(key) {
             piece.step = PieceStep::Reading;
             let (volume, range) = (piece.volume, piece.range);

@@ -22,6 +22,7 @@ pub(crate) enum PeerAsk {
     Flush,
     Read,
     Compare { extent: ExtentIndex, range: BlockRange, checksums: Vec<BlockChecksum> },
+    Verify,
     Current,
 }
 
@@ -54,7 +55,7 @@ impl Group {
                 if self.acting().is_none_or(|spec| spec.record.stamp != stamp || spec.record.primary != node.me) {
                     return; // ignore_join_of_another_record: ours is announced, or will be, and answered again
                 }
-                let extents = extents.into_iter().map(|(volume, runs)| (volume, self.unfold(volume, &runs))).collect();
+                let extents = self.unfold_all(extents);
                 self.on_join(node, peer, standing, extents);
             }
             // Answers to a primary.
@@ -65,7 +66,8 @@ impl Group {
                     What::Piece { key, is_received: false } => self.on_piece_done(node, key, peer),
                     What::Copy(key) => self.on_copied(node, key),
                     What::Current => self.on_confirmed(node, peer),
-                    What::Read { .. } | What::Repair(_) | What::Compare(_) => {} // ignore_other_answer
+                    What::Mend(key) => self.on_mended_there(node, key),
+                    _ => {} // ignore_other_answer
                 }
             }
             Message::Held { sequence, .. } => {
@@ -86,8 +88,21 @@ impl Group {
                 }
             }
             Message::Differs { stamp, sequence, runs, .. } => {
-                if let Some(What::Compare(key)) = self.answered(peer, stamp, sequence) {
-                    self.on_differs(node, key, runs);
+                match self.answered(peer, stamp, sequence) {
+                    Some(What::Compare(key)) => self.on_differs(node, key, runs),
+                    Some(What::CompareScrub(key)) => self.on_scrub_differs(node, key, peer, runs),
+                    _ => {} // ignore_other_answer
+                }
+            }
+            Message::Stored { stamp, sequence, extents, .. } => {
+                if let Some(What::Stored) = self.answered(peer, stamp, sequence) {
+                    let extents = self.unfold_all(extents);
+                    self.on_stored(peer, extents);
+                }
+            }
+            Message::Verified { stamp, sequence, bad, .. } => {
+                if let Some(What::Verify(key)) = self.answered(peer, stamp, sequence) {
+                    self.on_verified(node, key, peer, bad);
                 }
             }
             Message::Refused { stamp, sequence, why, .. } => self.on_refused(node, peer, stamp, sequence, why),
@@ -157,6 +172,26 @@ impl Group {
                     }
                     _ => self.refuse(node, asker, Refusal::Invalid),
                 }
+            }
+            Message::Verify { stamp, sequence, volume, range, .. } => {
+                let asker = Asker { peer, session, sequence, stamp };
+                if !self.admits(node, asker) {
+                    return;
+                }
+                if self.is_inside(volume, range) {
+                    self.peer_job(node, asker, volume, range, Act::Read, false, PeerAsk::Verify);
+                } else {
+                    self.refuse(node, asker, Refusal::Invalid);
+                }
+            }
+            Message::StoredAsk { group, stamp, sequence } => {
+                let asker = Asker { peer, session, sequence, stamp };
+                if !self.admits(node, asker) {
+                    return;
+                }
+                let volumes = self.spec.iter().flat_map(|spec| spec.volumes.keys().copied());
+                let extents = fold(volumes.map(|volume| (volume, node.store.allocated(volume))).collect());
+                node.answer(peer, session, Frame::bare(Message::Stored { group, stamp, sequence, extents }));
             }
             Message::Cool { stamp, volume, extents, reap, .. } => {
                 let acts = self.acting().is_some_and(|spec| spec.record.stamp == stamp && spec.record.primary == peer);
@@ -314,6 +349,10 @@ impl Group {
             (PeerAsk::Compare { extent, range, checksums }, Ok(StoreReply::Checksums(own))) => {
                 Message::Differs { group, stamp, sequence, runs: differing(extent, range, &checksums, &own) }
             }
+            (PeerAsk::Verify, Ok(StoreReply::Read { .. })) => {
+                Message::Verified { group, stamp, sequence, bad: Vec::new() }
+            }
+            (PeerAsk::Verify, Err(StoreError::Corrupt(bad))) => Message::Verified { group, stamp, sequence, bad },
             // Checksums that are not to be had count as different.
             (PeerAsk::Compare { range, .. }, Err(StoreError::Corrupt(_))) => {
                 Message::Differs { group, stamp, sequence, runs: vec![range] }
@@ -323,7 +362,9 @@ impl Group {
                 self.on_store_error(node, &error);
                 return self.refuse(node, asker, Refusal::Unfit);
             }
-            (PeerAsk::Read | PeerAsk::Compare { .. }, Ok(_)) => unreachable!("the store answers what it is asked"),
+            (PeerAsk::Read | PeerAsk::Compare { .. } | PeerAsk::Verify, Ok(_)) => {
+                unreachable!("the store answers what it is asked")
+            }
         };
         node.answer(peer, session, Frame::bare(message));
     }
@@ -412,6 +453,10 @@ impl Group {
         }
     }
 
+    fn unfold_all(&self, extents: Vec<(VolumeId, Vec<ExtentRun>)>) -> Vec<(VolumeId, Vec<ExtentIndex>)> {
+        extents.into_iter().map(|(volume, runs)| (volume, self.unfold(volume, &runs))).collect()
+    }
+
     /// The extents of a peer's runs, as far as the volume has them.
     fn unfold(&self, volume: VolumeId, runs: &[ExtentRun]) -> Vec<ExtentIndex> {
         let Some(blocks) = self.blocks(volume) else { return Vec::new() };
@@ -432,6 +477,8 @@ fn asked_under(message: &Message) -> Option<Stamp> {
         | Message::ReadAsk { stamp, .. }
         | Message::Compare { stamp, .. }
         | Message::Cool { stamp, .. }
+        | Message::StoredAsk { stamp, .. }
+        | Message::Verify { stamp, .. }
         | Message::Current { stamp, .. } => Some(*stamp),
         _ => None,
     }

@@ -189,6 +189,33 @@ pub enum Message {
         stamp: Stamp,
         sequence: Sequence,
     },
+    /// Asked of a member by a scrub: which extents are stored there. Answered by `Stored`.
+    StoredAsk {
+        group: GroupId,
+        stamp: Stamp,
+        sequence: Sequence,
+    },
+    Stored {
+        group: GroupId,
+        stamp: Stamp,
+        sequence: Sequence,
+        extents: Vec<(VolumeId, Vec<ExtentRun>)>,
+    },
+    /// Asked of a member by a scrub: to read its own copy of the range, which lies in one extent. Answered by `Verified`.
+    Verify {
+        group: GroupId,
+        stamp: Stamp,
+        sequence: Sequence,
+        volume: VolumeId,
+        range: BlockRange,
+    },
+    /// Blocks of the range that do not match their checksums there.
+    Verified {
+        group: GroupId,
+        stamp: Stamp,
+        sequence: Sequence,
+        bad: Vec<BlockRange>,
+    },
 }
 
 /// How a replica stands to the record it joins.

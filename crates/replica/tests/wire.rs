@@ -36,12 +36,8 @@ fn messages() -> Vec<Message> {
         record: GroupRecord { stamp, primary: NodeId(1), in_sync: BTreeSet::from([NodeId(1)]) },
         lineage: Lineage(BTreeMap::from([(stamp.epoch, stamp.generation)])),
     };
-    let join = |standing| Message::Join {
-        group,
-        stamp,
-        standing,
-        extents: vec![(volume, vec![ExtentRun { start: ExtentIndex(3), count: 2 }])],
-    };
+    let run = ExtentRun { start: ExtentIndex(3), count: 2 };
+    let join = |standing| Message::Join { group, stamp, standing, extents: vec![(volume, vec![run])] };
     vec![
         Message::LeaseAsk { number: 5 },
         Message::LeaseGrant { number: 5, refused: vec![group] },
@@ -67,6 +63,10 @@ fn messages() -> Vec<Message> {
         Message::Held { group, stamp, sequence },
         Message::Received { group, stamp, sequence },
         Message::Refused { group, stamp, sequence, why: Refusal::Corrupt },
+        Message::StoredAsk { group, stamp, sequence },
+        Message::Stored { group, stamp, sequence, extents: vec![(volume, vec![run])] },
+        Message::Verify { group, stamp, sequence, volume, range },
+        Message::Verified { group, stamp, sequence, bad: vec![range] },
     ]
 }
 

@@ -17,6 +17,8 @@ impl World {
             used_bytes: 0,
             healed_blocks: 0,
             resync: BTreeMap::new(),
+            scrub: None,
+            findings: Vec::new(),
             connected: BTreeSet::new(),
         })
     }

@@ -453,6 +453,8 @@ mod tests {
             is_unborn: false,
             healed_blocks: 0,
             resync: BTreeMap::new(),
+            scrub: None,
+            findings: Vec::new(),
             connected: connected.iter().copied().collect(),
         }
     }

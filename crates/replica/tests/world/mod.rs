@@ -689,6 +689,10 @@ pub fn summary(frame: &Frame) -> String {
         Message::Held { .. } => "held".to_string(),
         Message::Received { .. } => "received".to_string(),
         Message::Refused { why, .. } => format!("refused {why:?}"),
+        Message::StoredAsk { .. } => "stored?".to_string(),
+        Message::Stored { .. } => "stored!".to_string(),
+        Message::Verify { range, .. } => format!("verify {range:?}"),
+        Message::Verified { bad, .. } => format!("verified {bad:?}"),
     }
 }
 
