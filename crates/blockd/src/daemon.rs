@@ -10,7 +10,7 @@ use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use pollux_base::config::NodeConfig;
-use pollux_base::{Order, Report};
+use pollux_base::{DiskOp, Order, Report};
 use pollux_host::clock;
 use pollux_host::disk::Disk;
 use pollux_host::link::{Socket, listen_tcp, listen_unix};
@@ -29,6 +29,8 @@ pub struct Daemon {
     directory: Directory,
     /// For the core; filled and emptied in every turn.
     inputs: Vec<Input>,
+    /// Of the core; likewise.
+    disk_ops: Vec<DiskOp>,
     events: Vec<Event>,
     /// Removed when the daemon stops.
     sockets: [PathBuf; 2],
@@ -66,6 +68,7 @@ impl Daemon {
             peers: Peers::new(config, links, now),
             directory: Directory::new(config),
             inputs: Vec::new(),
+            disk_ops: Vec::new(),
             events: Vec::new(),
             sockets,
             is_stopping: false,
@@ -92,9 +95,8 @@ impl Daemon {
     fn begin(&mut self) {
         let now = clock::now();
         loop {
-            let inputs = std::mem::take(&mut self.inputs);
-            for input in inputs {
-                self.plane.handle(now, input);
+            if !self.inputs.is_empty() {
+                self.plane.handle_all(now, self.inputs.drain(..));
             }
             if self.plane.deadline().is_some_and(|deadline| deadline <= now) {
                 self.plane.handle(now, Input::Tick);
@@ -102,7 +104,7 @@ impl Daemon {
             let mut turn = Turn { now, reactor: &mut self.reactor, inputs: &mut self.inputs };
             while let Some(output) = self.plane.poll() {
                 match output {
-                    Output::Disk(op) => turn.reactor.submit(Ticket::Disk.token(), Op::Disk(op)),
+                    Output::Disk(op) => self.disk_ops.push(op),
                     Output::Send { peer, session, frame } => self.peers.send(&mut turn, peer, session, &frame),
                     Output::Disconnect { peer, session, reason } => {
                         self.peers.disconnect(&mut turn, peer, session, reason);
@@ -124,8 +126,12 @@ impl Daemon {
             }
             self.peers.on_time(&mut turn);
             self.clients.on_time(&mut turn, self.directory.exports());
+            // The kernel begins what it is given in this order, and what goes to a peer has the longest way.
             self.peers.flush(&mut turn);
             self.clients.flush(&mut turn);
+            for op in self.disk_ops.drain(..) {
+                turn.reactor.submit(Ticket::Disk.token(), Op::Disk(op));
+            }
             self.control.flush(&mut turn);
             if self.inputs.is_empty() {
                 #[cfg(debug_assertions)]

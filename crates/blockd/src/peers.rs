@@ -197,10 +197,7 @@ impl Peers {
     /// Sends on the session if it is still the peer's.
     pub fn send(&mut self, turn: &mut Turn<'_>, peer: NodeId, session: Session, frame: &Frame) {
         let Some((id, link)) = self.current(peer, session) else { return };
-        for segment in wire::encode(frame) {
-            link.queue_bytes += segment.len();
-            link.queue.push(segment);
-        }
+        link.queue_bytes += wire::encode_onto(frame, &mut link.queue);
         if link.queue_bytes > QUEUE_BYTES_MAX {
             self.end(turn, id, Why::Lost("the peer does not read".to_owned()));
         } else {

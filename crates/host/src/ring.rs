@@ -208,9 +208,16 @@ impl Ring {
 
     pub fn disk_write(&mut self, token: Token, disk: RawFd, id: DiskOpId, offset: u64, data: Vec<Data>, sync: bool) {
         let data = if data.len() <= GATHER_MAX { data } else { vec![joined(&data)] };
-        let vectors: Vec<libc::iovec> = data.iter().map(|part| vector(part.as_slice())).collect();
         let len = data.iter().map(Data::len).sum();
         let flags = if sync { libc::RWF_DSYNC } else { 0 };
+        if let [whole] = data.as_slice() {
+            let bytes = whole.as_slice();
+            let len_32 = u32::try_from(len).expect("a write is of a few extents at most");
+            let entry =
+                opcode::Write::new(types::Fd(disk), bytes.as_ptr(), len_32).offset(offset).rw_flags(flags).build();
+            return self.push(token, Flight::DiskWrite { id, vectors: Vec::new(), data, len }, entry);
+        }
+        let vectors: Vec<libc::iovec> = data.iter().map(|part| vector(part.as_slice())).collect();
         let entry = opcode::Writev::new(types::Fd(disk), vectors.as_ptr(), vectors.len() as u32)
             .offset(offset)
             .rw_flags(flags)

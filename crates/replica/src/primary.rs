@@ -156,10 +156,17 @@ impl Primary {
 impl Group {
     /// Replicas other than this node's without which nothing is acknowledged.
     pub(crate) fn required(&self, me: NodeId) -> BTreeSet<NodeId> {
-        let Some(spec) = &self.spec else { return BTreeSet::new() };
-        let offered = self.note.iter().filter(|note| note.newest == spec.record.stamp).flat_map(|note| &note.offered);
-        let noting = self.primary.iter().flat_map(|primary| &primary.noting_offer);
-        spec.record.in_sync.iter().chain(offered).chain(noting).copied().filter(|node| *node != me).collect()
+        self.requires(me).collect()
+    }
+
+    /// The same, without a set being made (this is asked for each request); one may be named more than once.
+    pub(crate) fn requires(&self, me: NodeId) -> impl Iterator<Item = NodeId> {
+        let record = self.spec.as_ref().map(|spec| &spec.record);
+        let offers = self.note.as_ref().filter(|note| record.is_some_and(|record| note.newest == record.stamp));
+        let offered = offers.into_iter().flat_map(|note| &note.offered);
+        let noting = self.primary.iter().flat_map(|primary| &primary.noting_offer).filter(move |_| record.is_some());
+        let in_sync = record.into_iter().flat_map(|record| &record.in_sync);
+        in_sync.chain(offered).chain(noting).copied().filter(move |node| *node != me)
     }
 
     /// Why requests are held, if they are.
@@ -175,7 +182,7 @@ impl Group {
         if spec.record.in_sync.contains(&node.me) && !self.is_member(node) {
             return Some(FreezeReason::ReplicaLost { node: node.me });
         }
-        for peer in self.required(node.me) {
+        for peer in self.requires(node.me) {
             match primary.members.get(&peer).map(|member| &member.state) {
                 None | Some(MemberState::Away | MemberState::Unfit { .. }) => {
                     return Some(FreezeReason::ReplicaLost { node: peer });

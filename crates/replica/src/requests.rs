@@ -284,27 +284,24 @@ impl Group {
 
     /// Gives a write, zero or flush to every replica that must have it and does not.
     fn send_change(&mut self, node: &mut Node, key: Key) {
-        let mut needed = self.required(node.me);
-        if self.is_member(node) {
-            needed.insert(node.me);
-        }
+        let mut needed: Vec<NodeId> = self.requires(node.me).collect();
+        needed.extend(self.is_member(node).then_some(node.me));
         let Some(primary) = &mut self.primary else { return };
         let Some(pending) = primary.requests.get_mut(&key) else { return };
         let volume = pending.request.volume;
-        let extents: Vec<_> = pending.range().into_iter().flat_map(BlockRange::extents).collect();
-        for (peer, member) in &primary.members {
-            match &member.state {
-                // What is still to be compared is brought by the comparison. Everything else goes to a replica that is
-                // being brought up to date as it goes to the others, in the same order.
-                MemberState::Copying(sync) if !extents.is_empty() && !sync.awaits_all(volume, &extents) => {
-                    needed.insert(*peer);
-                }
-                MemberState::Confirming { .. } => {
-                    needed.insert(*peer);
-                }
-                _ => {}
+        let extents = || pending.range().into_iter().flat_map(BlockRange::extents).collect::<Vec<_>>();
+        needed.extend(primary.members.iter().filter_map(|(peer, member)| match &member.state {
+            // What is still to be compared is brought by the comparison. Everything else goes to a replica that is being
+            // brought up to date as it goes to the others, in the same order.
+            MemberState::Copying(sync) => {
+                let extents = extents();
+                (!extents.is_empty() && !sync.awaits_all(volume, &extents)).then_some(*peer)
             }
-        }
+            MemberState::Confirming { .. } => Some(*peer),
+            _ => None,
+        }));
+        needed.sort_unstable();
+        needed.dedup();
         pending.step = Step::Sent;
         let local_under_way = pending.targets.contains_key(&node.me);
         pending.targets.clear();

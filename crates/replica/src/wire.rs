@@ -12,7 +12,7 @@
 mod codec;
 mod hello;
 
-pub use codec::{Decoder, WireError, encode};
+pub use codec::{Decoder, WireError, encode, encode_onto};
 pub use hello::{HELLO_BYTES, Hello, agree, decode_hello, encode_hello};
 
 use pollux_base::record::GroupSpec;

@@ -9,6 +9,7 @@ use pollux_base::{NodeId, Op, Reply, RequestId};
 use pollux_replica::wire::{Frame, Message, Standing};
 use pollux_store::faulty_disk::Luck;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 use world::*;
 
 /// What each sector of a block may say: a write that was not acknowledged may be there in part.
@@ -145,6 +146,8 @@ fn history(seed: u64, nodes: &[NodeId], mischief: Option<Mischief>) -> u64 {
     if let Some(mischief) = mischief {
         world.lets_through = mischief;
     }
+    // Half of them in a busy shell, which gives what has come together at once.
+    world.turn_time = if seed % 2 == 1 { Duration::from_micros(300) } else { Duration::ZERO };
     let mut luck = Luck::new(seed ^ 0x5eed);
     let mut clients = Clients::new();
     let mut tainted = None;

@@ -30,6 +30,10 @@ struct Header {
 }
 
 const HEADER_BYTES: usize = size_of::<Header>();
+/// Bodies of messages about blocks take some 60 bytes.
+const SMALL_BODY_BYTES: usize = 128;
+/// Small frames run together up to here, so that no piece grows without end.
+const RUN_BYTES_MAX: usize = 16 << 10;
 
 /// Why bytes are not a frame, or a frame not what it says. The connection is of no further use.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -62,7 +66,24 @@ pub enum WireError {
 
 /// The bytes of a frame, as pieces to be sent in order; its blocks are not copied.
 pub fn encode(frame: &Frame) -> Vec<Segment> {
-    let body = postcard::to_stdvec(&frame.message).expect("messages are plain data, which postcard always encodes");
+    let mut segments = Vec::new();
+    encode_onto(frame, &mut segments);
+    segments
+}
+
+/// Adds the bytes of a frame to pieces to be sent, and says how many they are. Small frames run together.
+pub fn encode_onto(frame: &Frame, segments: &mut Vec<Segment>) -> usize {
+    // Nearly every message is small: no memory is taken for it.
+    let mut small = [0; SMALL_BODY_BYTES];
+    let large;
+    let body: &[u8] = match postcard::to_slice(&frame.message, &mut small) {
+        Ok(body) => body,
+        Err(_) => {
+            large =
+                postcard::to_stdvec(&frame.message).expect("messages are plain data, which postcard always encodes");
+            &large
+        }
+    };
     let data_bytes = frame.data.as_ref().map_or(0, |data| data.len());
     assert!(body.len() <= BODY_BYTES_MAX, "a body of {} bytes; lists are bounded where they are made", body.len());
     assert!(
@@ -73,9 +94,14 @@ pub fn encode(frame: &Frame) -> Vec<Segment> {
         data_bytes == 0 || data_bytes == frame.checksums.len() * BLOCK_BYTES as usize,
         "each block travels with its checksum"
     );
-    let mut bytes = Vec::with_capacity(HEADER_BYTES + body.len() + frame.checksums.len() * 8);
-    bytes.resize(HEADER_BYTES, 0);
-    bytes.extend_from_slice(&body);
+    if !matches!(segments.last(), Some(Segment::Bytes(last)) if last.len() < RUN_BYTES_MAX) {
+        let len = HEADER_BYTES + body.len() + frame.checksums.len() * 8;
+        segments.push(Segment::Bytes(Vec::with_capacity(len)));
+    }
+    let Some(Segment::Bytes(bytes)) = segments.last_mut() else { unreachable!("just seen to") };
+    let start = bytes.len();
+    bytes.resize(start + HEADER_BYTES, 0);
+    bytes.extend_from_slice(body);
     for checksum in &frame.checksums {
         bytes.extend_from_slice(&checksum.0.to_le_bytes());
     }
@@ -86,14 +112,24 @@ pub fn encode(frame: &Frame) -> Vec<Segment> {
         body_bytes: (body.len() as u32).into(),
         checksums: (frame.checksums.len() as u32).into(),
         data_bytes: (data_bytes as u32).into(),
-        body_crc: crc32c(&bytes[HEADER_BYTES..]).into(),
+        body_crc: crc32c(&bytes[start + HEADER_BYTES..]).into(),
         header_crc: 0.into(),
     };
     header.header_crc = crc32c(&header.as_bytes()[..HEADER_BYTES - 4]).into();
-    bytes[..HEADER_BYTES].copy_from_slice(header.as_bytes());
-    let mut segments = vec![Segment::Bytes(bytes)];
+    bytes[start..start + HEADER_BYTES].copy_from_slice(header.as_bytes());
+    let len = bytes.len() - start + data_bytes;
     segments.extend(frame.data.clone().map(Segment::Data));
-    segments
+    len
+}
+
+/// What a header says of what follows it; within bounds.
+struct Lengths {
+    body_bytes: usize,
+    /// Of body and checksums.
+    rest_bytes: usize,
+    data_bytes: usize,
+    /// Of body and checksums.
+    crc: u32,
 }
 
 /// What the next bytes belong to.
@@ -105,10 +141,7 @@ enum Part {
     /// Body and checksums.
     Body {
         bytes: Vec<u8>,
-        body_bytes: usize,
-        crc: u32,
-        rest: usize,
-        data_bytes: usize,
+        lengths: Lengths,
     },
     Blocks {
         frame: Frame,
@@ -158,12 +191,34 @@ impl Decoder {
         }
     }
 
+    /// Body and checksums of a frame have come.
+    fn on_body(&mut self, frame: Frame, data_bytes: usize) {
+        if data_bytes == 0 {
+            self.part = Decoder::header();
+            self.frames.push_back(frame);
+        } else {
+            self.part = Part::Blocks { frame, blocks: Filling::new(data_bytes) };
+        }
+    }
+
     fn header() -> Part {
         Part::Header { bytes: [0; HEADER_BYTES], filled: 0 }
     }
 
     /// Uses some of the bytes (at least one), and says how many.
     fn take(&mut self, input: &[u8]) -> Result<usize, WireError> {
+        // Header, body and checksums mostly lie here together, and are then read where they lie.
+        if let (Part::Header { filled: 0, .. }, Some(header)) = (&self.part, input.first_chunk())
+            && header.starts_with(&MAGIC)
+        {
+            let lengths = parse_header(header)?;
+            let taken = HEADER_BYTES + lengths.rest_bytes;
+            if let Some(rest) = input.get(HEADER_BYTES..taken) {
+                let frame = parse_body(rest, &lengths)?;
+                self.on_body(frame, lengths.data_bytes);
+                return Ok(taken);
+            }
+        }
         match &mut self.part {
             Part::Header { bytes, filled } => {
                 let taken = input.len().min(HEADER_BYTES - *filled);
@@ -174,22 +229,17 @@ impl Decoder {
                     return Err(WireError::Magic([bytes[0], bytes[1], bytes[2], bytes[3]]));
                 }
                 if *filled == HEADER_BYTES {
-                    self.part = parse_header(bytes)?;
+                    let lengths = parse_header(bytes)?;
+                    self.part = Part::Body { bytes: Vec::with_capacity(lengths.rest_bytes), lengths };
                 }
                 Ok(taken)
             }
-            Part::Body { bytes, body_bytes, crc, rest, data_bytes } => {
-                let taken = input.len().min(*rest);
+            Part::Body { bytes, lengths } => {
+                let taken = input.len().min(lengths.rest_bytes - bytes.len());
                 bytes.extend_from_slice(&input[..taken]);
-                *rest -= taken;
-                if *rest == 0 {
-                    let frame = parse_body(bytes, *body_bytes, *crc)?;
-                    if *data_bytes == 0 {
-                        self.part = Decoder::header();
-                        self.frames.push_back(frame);
-                    } else {
-                        self.part = Part::Blocks { frame, blocks: Filling::new(*data_bytes) };
-                    }
+                if bytes.len() == lengths.rest_bytes {
+                    let (frame, data_bytes) = (parse_body(bytes, lengths)?, lengths.data_bytes);
+                    self.on_body(frame, data_bytes);
                 }
                 Ok(taken)
             }
@@ -207,7 +257,7 @@ impl Decoder {
     }
 }
 
-fn parse_header(bytes: &[u8; HEADER_BYTES]) -> Result<Part, WireError> {
+fn parse_header(bytes: &[u8; HEADER_BYTES]) -> Result<Lengths, WireError> {
     let header = Header::ref_from_bytes(bytes).expect("the array is as long as the header, which has no alignment");
     let actual = crc32c(&bytes[..HEADER_BYTES - 4]);
     if header.header_crc.get() != actual {
@@ -226,19 +276,19 @@ fn parse_header(bytes: &[u8; HEADER_BYTES]) -> Result<Part, WireError> {
     if data_bytes != 0 && data_bytes != checksums * BLOCK_BYTES as usize {
         return Err(WireError::Lengths { data_bytes, checksums });
     }
-    let rest = body_bytes + checksums * 8;
     if body_bytes == 0 {
         return Err(WireError::Body("it is empty".to_string()));
     }
-    Ok(Part::Body { bytes: Vec::with_capacity(rest), body_bytes, crc: header.body_crc.get(), rest, data_bytes })
+    let rest_bytes = body_bytes + checksums * 8;
+    Ok(Lengths { body_bytes, rest_bytes, data_bytes, crc: header.body_crc.get() })
 }
 
-fn parse_body(bytes: &[u8], body_bytes: usize, expected: u32) -> Result<Frame, WireError> {
-    let actual = crc32c(bytes);
+fn parse_body(bytes: &[u8], lengths: &Lengths) -> Result<Frame, WireError> {
+    let (expected, actual) = (lengths.crc, crc32c(bytes));
     if actual != expected {
         return Err(WireError::BodyChecksum { expected, actual });
     }
-    let (body, checksums) = bytes.split_at(body_bytes);
+    let (body, checksums) = bytes.split_at(lengths.body_bytes);
     let (message, rest) =
         postcard::take_from_bytes::<Message>(body).map_err(|error| WireError::Body(error.to_string()))?;
     if !rest.is_empty() {

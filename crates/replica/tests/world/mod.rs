@@ -75,6 +75,8 @@ pub struct Machine {
     pub is_disk_stuck: bool,
     /// It gets no orders.
     pub is_deaf: bool,
+    /// I/O that has come and is given together with what comes until the turn begins.
+    waiting: Vec<Input>,
 }
 
 struct Cable {
@@ -91,6 +93,7 @@ enum Event {
     Frame { to: NodeId, from: NodeId, session: u64, frame: Frame },
     Connect { a: NodeId, b: NodeId },
     Order { node: NodeId, run: u64, order: Order },
+    Turn { node: NodeId, run: u64 },
 }
 
 pub struct World {
@@ -119,6 +122,8 @@ pub struct World {
     /// Messages as they were sent, for transcripts.
     pub messages: Vec<String>,
     next_request: u64,
+    /// I/O is gathered for up to so long and given at once, as a busy shell does.
+    pub turn_time: Duration,
 }
 
 pub fn stamp(epoch: u64, generation: u64) -> Stamp {
@@ -163,6 +168,7 @@ impl World {
             lets_through: Box::new(|_, _, _| true),
             messages: Vec::new(),
             next_request: 1,
+            turn_time: Duration::ZERO,
         };
         for node in nodes {
             let machine = Machine {
@@ -174,6 +180,7 @@ impl World {
                 report: None,
                 is_disk_stuck: false,
                 is_deaf: false,
+                waiting: Vec::new(),
             };
             world.machines.insert(*node, machine);
             world.format(*node);
@@ -248,6 +255,7 @@ impl World {
     fn stop(&mut self, node: NodeId) {
         let machine = self.machine(node);
         machine.plane = None;
+        machine.waiting.clear();
         machine.served.clear();
         machine.report = None;
         let ended: Vec<(NodeId, NodeId)> =
@@ -322,12 +330,29 @@ impl World {
         self.later(after, Event::Order { node, run, order });
     }
 
-    /// Gives one input now.
+    /// Gives one input, behind those that wait: now, or (I/O, when turns take time) soon.
     pub fn input(&mut self, node: NodeId, input: Input) {
+        let is_io = matches!(input, Input::Disk(_) | Input::Frame { .. } | Input::Request(_));
+        let turn_time = self.turn_time;
+        let machine = self.machine(node);
+        if machine.plane.is_none() {
+            return;
+        }
+        machine.waiting.push(input);
+        if !is_io || turn_time.is_zero() {
+            self.turn(node);
+        } else if machine.waiting.len() == 1 {
+            let run = machine.run;
+            let after = Duration::from_nanos(self.luck.below(turn_time.as_nanos() as u64));
+            self.later(after, Event::Turn { node, run });
+        }
+    }
+
+    fn turn(&mut self, node: NodeId) {
         let now = self.now;
         let machine = self.machine(node);
         let Some(plane) = &mut machine.plane else { return };
-        plane.handle(now, input);
+        plane.handle_all(now, machine.waiting.drain(..));
         plane.check();
         self.collect(node);
     }
@@ -505,6 +530,11 @@ impl World {
             Event::Order { node, run, order } => {
                 if self.machines[&node].run == run {
                     self.input(node, Input::Order(order));
+                }
+            }
+            Event::Turn { node, run } => {
+                if self.machines[&node].run == run {
+                    self.turn(node);
                 }
             }
         }
