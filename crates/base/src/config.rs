@@ -21,6 +21,9 @@ pub struct NodeConfig {
     pub nodes: Vec<NodeAddresses>,
     pub witness: Option<WitnessConfig>,
     pub tls: TlsFiles,
+    /// What NBD clients from other machines must show. Those on the node's own socket need nothing.
+    #[serde(default)]
+    pub nbd_tls: NbdTls,
     /// 32 or more random bytes shared by the nodes: signs heartbeats and control messages between peers.
     pub secret_file: PathBuf,
     /// The bearer token of the API, as text.
@@ -90,6 +93,19 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
+/// How other machines' NBD clients are let in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NbdTls {
+    /// Over TLS, with a certificate of the cluster's CA.
+    #[default]
+    ClientCertificate,
+    /// Over TLS; whoever reaches the address may use what is exported.
+    AnyClient,
+    /// In the clear, for a network of one's own.
+    Plain,
+}
+
 /// How QEMU runs guests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -118,6 +134,10 @@ impl NodeConfig {
     /// The end of the guard's lease, for a restarted guard.
     pub fn guard_lease_file(&self) -> PathBuf {
         self.run_dir.join("guard.lease")
+    }
+    /// The certificates as QEMU and libnbd want them, for this node's own copies from other nodes.
+    pub fn nbd_tls_dir(&self) -> PathBuf {
+        self.run_dir.join("nbd-tls")
     }
     /// One folder per running VM: QMP socket, console socket, pid, incarnation.
     pub fn vm_dir(&self) -> PathBuf {

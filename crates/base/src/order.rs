@@ -23,7 +23,7 @@ pub enum Order {
     Peers { addresses: BTreeMap<NodeId, Vec<String>> },
     /// Offer these volumes under these names at the node's NBD addresses. Complete: a name not given is withdrawn. Front
     /// ends serve a volume only while this node is primary of its group.
-    Exports { names: BTreeMap<String, VolumeId> },
+    Exports { names: BTreeMap<String, Offer> },
     /// A diverged replica on this node may be overwritten: a human chose so (W10).
     Discard { group: GroupId, loser: Stamp },
     /// The replicas of the group are to be scrubbed, if this node is its primary. The number tells a new wish from the same
@@ -31,6 +31,15 @@ pub enum Order {
     Scrub { group: GroupId, scrub: u64 },
     /// Report everything anew; sent after (re)connecting.
     ReportAll,
+}
+
+/// A volume under a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    pub volume: VolumeId,
+    /// To other machines, too; else to this node's own guests and tools only.
+    pub is_public: bool,
+    pub is_read_only: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,7 +5,7 @@ use crate::door::Door;
 use crate::ticket::Ticket;
 use pollux_base::{Instant, Reply, Request, RequestId, VolumeId};
 use pollux_frontend::Exports;
-use pollux_frontend::nbd::{Connection, End, Input, Output, Slot};
+use pollux_frontend::nbd::{Connection, End, Input, Output, Reach, Slot};
 use pollux_host::link::Socket;
 use pollux_host::reactor::Op;
 use pollux_replica::Input as PlaneInput;
@@ -15,6 +15,10 @@ use tracing::{debug, info, warn};
 
 /// Clients at once; further ones wait in the listen queue. A guest's disk is one client, a copying tool a handful.
 const CLIENTS_MAX: usize = 512;
+/// Of these from other machines, so that whoever fills the network's doors cannot keep out this node's own guests.
+const OUTSIDE_MAX: usize = 256;
+/// Of these that have not agreed on an export yet, and may never.
+const STRANGERS_MAX: usize = 64;
 /// One receive: large enough that a 1 MiB write takes few turns, small enough to stay in the processor's cache.
 const RECEIVE_BYTES: usize = 256 << 10;
 /// Low bits of a request's id are its slot in the connection, the rest is the connection.
@@ -22,7 +26,13 @@ const SLOT_BITS: u32 = 16;
 
 struct Listener {
     door: Door,
-    is_tcp: bool,
+    reach: Reach,
+}
+
+impl Listener {
+    fn is_outside(&self) -> bool {
+        matches!(self.reach, Reach::Network(_))
+    }
 }
 
 struct Client {
@@ -44,22 +54,22 @@ pub struct Clients {
 
 impl Clients {
     /// Takes clients from this socket too.
-    pub fn listen(&mut self, socket: Socket, name: String, is_tcp: bool) {
-        self.listeners.push(Listener { door: Door::new(socket, name), is_tcp });
+    pub fn listen(&mut self, socket: Socket, name: String, reach: Reach) {
+        self.listeners.push(Listener { door: Door::new(socket, name), reach });
     }
 
     pub fn on_accepted(&mut self, turn: &mut Turn<'_>, listener: u64, result: io::Result<Socket>) {
         let index = listener as usize;
         let listener = &mut self.listeners[index];
         let Some(socket) = listener.door.on_accepted(turn.now, result) else { return };
-        if listener.is_tcp
-            && let Err(cause) = socket.set_nodelay()
+        if listener.is_outside()
+            && let Err(cause) = socket.set_nodelay().and_then(|()| socket.set_keepalive())
         {
             debug!(%cause, "a client was gone before it was served");
             return;
         }
         self.last_id += 1;
-        let connection = Connection::new(turn.now);
+        let connection = Connection::new(turn.now, listener.reach.clone());
         let client = Client { connection, socket, listener: index, buffer: Some(vec![0; RECEIVE_BYTES]) };
         self.clients.insert(self.last_id, client);
         self.touched.push(self.last_id);
@@ -97,9 +107,12 @@ impl Clients {
     pub fn on_exports(&mut self, turn: &mut Turn<'_>, exports: &Exports) {
         let ids: Vec<u64> = self.clients.keys().copied().collect();
         for id in ids {
-            let export = self.clients.get(&id).and_then(|client| client.connection.export());
-            match export {
-                Some((name, volume)) if !is_here(exports, name, volume) => self.end(turn, id, &End::NotServed),
+            let Some(client) = self.clients.get(&id) else { continue };
+            let is_outside = self.listeners[client.listener].is_outside();
+            match client.connection.export() {
+                Some((name, volume)) if !is_here(exports, name, volume, is_outside) => {
+                    self.end(turn, id, &End::NotServed)
+                }
                 Some(_) => {}
                 None => self.handle(turn, id, Input::Exports, exports),
             }
@@ -136,10 +149,20 @@ impl Clients {
             }
         }
         self.touched = touched;
-        let has_room = self.clients.len() < CLIENTS_MAX;
-        for (index, listener) in self.listeners.iter_mut().enumerate() {
-            listener.door.accept(turn, Ticket::ClientAccept(index as u64), has_room);
+        for index in 0..self.listeners.len() {
+            // Counted only when a client may have been taken since.
+            if !self.listeners[index].door.is_accepting() {
+                let has_room = self.has_room(self.listeners[index].is_outside());
+                self.listeners[index].door.accept(turn, Ticket::ClientAccept(index as u64), has_room);
+            }
         }
+    }
+
+    fn has_room(&self, is_outside: bool) -> bool {
+        let outside = || self.clients.values().filter(|client| self.listeners[client.listener].is_outside());
+        let strangers = || outside().filter(|client| client.connection.export().is_none());
+        self.clients.len() < CLIENTS_MAX
+            && (!is_outside || outside().count() < OUTSIDE_MAX && strangers().count() < STRANGERS_MAX)
     }
 
     fn handle(&mut self, turn: &mut Turn<'_>, id: u64, input: Input<'_>, exports: &Exports) {
@@ -169,7 +192,7 @@ impl Clients {
         match end {
             End::Finished => debug!(at, export, "{end}"),
             End::NotServed | End::Slow => info!(at, export, "{end}"),
-            End::Garbage(_) | End::Refused(_) => warn!(at, export, "{end}"),
+            End::Garbage(_) | End::Refused(_) | End::Tls(_) => warn!(at, export, "{end}"),
         }
         let slots = client.connection.slots();
         turn.inputs.extend(slots.map(|slot| PlaneInput::Abandon(request_id(id, slot))));
@@ -181,6 +204,7 @@ fn request_id(client: u64, slot: Slot) -> RequestId {
     RequestId(client << SLOT_BITS | u64::from(slot.0))
 }
 
-fn is_here(exports: &Exports, name: &str, volume: VolumeId) -> bool {
-    matches!(exports.find(name), pollux_frontend::Found::Here(export) if export.volume == volume)
+/// Whether the client of this export may go on.
+fn is_here(exports: &Exports, name: &str, volume: VolumeId, is_outside: bool) -> bool {
+    matches!(exports.find(name, is_outside), pollux_frontend::Found::Here(export) if export.volume == volume)
 }

@@ -9,14 +9,15 @@ use crate::ticket::Ticket;
 use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use pollux_base::config::NodeConfig;
+use pollux_base::config::{NbdTls, NodeConfig};
 use pollux_base::{DiskOp, Order, Report};
+use pollux_frontend::nbd::{Pem, Reach, TlsServer};
 use pollux_host::clock;
 use pollux_host::disk::Disk;
 use pollux_host::link::{Socket, listen_tcp, listen_unix};
 use pollux_host::reactor::{Done, Event, Op, Reactor};
 use pollux_replica::{DataPlane, Input, Output};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tracing::{error, info};
 
@@ -51,11 +52,19 @@ impl Daemon {
         let links: Vec<Socket> = links.collect::<Result<_, _>>().context("replication")?;
         let sockets = [config.data_socket(), config.nbd_socket()];
         let mut clients = Clients::default();
-        for address in &own.nbd {
-            clients.listen(listen_tcp(*address).context("NBD")?, address.to_string(), true);
+        match network_reach(config) {
+            Ok(reach) => {
+                for address in &own.nbd {
+                    clients.listen(listen_tcp(*address).context("NBD")?, address.to_string(), reach.clone());
+                }
+            }
+            // This node's own guests need no certificate, and must not wait for one.
+            Err(cause) => {
+                error!(cause = format!("{cause:#}"), "NBD is not offered to other machines; mend it and restart")
+            }
         }
         let [data_socket, nbd_socket] = &sockets;
-        clients.listen(listen_unix(nbd_socket).context("NBD")?, nbd_socket.display().to_string(), false);
+        clients.listen(listen_unix(nbd_socket).context("NBD")?, nbd_socket.display().to_string(), Reach::Local);
         let control = Control::new(listen_unix(data_socket).context("orders")?);
 
         let boot = clock::boot_id().context("the number of this boot")?;
@@ -186,6 +195,20 @@ impl Daemon {
         }
         self.events = events;
     }
+}
+
+/// What clients over the network must talk.
+fn network_reach(config: &NodeConfig) -> anyhow::Result<Reach> {
+    let asks_clients = match config.nbd_tls {
+        NbdTls::Plain => return Ok(Reach::Network(None)),
+        NbdTls::AnyClient => false,
+        NbdTls::ClientCertificate => true,
+    };
+    let read = |path: &Path| std::fs::read(path).with_context(|| path.display().to_string());
+    let files = &config.tls;
+    let (ca, certificate, key) = (read(&files.ca)?, read(&files.certificate)?, read(&files.key)?);
+    let server = TlsServer::new(&Pem { ca: &ca, certificate: &certificate, key: &key }, asks_clients)?;
+    Ok(Reach::Network(Some(server)))
 }
 
 /// SIGTERM and SIGINT as something to wait for.

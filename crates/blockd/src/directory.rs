@@ -1,6 +1,7 @@
 //! What is offered under which name and where, made of orders and of what the core says it serves. Pure.
 
 use pollux_base::config::NodeConfig;
+use pollux_base::order::Offer;
 use pollux_base::record::GroupSpec;
 use pollux_base::{ByteCount, GroupId, NodeId, Order, VolumeId};
 use pollux_frontend::{Export, Exports, Place};
@@ -11,7 +12,7 @@ pub struct Directory {
     /// How each other node is called and where it serves NBD, for humans.
     hints: BTreeMap<NodeId, String>,
     /// `None` until the first order says.
-    names: Option<BTreeMap<String, VolumeId>>,
+    names: Option<BTreeMap<String, Offer>>,
     groups: BTreeMap<GroupId, GroupSpec>,
     served: BTreeSet<VolumeId>,
     exports: Exports,
@@ -71,17 +72,19 @@ impl Directory {
 
     fn renew(&mut self) -> bool {
         let Some(names) = &self.names else { return false };
-        let offer = names.iter().map(|(name, volume)| (name.clone(), self.export(*volume))).collect();
+        let offer = names.iter().map(|(name, offer)| (name.clone(), self.export(*offer))).collect();
         let exports = Exports::complete(offer);
         let is_changed = exports != self.exports;
         self.exports = exports;
         is_changed
     }
 
-    fn export(&self, volume: VolumeId) -> Export {
+    fn export(&self, offer: Offer) -> Export {
+        let Offer { volume, is_public, is_read_only } = offer;
+        let export = |size, place| Export { volume, size, is_read_only, is_public, place };
         let known = self.groups.values().find_map(|spec| Some((spec.record.primary, *spec.volumes.get(&volume)?)));
         // Orders come in any order: the group of a volume that has a name is about to be told.
-        let Some((primary, size)) = known else { return Export { volume, size: ByteCount(0), place: Place::Soon } };
+        let Some((primary, size)) = known else { return export(ByteCount(0), Place::Soon) };
         let place = if self.served.contains(&volume) {
             Place::Here
         } else if primary == self.own {
@@ -90,7 +93,7 @@ impl Directory {
             let unknown = || format!("node {primary} serves it");
             Place::Elsewhere(self.hints.get(&primary).cloned().unwrap_or_else(unknown))
         };
-        Export { volume, size, place }
+        export(size, place)
     }
 }
 
@@ -127,26 +130,31 @@ mod tests {
     }
 
     fn names() -> Order {
-        Order::Exports { names: BTreeMap::from([("disk".to_owned(), VolumeId(7))]) }
+        let offer = Offer { volume: VolumeId(7), is_public: false, is_read_only: false };
+        Order::Exports { names: BTreeMap::from([("disk".to_owned(), offer)]) }
     }
 
     #[test]
     fn an_export_follows_its_primary() {
         let mut directory = directory();
-        assert!(matches!(directory.exports().find("disk"), Found::Soon(_)), "nothing is known yet");
+        assert!(matches!(directory.exports().find("disk", false), Found::Soon(_)), "nothing is known yet");
         directory.on_order(&group(1, 1));
         assert!(directory.on_order(&names()));
-        assert!(matches!(directory.exports().find("disk"), Found::Soon(_)), "not served yet");
+        assert!(matches!(directory.exports().find("disk", false), Found::Soon(_)), "not served yet");
         assert!(directory.on_served(VolumeId(7), true));
-        assert!(matches!(directory.exports().find("disk"), Found::Here(export) if export.size == ByteCount(1 << 20)));
+        assert!(
+            matches!(directory.exports().find("disk", false), Found::Here(export) if export.size == ByteCount(1 << 20))
+        );
+        assert!(matches!(directory.exports().find("disk", true), Found::No(_)), "it is not for other machines");
+        assert_eq!(directory.exports().here(true).count(), 0);
         directory.on_served(VolumeId(7), false);
         directory.on_order(&group(2, 2));
-        assert!(matches!(directory.exports().find("disk"), Found::No(why) if why.contains("192.0.2.2")));
+        assert!(matches!(directory.exports().find("disk", false), Found::No(why) if why.contains("192.0.2.2")));
         assert!(!directory.on_order(&group(1, 1)), "an older record changes nothing");
-        assert!(matches!(directory.exports().find("other"), Found::No(_)));
+        assert!(matches!(directory.exports().find("other", false), Found::No(_)));
         directory.on_order(&Order::Forget { group: GroupId(1) });
-        assert!(matches!(directory.exports().find("disk"), Found::Soon(_)));
+        assert!(matches!(directory.exports().find("disk", false), Found::Soon(_)));
         directory.on_order(&Order::Exports { names: BTreeMap::new() });
-        assert!(matches!(directory.exports().find("disk"), Found::No(_)));
+        assert!(matches!(directory.exports().find("disk", false), Found::No(_)));
     }
 }

@@ -34,6 +34,11 @@ impl Door {
         }
     }
 
+    /// Whether the next connection is being waited for.
+    pub fn is_accepting(&self) -> bool {
+        self.is_accepting
+    }
+
     pub fn on_accepted(&mut self, now: Instant, result: io::Result<Socket>) -> Option<Socket> {
         self.is_accepting = false;
         match result {

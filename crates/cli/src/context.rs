@@ -49,6 +49,11 @@ impl ContextArgs {
         client_of(&found)
     }
 
+    /// The cluster's certificate authority, once `client` has found which cluster is meant.
+    pub fn ca_file(&self) -> PathBuf {
+        self.resolve(&context_files()).map(|found| found.ca).unwrap_or_default()
+    }
+
     fn resolve(&self, files: &[PathBuf]) -> Outcome<Context> {
         let mut context = Context {
             servers: self.server.clone(),

@@ -20,6 +20,7 @@ use failure::{Failure, Outcome};
 use output::{Format, Output};
 use pollux_api::Client;
 use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -111,19 +112,20 @@ fn run(cli: Cli) -> Outcome {
         noun => noun,
     };
     let client = Arc::new(cli.context.client()?);
+    let ca = cli.context.ca_file();
     match noun {
         Noun::Event(command) => event::run(command, cli.watch, &client, &output),
-        noun if cli.watch => watch(|| run_once(noun.clone(), &client, &output), &output),
-        noun => run_once(noun, &client, &output),
+        noun if cli.watch => watch(|| run_once(noun.clone(), &client, &ca, &output), &output),
+        noun => run_once(noun, &client, &ca, &output),
     }
 }
 
-fn run_once(noun: Noun, client: &Arc<Client>, output: &Output) -> Outcome {
+fn run_once(noun: Noun, client: &Arc<Client>, ca: &Path, output: &Output) -> Outcome {
     match noun {
         Noun::Status => status::run(client, output),
         Noun::Node(command) => node::run(command, client, output),
         Noun::Vm(command) => vm::run(command, client, output),
-        Noun::Volume(command) => volume::run(command, client, output),
+        Noun::Volume(command) => volume::run(command, client, ca, output),
         Noun::Pool(command) => pool::run(command, client, output),
         Noun::Image(command) => image::run(command, client, output),
         Noun::Witness(command) => witness::run(command, client, output),

@@ -7,10 +7,10 @@ use crate::core::Cluster;
 use crate::entry::{Change, FenceProof, NodePhase, Subject};
 use crate::seam::Output;
 use crate::state::Owner;
-use pollux_base::order::GroupReport;
+use pollux_base::order::{GroupReport, Offer};
 use pollux_base::pool::{PoolLevel, PoolReport};
 use pollux_base::record::GroupSpec;
-use pollux_base::{Epoch, Generation, GroupId, Instant, NodeId, Order, Report, Stamp, VolumeId};
+use pollux_base::{Epoch, Generation, GroupId, Instant, NodeId, Order, Report, Stamp};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Default)]
@@ -34,7 +34,7 @@ pub(crate) struct Groups {
 #[derive(Default)]
 struct Sent {
     groups: BTreeMap<GroupId, GroupSpec>,
-    exports: Option<BTreeMap<String, VolumeId>>,
+    exports: Option<BTreeMap<String, Offer>>,
     fenced: BTreeSet<(NodeId, Epoch)>,
     forgotten: BTreeSet<GroupId>,
 }
@@ -270,15 +270,21 @@ impl Cluster {
     }
 
     /// Names under which volumes with a replica here are offered: those of VMs and images always, the user's own by wish.
-    fn exports(&self) -> BTreeMap<String, VolumeId> {
+    /// A VM's disks are for the VM alone. Images are for all nodes, which fill disks from them, and no longer change.
+    fn exports(&self) -> BTreeMap<String, Offer> {
         let mut names = BTreeMap::new();
         for (id, volume) in &self.state.volumes {
             let Some(group) = self.state.groups.get(&volume.group) else {
                 continue;
             };
-            let is_offered = volume.exported || !matches!(group.owner, Owner::Volume(_));
+            let is_complete = |image| self.state.images.get(&image).is_some_and(|image| image.sha256.is_some());
+            let (is_offered, is_public, is_read_only) = match group.owner {
+                Owner::Vm(_) => (true, volume.exported, false),
+                Owner::Image(image) => (true, true, is_complete(image)),
+                Owner::Volume(_) => (volume.exported, true, false),
+            };
             if is_offered && group.replicas.contains(&self.me) {
-                names.insert(volume.name.clone(), *id);
+                names.insert(volume.name.clone(), Offer { volume: *id, is_public, is_read_only });
             }
         }
         names

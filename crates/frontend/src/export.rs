@@ -9,6 +9,9 @@ pub struct Export {
     pub volume: VolumeId,
     /// A multiple of a block.
     pub size: ByteCount,
+    pub is_read_only: bool,
+    /// Offered to other machines, too; else only through the node's own socket, to its guests and tools.
+    pub is_public: bool,
     pub place: Place,
 }
 
@@ -46,8 +49,9 @@ impl Exports {
         Exports { names, is_complete: true }
     }
 
-    pub fn find(&self, name: &str) -> Found<'_> {
-        match self.names.get(name) {
+    /// `from_outside`: for a client that came over the network.
+    pub fn find(&self, name: &str, from_outside: bool) -> Found<'_> {
+        match self.names.get(name).filter(|export| export.is_public || !from_outside) {
             Some(export) => match &export.place {
                 Place::Here => Found::Here(export),
                 Place::Soon => Found::Soon(format!("export `{name}` is not served yet")),
@@ -59,7 +63,8 @@ impl Exports {
     }
 
     /// Names for which clients are taken here.
-    pub fn here(&self) -> impl Iterator<Item = &str> {
-        self.names.iter().filter(|(_, export)| export.place == Place::Here).map(|(name, _)| name.as_str())
+    pub fn here(&self, from_outside: bool) -> impl Iterator<Item = &str> {
+        let is_here = move |export: &Export| export.place == Place::Here && (export.is_public || !from_outside);
+        self.names.iter().filter(move |(_, export)| is_here(export)).map(|(name, _)| name.as_str())
     }
 }

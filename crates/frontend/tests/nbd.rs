@@ -3,22 +3,27 @@
 use pollux_base::block::BlockError;
 use pollux_base::unit::{BlockCount, BlockIndex, BlockRange};
 use pollux_base::{ByteCount, Data, Instant, Op, Reply, VolumeId};
-use pollux_frontend::nbd::{Connection, End, Input, Output, Slot};
+use pollux_frontend::nbd::{Connection, End, Input, Output, Reach, Slot};
 use pollux_frontend::{Export, Exports, Place};
 use proptest::prelude::*;
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 const SIZE: u64 = 1 << 30;
 const START: Instant = Instant(0);
 const GO: u32 = 7;
 
-/// `disk` is served here, `away` is not.
+/// `disk` and `image` are served here, `image` to be read only; `away` is not.
 fn exports() -> Exports {
-    let size = ByteCount(SIZE);
-    let here = Export { volume: VolumeId(5), size, place: Place::Here };
-    let away = Export { volume: VolumeId(6), size, place: Place::Elsewhere("node `b` at 192.0.2.2:10809".to_owned()) };
-    Exports::complete(BTreeMap::from([("disk".to_owned(), here), ("away".to_owned(), away)]))
+    let export = |volume, place| Export {
+        volume: VolumeId(volume),
+        size: ByteCount(SIZE),
+        is_read_only: volume == 7,
+        is_public: volume != 5,
+        place,
+    };
+    let elsewhere = Place::Elsewhere("node `b` at 192.0.2.2:10809".to_owned());
+    let all = [("disk", export(5, Place::Here)), ("away", export(6, elsewhere)), ("image", export(7, Place::Here))];
+    Exports::complete(all.map(|(name, export)| (name.to_owned(), export)).into())
 }
 
 /// A client with its server.
@@ -30,7 +35,7 @@ struct Client {
 impl Client {
     /// Connected, greeted, no option sent yet.
     fn connected() -> Client {
-        let mut client = Client { connection: Connection::new(START), exports: exports() };
+        let mut client = Client { connection: Connection::new(START, Reach::Local), exports: exports() };
         assert_eq!(client.receive(), [b"NBDMAGICIHAVEOPT".as_slice(), &[0, 3]].concat());
         client.send(&3u32.to_be_bytes());
         client
@@ -162,7 +167,7 @@ fn readable(bytes: &[u8]) -> String {
 /// The bytes of a handshake as QEMU makes it are frozen: a change here is a change of what clients see.
 #[test]
 fn the_handshake_of_a_common_client_stays_as_it_is() {
-    let mut client = Client { connection: Connection::new(START), exports: exports() };
+    let mut client = Client { connection: Connection::new(START, Reach::Local), exports: exports() };
     let mut transcript = String::new();
     let steps = [
         ("greeting", Vec::new()),
@@ -173,7 +178,8 @@ fn the_handshake_of_a_common_client_stays_as_it_is() {
         ("list contexts", option_bytes(9, &context("disk", &[]))),
         ("set context", option_bytes(10, &context("disk", &["base:allocation", "x-other:thing"]))),
         ("go to an export that is elsewhere", option_bytes(GO, &go("away", &[3]))),
-        ("go without asking for block sizes", option_bytes(GO, &go("disk", &[]))),
+        ("TLS where there is none", option_bytes(5, &[])),
+        ("info of an export to be read only", option_bytes(6, &go("image", &[]))),
         ("go", option_bytes(GO, &go("disk", &[0, 3]))),
     ];
     for (name, bytes) in steps {
@@ -190,8 +196,11 @@ fn an_old_client_gets_in_by_export_name() {
     let reply = client.option(1, b"disk");
     assert_eq!(reply.len(), 10, "no zeros for a client that wants none");
     assert_eq!(reply[..8], SIZE.to_be_bytes());
-    client.request(0, 0, 0, 512);
-    assert_eq!(client.receive(), simple(22), "it may not do what it did not agree on");
+    client.request(0, 0, 512, 512);
+    let (slot, op) = client.begun();
+    assert_eq!(op, Op::Read { range: blocks(0, 1) });
+    let block: Vec<u8> = (0..4096u32).map(|at| (at / 512) as u8).collect();
+    assert_eq!(client.reply(slot, Reply::Data(Data::copy_of(&block))), [simple(0), vec![1; 512]].concat());
     let mut client = Client::connected();
     client.option(1, b"away");
     assert!(matches!(client.end(), End::Refused(why) if why.contains("node `b`")));
@@ -262,6 +271,93 @@ fn zeros_trims_and_flushes_become_their_requests() {
 }
 
 #[test]
+fn a_write_that_fills_no_whole_block_becomes_patches_and_whole_blocks() {
+    let mut client = Client::transmitting(false);
+    let payload: Vec<u8> = (0..9000u32).map(|at| (at % 251) as u8).collect();
+    for (command, split) in [(1u16, 9000), (1, 700), (6, 1)] {
+        let mut bytes = request_bytes(command, 1, 8192 - 300, 9000);
+        if command == 1 {
+            bytes.extend_from_slice(&payload);
+        }
+        bytes.chunks(split).for_each(|part| client.send(part));
+        let said =
+            |range: std::ops::Range<usize>| if command == 1 { payload[range].to_vec() } else { vec![0; range.len()] };
+        let begun = [client.begun(), client.begun(), client.begun()];
+        let Op::Patch { block, offset, data, fua: true } = &begun[0].1 else { panic!("{:?}", begun[0]) };
+        assert_eq!((block.0, *offset, data.as_slice()), (1, 3796, said(0..300).as_slice()));
+        match &begun[1].1 {
+            Op::Write { range, data, fua: true } if command == 1 => {
+                assert_eq!((*range, data.as_slice()), (blocks(2, 2), said(300..8492).as_slice()));
+                assert!(data.is_aligned());
+            }
+            Op::Zero { range, fua: true } if command == 6 => assert_eq!(*range, blocks(2, 2)),
+            other => panic!("{other:?}"),
+        }
+        let Op::Patch { block, offset, data, fua: true } = &begun[2].1 else { panic!("{:?}", begun[2]) };
+        assert_eq!((block.0, *offset, data.as_slice()), (4, 0, said(8492..9000).as_slice()));
+        // It is done when all of it is, in whatever order.
+        assert_eq!(client.reply(begun[2].0, Reply::Done), []);
+        assert_eq!(client.reply(begun[0].0, Reply::Done), []);
+        assert_eq!(client.connection.slots().collect::<Vec<_>>(), [begun[1].0]);
+        assert_eq!(client.reply(begun[1].0, Reply::Done), simple(0));
+    }
+}
+
+#[test]
+fn a_failed_part_fails_the_whole_even_if_a_later_part_succeeds() {
+    for failing in 0..2 {
+        let mut client = Client::transmitting(false);
+        client.request(6, 0, 100, 4096);
+        let begun = [client.begun(), client.begun()];
+        let replies: Vec<u8> = (0..2)
+            .flat_map(|part| {
+                let reply = if part == failing { Reply::Failed(BlockError::Unreadable) } else { Reply::Done };
+                client.reply(begun[part].0, reply)
+            })
+            .collect();
+        assert_eq!(replies, simple(5));
+    }
+}
+
+#[test]
+fn a_read_of_any_bytes_gives_just_those() {
+    let mut client = Client::transmitting(false);
+    let block: Vec<u8> = (0..8192u32).map(|at| (at % 251) as u8).collect();
+    for (offset, len) in [(1u64, 1u32), (511, 2), (4095, 2), (0, 8191), (1, 8191)] {
+        client.request(0, 0, 4096 + offset, len);
+        let (slot, op) = client.begun();
+        let Op::Read { range } = op else { panic!("{op:?}") };
+        let data = Data::copy_of(&block).slice(0..range.count.bytes().0 as usize);
+        let expected = &block[offset as usize..][..len as usize];
+        assert_eq!(client.reply(slot, Reply::Data(data)), [simple(0).as_slice(), expected].concat());
+    }
+}
+
+#[test]
+fn an_export_to_be_read_only_is_read_only() {
+    let mut client = Client::connected();
+    let reply = client.option(GO, &go("image", &[]));
+    assert!(reply.ends_with(&[0, 0, 0, 1, 0, 0, 0, 0]));
+    for (command, len) in [(1u16, 4096u32), (6, 4096), (4, 4096), (4, 5)] {
+        client.request(command, 0, 0, len);
+        if command == 1 {
+            client.send(&[0xff; 4096]);
+        }
+        assert_eq!(client.connection.poll(), None);
+        assert_eq!(client.receive(), simple(1), "command {command}");
+    }
+}
+
+#[test]
+fn a_cache_hint_and_fast_zeros_are_taken() {
+    let mut client = Client::transmitting(false);
+    client.request(5, 0, 100, 10_000);
+    assert_eq!(client.receive(), simple(0));
+    client.request(6, 16 | 2, 4096, 4096);
+    assert_eq!(client.begun().1, Op::Zero { range: blocks(1, 1), fua: false });
+}
+
+#[test]
 fn block_status_tells_merged_runs() {
     let mut client = Client::transmitting(true);
     let runs = vec![(blocks(0, 2), true), (blocks(2, 2), true), (blocks(4, 4), false)];
@@ -274,23 +370,31 @@ fn block_status_tells_merged_runs() {
             reply[24..].chunks(4).map(|bytes| bytes.iter().fold(0, |all, byte| all << 8 | u32::from(*byte))).collect();
         assert_eq!(told, expected);
     }
+    // Of bytes that are no whole blocks just those are told.
+    client.request(7, 0, 4000, 4 * 4096);
+    let (slot, op) = client.begun();
+    assert_eq!(op, Op::Status { range: blocks(0, 5) });
+    let reply = client.reply(slot, Reply::Status(vec![(blocks(0, 1), false), (blocks(1, 4), true)]));
+    let told: Vec<u32> =
+        reply[24..].chunks(4).map(|bytes| bytes.iter().fold(0, |all, byte| all << 8 | u32::from(*byte))).collect();
+    assert_eq!(told, [96, 3, 16288, 0]);
 }
 
 #[test]
 fn bad_requests_are_refused_and_the_connection_goes_on() {
     let mut client = Client::transmitting(false);
     for (command, flags, offset, len, error) in [
-        (0u16, 0u16, 1u64, 4096u32, 22u32),
-        (0, 0, 0, 512, 22),
-        (0, 0, 0, 0, 22),
+        (0u16, 0u16, 0u64, 0u32, 22u32),
+        (0, 0, SIZE - 1, 2, 22),
         (0, 0, SIZE, 4096, 22),
         (0, 0, u64::MAX - 4095, 4096, 22),
         (0, 0, 0, 64 << 20, 22),
         (0, 4, 0, 4096, 22),
         (4, 0, SIZE, 4096, 22),
         (6, 0, SIZE - 4096, 8192, 28),
-        (6, 16, 0, 4096, 22),
-        (5, 0, 0, 4096, 22),
+        (6, 32, 0, 4096, 22),
+        (5, 2, 0, 4096, 22),
+        (5, 0, SIZE, 4096, 22),
         (7, 0, 0, 4096, 22),
         (77, 0, 0, 0, 22),
     ] {
@@ -405,7 +509,7 @@ fn a_client_that_has_waited_long_enough_is_refused() {
 #[test]
 fn garbage_ends_the_connection() {
     for garbage in [b"GET / HTTP/1.1\r\n\r\n".as_slice(), &[0xff; 100], b"\0\0\0\x03GARBAGEGARBAGEGARBAGE"] {
-        let mut client = Client { connection: Connection::new(START), exports: exports() };
+        let mut client = Client { connection: Connection::new(START, Reach::Local), exports: exports() };
         client.send(garbage);
         assert!(matches!(client.end(), End::Garbage(_)));
     }
@@ -435,9 +539,9 @@ fn utterance() -> impl Strategy<Value = Vec<u8>> {
         names.prop_map(|name| option_bytes(10, &context(name, &["base:allocation"]))),
         Just(option_bytes(8, &[])),
         (0u16..9, 0u16..32, 0u64..40, 0u32..6).prop_map(|(command, flags, start, count)| {
-            let mut bytes = request_bytes(command, flags, start * 2048, count * 4096);
+            let mut bytes = request_bytes(command, flags, start * 2048, count * 1536);
             if command == 1 {
-                bytes.resize(bytes.len() + count as usize * 4096, 7);
+                bytes.resize(bytes.len() + count as usize * 1536, 7);
             }
             bytes
         }),
@@ -464,6 +568,9 @@ proptest! {
                 if let Op::Read { range } | Op::Write { range, .. } | Op::Zero { range, .. } | Op::Status { range } = &op {
                     prop_assert!(range.count.0 > 0 && range.end().bytes().0 <= SIZE);
                 }
+                if let Op::Patch { block, offset, data, .. } = &op {
+                    prop_assert!(block.0 < SIZE / 4096 && !data.is_empty() && offset + data.len() <= 4096);
+                }
                 if let Op::Write { range, data, .. } = &op {
                     prop_assert_eq!(data.len() as u64, range.count.bytes().0);
                 }
@@ -489,7 +596,7 @@ proptest! {
         ]
         .concat();
         let said = |split: usize| {
-            let mut client = Client { connection: Connection::new(START), exports: exports() };
+            let mut client = Client { connection: Connection::new(START, Reach::Local), exports: exports() };
             let mut said = Vec::new();
             for part in conversation.chunks(split) {
                 client.send(part);

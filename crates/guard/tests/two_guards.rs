@@ -89,6 +89,7 @@ impl Site {
             nodes,
             witness: None,
             tls: TlsFiles { ca: none.clone(), certificate: none.clone(), key: none.clone() },
+            nbd_tls: pollux_base::config::NbdTls::default(),
             secret_file,
             token_file: none,
             guest_cgroup: None,

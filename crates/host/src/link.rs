@@ -52,6 +52,16 @@ impl Socket {
         Ok(setsockopt(&self.borrow(), sockopt::TcpNoDelay, &true)?)
     }
 
+    /// A connection whose other side is gone without a word ends after about a minute, also when nothing is sent.
+    pub fn set_keepalive(&self) -> io::Result<()> {
+        let fd = self.borrow();
+        setsockopt(&fd, sockopt::KeepAlive, &true)?;
+        setsockopt(&fd, sockopt::TcpKeepIdle, &20)?;
+        setsockopt(&fd, sockopt::TcpKeepInterval, &10)?;
+        setsockopt(&fd, sockopt::TcpKeepCount, &4)?;
+        Ok(())
+    }
+
     /// The connection ends when sent bytes stay unacknowledged this long, or when a silent peer does not answer probes.
     pub fn set_dead_after(&self, unacknowledged: Duration) -> io::Result<()> {
         let fd = self.borrow();

@@ -3,11 +3,12 @@
 //! A volume is written through this node's own `blockd`, like a guest would: mirrored from the first byte. It is read
 //! there too if this node serves it, else from the node that does.
 
-use pollux_base::config::NodeConfig;
-use pollux_base::{ByteCount, NodeId};
+use pollux_base::ByteCount;
+use pollux_base::config::{NbdTls, NodeConfig};
 use pollux_cluster::State;
 use serde::Deserialize;
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::process::Command;
@@ -23,6 +24,8 @@ const FORMATS: [&str; 5] = ["raw", "qcow2", "vdi", "vpc", "vhdx"];
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Copy {
     from: String,
+    /// Certificates, where another node is asked over TLS.
+    tls: Option<PathBuf>,
     to: String,
 }
 
@@ -33,11 +36,25 @@ impl Copy {
             .volume_named(from)
             .and_then(|(_, volume)| state.groups.get(&volume.group))
             .map_or(config.node, |group| group.record.primary);
-        Copy { from: uri(config, server, from), to: local_uri(config, to) }
+        let to = local_uri(config, to);
+        let address = config.nodes.iter().find(|node| node.node == server).and_then(|node| node.nbd.first());
+        match address {
+            Some(address) if server != config.node => {
+                let tls = (config.nbd_tls != NbdTls::Plain).then(|| config.nbd_tls_dir());
+                Copy { from: remote(address, from, tls.is_some()), tls, to }
+            }
+            _ => Copy { from: local_uri(config, from), tls: None, to },
+        }
     }
 
     pub async fn run(&self) -> Result<(), String> {
-        convert(&["-f", "raw", &self.from, &self.to]).await
+        let tls = self.tls.as_ref().map(|dir| format!("tls-creds-x509,id=tls,endpoint=client,dir={}", dir.display()));
+        let mut arguments = vec!["-f", "raw"];
+        if let Some(tls) = &tls {
+            arguments.extend(["--object", tls]);
+        }
+        arguments.extend([self.from.as_str(), &self.to]);
+        convert(&arguments).await
     }
 }
 
@@ -60,12 +77,31 @@ fn local_uri(config: &NodeConfig, export: &str) -> String {
     format!("nbd+unix:///{}?socket={}", escape(export), escape(&socket.to_string_lossy()))
 }
 
-fn uri(config: &NodeConfig, server: NodeId, export: &str) -> String {
-    let address = config.nodes.iter().find(|node| node.node == server).and_then(|node| node.nbd.first());
-    match address {
-        Some(address) if server != config.node => format!("nbd://{address}/{}", escape(export)),
-        _ => local_uri(config, export),
+/// Where this node reaches a volume of another. QEMU knows no URI that says TLS.
+fn remote(address: &SocketAddr, export: &str, is_tls: bool) -> String {
+    if !is_tls {
+        return format!("nbd://{address}/{}", escape(export));
     }
+    let server =
+        serde_json::json!({ "type": "inet", "host": address.ip().to_string(), "port": address.port().to_string() });
+    format!("json:{}", serde_json::json!({ "driver": "nbd", "server": server, "export": export, "tls-creds": "tls" }))
+}
+
+/// Lays out this node's certificates as QEMU looks for them.
+pub fn lay_out_certificates(config: &NodeConfig) -> std::io::Result<()> {
+    let dir = config.nbd_tls_dir();
+    std::fs::create_dir_all(&dir)?;
+    let files = &config.tls;
+    for (name, file) in
+        [("ca-cert.pem", &files.ca), ("client-cert.pem", &files.certificate), ("client-key.pem", &files.key)]
+    {
+        let link = dir.join(name);
+        match std::fs::remove_file(&link) {
+            Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => return Err(cause),
+            _ => std::os::unix::fs::symlink(std::path::absolute(file)?, link)?,
+        }
+    }
+    Ok(())
 }
 
 /// Percent-encodes what has a meaning in a URI; the parts of a name stay apart.

@@ -67,6 +67,7 @@ pub async fn run(config: NodeConfig) -> Result<String> {
     let secrets = Secrets::read(&config)?;
     let acceptor = tls::acceptor(&config.tls.certificate, &config.tls.key)?;
     let connector = tls::connector(&config.tls.ca)?;
+    crate::fill::lay_out_certificates(&config).with_context(|| format!("cannot use {}", config.run_dir.display()))?;
     let mut listeners = Vec::new();
     for address in &own.api {
         listeners.push(server::listen(*address).await?);

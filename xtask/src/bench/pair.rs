@@ -5,6 +5,7 @@ use super::client::Client;
 use super::process::{Running, wait_for};
 use anyhow::{Context, Result, ensure};
 use pollux_base::config::{Accelerator, NodeAddresses, NodeConfig, PoolConfig, TlsFiles};
+use pollux_base::order::Offer;
 use pollux_base::record::{GroupRecord, GroupSpec, LagBound, Lineage, Stamp};
 use pollux_base::{ByteCount, ClusterId, Epoch, Generation, GroupId, NodeId, Order, PoolId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +22,7 @@ const POOL_EXTRA_BYTES: u64 = 1 << 30;
 /// Node 1 is primary of everything.
 pub struct Pair {
     pub nodes: [Node; 2],
-    exports: BTreeMap<String, VolumeId>,
+    exports: BTreeMap<String, Offer>,
     volumes_made: u64,
     _cgroup: Cgroup,
 }
@@ -69,7 +70,8 @@ impl Pair {
             record: GroupRecord { stamp, primary: NodeId(1), in_sync: both },
             lineage,
         }))?;
-        self.exports.insert(volume.name.clone(), id);
+        let offer = Offer { volume: id, is_public: false, is_read_only: false };
+        self.exports.insert(volume.name.clone(), offer);
         self.order(&Order::Exports { names: self.exports.clone() })?;
         Ok(volume)
     }
@@ -156,6 +158,7 @@ fn config(home: &Path, node: u64, addresses: &[SocketAddr]) -> NodeConfig {
         nodes: nodes.collect(),
         witness: None,
         tls: TlsFiles { ca: none.clone(), certificate: none.clone(), key: none.clone() },
+        nbd_tls: pollux_base::config::NbdTls::default(),
         secret_file: none.clone(),
         token_file: none,
         guest_cgroup: None,

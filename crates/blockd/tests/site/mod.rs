@@ -5,7 +5,7 @@
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pollux_base::config::{Accelerator, NodeAddresses, NodeConfig, PoolConfig, TlsFiles};
-use pollux_base::order::{GroupReport, ReplicaState};
+use pollux_base::order::{GroupReport, Offer, ReplicaState};
 use pollux_base::record::{GroupRecord, GroupSpec, LagBound, Lineage, Stamp};
 use pollux_base::{ByteCount, ClusterId, Epoch, Generation, GroupId, NodeId, Order, PoolId, Report, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -75,6 +75,7 @@ impl Site {
                 nodes: nodes.clone(),
                 witness: None,
                 tls: TlsFiles { ca: none.clone(), certificate: none.clone(), key: none.clone() },
+                nbd_tls: pollux_base::config::NbdTls::Plain,
                 secret_file: none.clone(),
                 token_file: none,
                 guest_cgroup: None,
@@ -293,7 +294,8 @@ pub fn group(generation: u64, primary: u64, in_sync: &[u64]) -> Order {
 }
 
 pub fn exports() -> Order {
-    Order::Exports { names: BTreeMap::from([("disk".to_owned(), VOLUME)]) }
+    let offer = Offer { volume: VOLUME, is_public: true, is_read_only: false };
+    Order::Exports { names: BTreeMap::from([("disk".to_owned(), offer)]) }
 }
 
 /// Runs a program that must succeed, and gives what it printed.

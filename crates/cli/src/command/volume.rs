@@ -6,6 +6,7 @@ use crate::failure::{Failure, Outcome};
 use crate::output::Output;
 use crate::{size, table};
 use pollux_api::{Client, CreateVolume};
+use std::path::Path;
 use std::time::Duration;
 
 /// An export is a committed entry and an order to the data plane: quick, or something is wrong.
@@ -43,7 +44,8 @@ pub enum VolumeCommand {
     },
 }
 
-pub fn run(command: VolumeCommand, client: &Client, output: &Output) -> Outcome {
+/// `ca`: the file with the cluster's certificate authority.
+pub fn run(command: VolumeCommand, client: &Client, ca: &Path, output: &Output) -> Outcome {
     match command {
         VolumeCommand::Create { name, size, wait } => {
             let done = format!("volume {name} is created");
@@ -51,7 +53,7 @@ pub fn run(command: VolumeCommand, client: &Client, output: &Output) -> Outcome 
         }
         VolumeCommand::List => output.show(&client.volumes().map_err(from_client)?, |volumes| table::volumes(volumes)),
         VolumeCommand::Show { volume } => output.show(&client.volume(&volume).map_err(from_client)?, table::volume),
-        VolumeCommand::Export { volume, nbd, off: _ } => export(client, output, &volume, nbd),
+        VolumeCommand::Export { volume, nbd, off: _ } => export(client, output, ca, &volume, nbd),
         VolumeCommand::Delete { volume, wait } => {
             output.confirm(&format!("This deletes volume {volume} for good."))?;
             wait.finish(client, output, client.delete_volume(&volume), &format!("volume {volume} is deleted"))
@@ -59,7 +61,7 @@ pub fn run(command: VolumeCommand, client: &Client, output: &Output) -> Outcome 
     }
 }
 
-fn export(client: &Client, output: &Output, volume: &str, exported: bool) -> Outcome {
+fn export(client: &Client, output: &Output, ca: &Path, volume: &str, exported: bool) -> Outcome {
     let taken = client.export_volume(volume, exported).map_err(from_client)?;
     client.wait_task(&taken.task, EXPORT_WAIT, |_| {}).map_err(from_client)?;
     if !exported {
@@ -70,6 +72,27 @@ fn export(client: &Client, output: &Output, volume: &str, exported: bool) -> Out
         return Err(Failure::other(format!("volume {volume} is exported, but no node says where"))
             .hint(format!("look again with `pollux volume show {volume}`")));
     }
+    if uris.iter().any(|uri| uri.starts_with("nbds://")) {
+        output.progress(&certificates_hint(ca, crate::lab::client_certificates(&uris).as_deref()));
+    }
     uris.extend(crate::lab::local_uris(&uris));
     output.show(&uris, |uris| uris.join("\n"))
+}
+
+/// How a client gets in over TLS. `dir`: where its certificates lie already.
+fn certificates_hint(ca: &Path, dir: Option<&Path>) -> String {
+    let own = match dir {
+        Some(dir) => format!("{} holds them", dir.display()),
+        None => "put them into a folder as ca-cert.pem, client-cert.pem and client-key.pem".to_string(),
+    };
+    let name = dir.map_or("FOLDER".to_string(), |dir| dir.display().to_string());
+    format!(
+        "Over TLS: the cluster's CA certificate is {ca}; clients show a certificate of it unless the nodes' configuration \
+         lets in any (`nbd_tls`); {own}.\n\
+         nbdinfo, nbdcopy: append ?tls-certificates={name} to the URI; fio looks into ~/.pki/libnbd, and as root into \
+         /etc/pki/libnbd.\n\
+         qemu-img, qemu-io: --object tls-creds-x509,id=tls,endpoint=client,dir={name} --image-opts \
+         driver=nbd,host=...,port=...,export=...,tls-creds=tls",
+        ca = ca.display()
+    )
 }

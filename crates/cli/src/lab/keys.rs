@@ -44,6 +44,7 @@ pub fn make(site: &Site) -> Outcome {
         let addresses = [Network::Mgmt, Network::Storage].map(|network| node.address(network).to_string());
         certificate(site, &authority, &node.name, addresses.to_vec())?;
     }
+    client_certificate(site, &authority)?;
     write_secret(&site.token_file(), hex(&random::<24>()?).as_bytes())?;
     let witness_token = hex(&random::<24>()?);
     write_secret(&site.witness_token_file(), witness_token.as_bytes())?;
@@ -72,6 +73,18 @@ fn certificate(site: &Site, authority: &CertifiedIssuer<'_, KeyPair>, owner: &st
     let (certificate_file, key_file) = site.certificate_files(owner);
     write_secret(&certificate_file, signed.pem().as_bytes())?;
     write_secret(&key_file, key.serialize_pem().as_bytes())
+}
+
+/// What NBD clients from outside show, laid out as QEMU and libnbd look for it.
+fn client_certificate(site: &Site, authority: &CertifiedIssuer<'_, KeyPair>) -> Outcome {
+    certificate(site, authority, "client", Vec::new())?;
+    let (certificate, key) = site.certificate_files("client");
+    let dir = site.nbd_client_dir();
+    fs::create_dir_all(&dir).doing(format!("cannot create {}", dir.display()))?;
+    for (file, name) in [(site.ca_file(), "ca-cert.pem"), (certificate, "client-cert.pem"), (key, "client-key.pem")] {
+        fs::copy(&file, dir.join(name)).doing(format!("cannot copy {}", file.display()))?;
+    }
+    Ok(())
 }
 
 /// Writes a file that only root reads.

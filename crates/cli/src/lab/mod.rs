@@ -183,11 +183,18 @@ pub fn the_site() -> Outcome<Site> {
         .ok_or_else(|| Failure::new(Code::NotFound, "no lab is up on this machine").hint("`pollux lab up` builds one"))
 }
 
+/// The certificates that a client of the lab shows, if these are addresses of the lab that is up.
+pub fn client_certificates(uris: &[String]) -> Option<std::path::PathBuf> {
+    let dir = down::site_of_run()?.nbd_client_dir();
+    (!local_uris(uris).is_empty() && dir.exists()).then_some(dir)
+}
+
 /// The nodes of a lab are on this machine, so their NBD sockets are too: the same exports, without the network.
 pub fn local_uris(uris: &[String]) -> Vec<String> {
     let Some(site) = down::site_of_run() else { return Vec::new() };
     let local = |uri: &String| {
-        let (address, export) = uri.strip_prefix("nbd://")?.split_once('/')?;
+        let (_, rest) = uri.split_once("://")?;
+        let (address, export) = rest.split_once('/')?;
         let config = site.nodes.iter().map(|node| site.node_config(node)).find(|config| {
             config.own().and_then(|own| own.nbd.first()).is_some_and(|first| first.to_string() == address)
         })?;

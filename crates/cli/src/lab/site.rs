@@ -249,6 +249,10 @@ impl Site {
     pub fn certificate_files(&self, owner: &str) -> (PathBuf, PathBuf) {
         (self.keys().join(format!("{owner}.pem")), self.keys().join(format!("{owner}.key")))
     }
+    /// Certificates for NBD clients of this machine.
+    pub fn nbd_client_dir(&self) -> PathBuf {
+        self.keys().join("nbd-client")
+    }
     /// What a node's daemons read.
     pub fn node_config(&self, node: &SiteNode) -> NodeConfig {
         let (certificate, key) = self.certificate_files(&node.name);
@@ -262,6 +266,7 @@ impl Site {
             nodes: self.nodes.iter().map(SiteNode::addresses).collect(),
             witness: Some(WitnessConfig { address: witness_address(), token_file: self.witness_token_file() }),
             tls: TlsFiles { ca: self.ca_file(), certificate, key },
+            nbd_tls: pollux_base::config::NbdTls::default(),
             secret_file: self.keys().join("cluster.secret"),
             token_file: self.token_file(),
             guest_cgroup: Some(self.guests_cgroup(node)),

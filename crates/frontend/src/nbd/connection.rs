@@ -5,16 +5,18 @@
 //!   yet parsed. At a bound the machine wants no more input, and the client's socket fills up.
 //! * Nothing a client sends can do more than end its own connection.
 
-use super::handshake::{Agreement, Handshake, Outcome, greet};
+use super::handshake::{Agreement, Handshake, Outcome, Security, greet};
 use super::outbox::Outbox;
 use super::proto::*;
+use super::span::{Part, Span};
+use super::tls::{Session, TlsServer};
 use super::transmission::{
     Command, Header, REQUEST_BYTES, Refusal, error_reply, read_reply, refusal_of, simple_reply, status_reply,
 };
 use crate::export::Exports;
 use pollux_base::data::Filling;
-use pollux_base::unit::BlockRange;
-use pollux_base::{Instant, Op, Reply, Segment, VolumeId};
+use pollux_base::unit::BLOCK_BYTES;
+use pollux_base::{Data, Instant, Op, Reply, Segment, VolumeId};
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -32,8 +34,23 @@ const WAIT_TIME: Duration = Duration::from_secs(10);
 /// A client that has not agreed on an export by then is let go, so that idle connections do not pile up. People who type
 /// the protocol by hand are not expected.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(30);
+/// A client that said goodbye and does not take the last replies is let go then.
+const GOODBYE_TIME: Duration = Duration::from_secs(10);
+/// So much is encrypted at a time: what is sent next. So a slow client costs no second copy of what waits for it.
+const ENCRYPT_BYTES: usize = 1 << 20;
+/// Low bits of a slot: the part of the request, of which there are three at most.
+const PART_BITS: u32 = 2;
 
-/// Names a request of this connection while it is under way.
+/// From where a client came.
+#[derive(Clone)]
+pub enum Reach {
+    /// From this machine.
+    Local,
+    /// Over the network, and what it must talk; `None`: the configuration says that it need not be TLS.
+    Network(Option<TlsServer>),
+}
+
+/// Names a part of a request of this connection while it is under way.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Slot(pub u16);
 
@@ -72,7 +89,9 @@ pub enum End {
     Garbage(String),
     #[error("the client was refused: {0}")]
     Refused(String),
-    #[error("the client has not agreed on an export within {} s", HANDSHAKE_TIME.as_secs())]
+    #[error("TLS: {0}")]
+    Tls(String),
+    #[error("the client was too slow to agree on an export, or to leave")]
     Slow,
     #[error("the volume is not served here any more")]
     NotServed,
@@ -93,12 +112,11 @@ enum Phase {
         until: Instant,
     },
     RequestHeader,
-    /// The bytes of a write.
+    /// The bytes of a write, each part in memory of its own.
     Payload {
         cookie: u64,
-        range: BlockRange,
         fua: bool,
-        payload: Filling,
+        parts: [Option<(Part, Filling)>; 3],
     },
     /// The bytes of a refused write.
     Skip {
@@ -106,8 +124,8 @@ enum Phase {
         refusal: Refusal,
         left: usize,
     },
-    /// The client said goodbye: what is under way is finished, then the connection ends.
-    Closing,
+    /// What is under way is finished and sent, then the connection ends.
+    Closing(End),
     Ended,
 }
 
@@ -116,18 +134,25 @@ struct Pending {
     cookie: u64,
     kind: Kind,
     bytes: u64,
+    /// Parts that have not ended, a bit for each.
+    open: u8,
+    /// Why a part failed: then the whole fails, however the others end.
+    refusal: Option<Refusal>,
 }
 
 #[derive(Clone, Copy)]
 enum Kind {
-    Read(BlockRange),
-    Status { one: bool },
+    Read(Span),
+    Status { span: Span, one: bool },
     Other,
 }
 
 pub struct Connection {
     phase: Phase,
     handshake: Handshake,
+    /// What the client may begin TLS with.
+    tls_server: Option<TlsServer>,
+    tls: Option<Box<Session>>,
     agreement: Option<Agreement>,
     /// The start of a header or of option data that has not arrived whole.
     partial: Vec<u8>,
@@ -146,12 +171,19 @@ pub struct Connection {
 
 impl Connection {
     /// A client has just connected; the greeting waits to be sent.
-    pub fn new(now: Instant) -> Connection {
+    pub fn new(now: Instant, reach: Reach) -> Connection {
         let mut outbox = Outbox::default();
         greet(&mut outbox);
+        let (is_outside, tls_server) = match reach {
+            Reach::Local => (false, None),
+            Reach::Network(tls) => (true, tls),
+        };
+        let security = if tls_server.is_some() { Security::TlsWanted } else { Security::Plain };
         Connection {
             phase: Phase::ClientFlags,
-            handshake: Handshake::default(),
+            handshake: Handshake::new(security, is_outside),
+            tls_server,
+            tls: None,
             agreement: None,
             partial: Vec::new(),
             backlog: Vec::new(),
@@ -170,11 +202,7 @@ impl Connection {
     pub fn handle(&mut self, now: Instant, input: Input<'_>, exports: &Exports) {
         match input {
             _ if matches!(self.phase, Phase::Ended) => {}
-            Input::Bytes(bytes) if self.backlog.is_empty() => {
-                let taken = self.parse(now, bytes, exports);
-                self.backlog.extend_from_slice(&bytes[taken..]);
-            }
-            Input::Bytes(bytes) => self.backlog.extend_from_slice(bytes),
+            Input::Bytes(bytes) => self.receive(now, bytes, exports),
             Input::Ended => self.end(End::Finished),
             Input::Reply(slot, reply) => self.on_reply(slot, reply),
             Input::Sent => self.sending = false,
@@ -182,8 +210,14 @@ impl Connection {
             Input::Tick | Input::Exports => self.wait_on(now, exports),
         }
         self.parse_backlog(now, exports);
-        if matches!(self.phase, Phase::Closing) && self.in_flight() == 0 && self.outbox.is_empty() && !self.sending {
-            self.end(End::Finished);
+        if let Phase::Closing(end) = &self.phase
+            && self.in_flight() == 0
+        {
+            let end = end.clone();
+            self.deadline.get_or_insert(now + GOODBYE_TIME);
+            if self.outbox.is_empty() && !self.sending && !self.says_more() {
+                self.end(end);
+            }
         }
     }
 
@@ -200,16 +234,25 @@ impl Connection {
 
     /// Bytes for the client, in order; empty when there are none or earlier ones are not yet `Sent`.
     pub fn take_segments(&mut self) -> Vec<Segment> {
-        if self.sending || self.outbox.is_empty() {
+        if self.sending {
             return Vec::new();
         }
-        self.sending = true;
-        self.outbox.take()
+        let segments = match &mut self.tls {
+            None => self.outbox.take(),
+            Some(tls) => {
+                if !self.outbox.is_empty() {
+                    tls.send(&self.outbox.take_up_to(ENCRYPT_BYTES));
+                }
+                if tls.has_output() { vec![Segment::Bytes(tls.take_output())] } else { Vec::new() }
+            }
+        };
+        self.sending = !segments.is_empty();
+        segments
     }
 
     /// Whether more bytes should be received from the client.
     pub fn wants_input(&self) -> bool {
-        self.backlog.is_empty() && !self.is_full() && !matches!(self.phase, Phase::Closing | Phase::Ended)
+        self.backlog.is_empty() && !self.is_full() && !matches!(self.phase, Phase::Closing(_) | Phase::Ended)
     }
 
     /// Name and volume of the export agreed on.
@@ -217,9 +260,13 @@ impl Connection {
         self.agreement.as_ref().map(|agreement| (agreement.name.as_str(), agreement.volume))
     }
 
-    /// Requests under way.
+    /// Parts of requests under way.
     pub fn slots(&self) -> impl Iterator<Item = Slot> {
-        self.pending.iter().enumerate().filter(|(_, pending)| pending.is_some()).map(|(index, _)| Slot(index as u16))
+        let pending = self.pending.iter().enumerate().filter_map(|(index, pending)| Some((index, pending.as_ref()?)));
+        pending.flat_map(|(index, pending)| {
+            let open = (0..u8::BITS as u16).filter(|part| pending.open & 1 << part != 0);
+            open.map(move |part| Slot((index as u16) << PART_BITS | part))
+        })
     }
 
     fn in_flight(&self) -> usize {
@@ -238,18 +285,59 @@ impl Connection {
         }
     }
 
+    /// Takes bytes of the client's socket.
+    fn receive(&mut self, now: Instant, bytes: &[u8], exports: &Exports) {
+        if self.tls.is_some() {
+            self.decrypt(bytes);
+        } else if self.backlog.is_empty() {
+            let taken = self.parse(now, bytes, exports);
+            // Whatever follows STARTTLS is part of the session that begins, never of what was agreed in the clear.
+            if self.tls.is_some() {
+                self.decrypt(&bytes[taken..]);
+            } else {
+                self.backlog.extend_from_slice(&bytes[taken..]);
+            }
+        } else {
+            self.backlog.extend_from_slice(bytes);
+        }
+    }
+
+    /// Takes bytes of the TLS session; what they say is put behind what waits to be parsed.
+    fn decrypt(&mut self, bytes: &[u8]) {
+        let Some(tls) = &mut self.tls else { return };
+        match tls.receive(bytes, &mut self.backlog) {
+            Ok(true) => {}
+            Ok(false) => self.end(End::Finished),
+            // The alert is still sent, so that the client can say what is wrong with its certificate.
+            Err(why) => self.phase = Phase::Closing(End::Tls(why)),
+        }
+    }
+
+    /// Whether TLS has words left, its goodbye among them.
+    fn says_more(&mut self) -> bool {
+        let Some(tls) = &mut self.tls else { return false };
+        tls.close();
+        tls.has_output()
+    }
+
     /// Goes on with bytes that had to wait.
     fn parse_backlog(&mut self, now: Instant, exports: &Exports) {
-        if self.backlog.is_empty() {
+        while !self.backlog.is_empty() {
+            let is_plain = self.tls.is_none();
+            let mut backlog = std::mem::take(&mut self.backlog);
+            self.backlog_at += self.parse(now, &backlog[self.backlog_at..], exports);
+            if is_plain && self.tls.is_some() {
+                let rest = std::mem::take(&mut self.backlog_at);
+                self.decrypt(&backlog[rest..]);
+                continue;
+            }
+            if self.backlog_at == backlog.len() {
+                backlog.clear();
+                self.backlog_at = 0;
+            }
+            self.backlog = backlog;
             return;
         }
-        let mut backlog = std::mem::take(&mut self.backlog);
-        self.backlog_at += self.parse(now, &backlog[self.backlog_at..], exports);
-        if self.backlog_at == backlog.len() {
-            backlog.clear();
-            self.backlog_at = 0;
-        }
-        self.backlog = backlog;
     }
 
     /// Looks again whether the export that the client waits for is served here.
@@ -269,12 +357,25 @@ impl Connection {
                 self.deadline = None;
                 Phase::RequestHeader
             }
-            Outcome::Bye => Phase::Closing,
+            Outcome::StartTls => return self.start_tls(),
+            Outcome::Bye => Phase::Closing(End::Finished),
             Outcome::HangUp(why) => return self.end(End::Refused(why)),
         };
         if self.outbox.len() >= OUTBOX_MAX {
             // Replies to options are small: whoever gets here asks without end and never reads.
             self.end(End::Garbage("options without reading their replies".to_owned()));
+        }
+    }
+
+    fn start_tls(&mut self) {
+        let server = self.tls_server.as_ref().expect("only a connection that wants TLS is told to begin it");
+        match Session::new(server, &self.outbox.take()) {
+            Ok(session) => {
+                self.tls = Some(Box::new(session));
+                self.handshake.restart_in_tls();
+                self.phase = Phase::OptionHeader;
+            }
+            Err(cause) => self.end(End::Tls(cause.to_string())),
         }
     }
 
@@ -311,7 +412,11 @@ impl Connection {
                 Phase::OptionData { option, len } => {
                     let (option, len) = (*option, *len);
                     let Some(data) = fill(&mut self.partial, &mut rest, len) else { break };
+                    let is_plain = self.tls.is_none();
                     self.on_option(now, option, &data, exports, now + WAIT_TIME);
+                    if is_plain && self.tls.is_some() {
+                        break;
+                    }
                 }
                 Phase::Waiting { .. } => break,
                 Phase::RequestHeader => {
@@ -325,15 +430,18 @@ impl Connection {
                     };
                     self.on_request(header);
                 }
-                Phase::Payload { cookie, range, fua, payload } => {
-                    rest = &rest[payload.take(rest)..];
-                    if payload.missing() > 0 {
+                Phase::Payload { parts, .. } => {
+                    for (_, filling) in parts.iter_mut().flatten() {
+                        rest = &rest[filling.take(rest)..];
+                    }
+                    if parts.iter().flatten().any(|(_, filling)| filling.missing() > 0) {
                         break;
                     }
-                    let (cookie, range, fua) = (*cookie, *range, *fua);
-                    if let Phase::Payload { payload, .. } = std::mem::replace(&mut self.phase, Phase::RequestHeader) {
-                        let data = payload.finish().freeze();
-                        self.begin(cookie, Kind::Other, Op::Write { range, data, fua });
+                    if let Phase::Payload { cookie, fua, parts } =
+                        std::mem::replace(&mut self.phase, Phase::RequestHeader)
+                    {
+                        let write = |(part, filling): (Part, Filling)| change(part, filling.finish().freeze(), fua);
+                        self.begin(cookie, Kind::Other, parts.map(|part| part.map(write)));
                     }
                 }
                 Phase::Skip { cookie, refusal, left } => {
@@ -347,7 +455,7 @@ impl Connection {
                     self.phase = Phase::RequestHeader;
                 }
                 // A client says nothing after goodbye; if it does, nobody listens.
-                Phase::Closing | Phase::Ended => {
+                Phase::Closing(_) | Phase::Ended => {
                     rest = &[];
                     break;
                 }
@@ -361,18 +469,28 @@ impl Connection {
         let structured = agreement.structured;
         let cookie = header.cookie;
         match Command::parse(&header, agreement) {
-            Ok(Command::Read { range }) => self.begin(cookie, Kind::Read(range), Op::Read { range }),
-            Ok(Command::Status { range, one }) => self.begin(cookie, Kind::Status { one }, Op::Status { range }),
-            Ok(Command::Zero { range, fua }) => self.begin(cookie, Kind::Other, Op::Zero { range, fua }),
-            Ok(Command::Flush) => self.begin(cookie, Kind::Other, Op::Flush),
+            Ok(Command::Read { span }) => self.begin(cookie, Kind::Read(span), one(Op::Read { range: span.cover() })),
+            Ok(Command::Status { span, one: just_one }) => {
+                let kind = Kind::Status { span, one: just_one };
+                self.begin(cookie, kind, one(Op::Status { range: span.cover() }));
+            }
+            Ok(Command::Zero { span, fua }) => {
+                let zero = |part| match part {
+                    Part::Whole(range) => Op::Zero { range, fua },
+                    Part::Inside { len, .. } => change(part, Data::zeroed(len), fua),
+                };
+                self.begin(cookie, Kind::Other, span.parts().map(|part| part.map(zero)));
+            }
+            Ok(Command::Trim { range, fua }) => self.begin(cookie, Kind::Other, one(Op::Zero { range, fua })),
+            Ok(Command::Flush) => self.begin(cookie, Kind::Other, one(Op::Flush)),
             Ok(Command::Nothing) => simple_reply(&mut self.outbox, cookie, 0),
-            Ok(Command::Disconnect) => self.phase = Phase::Closing,
+            Ok(Command::Disconnect) => self.phase = Phase::Closing(End::Finished),
             Ok(Command::Write { .. }) | Err(_) if header.command == CMD_WRITE && header.len > PAYLOAD_MAX_ACCEPTED => {
                 self.end(End::Garbage(format!("a write of {} bytes", header.len)));
             }
-            Ok(Command::Write { range, fua }) => {
-                let payload = Filling::new(header.len as usize);
-                self.phase = Phase::Payload { cookie, range, fua, payload };
+            Ok(Command::Write { span, fua }) => {
+                let parts = span.parts().map(|part| part.map(|part| (part, Filling::new(part.len()))));
+                self.phase = Phase::Payload { cookie, fua, parts };
             }
             Err(refusal) if header.command == CMD_WRITE => {
                 self.phase = Phase::Skip { cookie, refusal, left: header.len as usize };
@@ -385,45 +503,81 @@ impl Connection {
         }
     }
 
-    fn begin(&mut self, cookie: u64, kind: Kind, op: Op) {
-        let bytes = match &op {
-            Op::Read { range } | Op::Write { range, .. } => range.count.bytes().0,
-            Op::Patch { .. } | Op::Zero { .. } | Op::Flush | Op::Status { .. } => 0,
-        };
-        let slot = self.free.pop().unwrap_or_else(|| {
+    /// Begins a request; its parts go on beside each other.
+    fn begin(&mut self, cookie: u64, kind: Kind, parts: [Option<Op>; 3]) {
+        let bytes = parts.iter().flatten().map(bytes_of).sum();
+        let index = self.free.pop().unwrap_or_else(|| {
             self.pending.push(None);
-            u16::try_from(self.pending.len() - 1).expect("REQUESTS_MAX bounds the slots")
+            u16::try_from(self.pending.len() - 1).expect("REQUESTS_MAX bounds the requests")
         });
-        self.pending[usize::from(slot)] = Some(Pending { cookie, kind, bytes });
-        self.bytes_in_flight += bytes;
         let volume = self.agreement.as_ref().expect("requests come after the agreement").volume;
-        self.outputs.push_back(Output::Request { slot: Slot(slot), volume, op });
+        let mut open = 0;
+        for (part, op) in (0u16..).zip(parts.into_iter().flatten()) {
+            open |= 1 << part;
+            self.outputs.push_back(Output::Request { slot: Slot(index << PART_BITS | part), volume, op });
+        }
+        self.pending[usize::from(index)] = Some(Pending { cookie, kind, bytes, open, refusal: None });
+        self.bytes_in_flight += bytes;
     }
 
     fn on_reply(&mut self, slot: Slot, reply: Reply) {
-        let pending = self.pending.get_mut(usize::from(slot.0)).and_then(Option::take);
-        let Pending { cookie, kind, bytes } = pending.expect("a reply belongs to a request under way");
-        self.free.push(slot.0);
+        let index = slot.0 >> PART_BITS;
+        let part = 1 << (slot.0 & ((1 << PART_BITS) - 1));
+        let entry = self.pending.get_mut(usize::from(index));
+        let pending = entry.and_then(Option::as_mut).filter(|pending| pending.open & part != 0);
+        let pending = pending.expect("a reply belongs to a part of a request under way");
+        pending.open &= !part;
+        if let Reply::Failed(error) = &reply {
+            match refusal_of(*error) {
+                Some(refusal) => pending.refusal = Some(refusal),
+                None => return self.end(End::NotServed),
+            }
+        }
+        if pending.open != 0 {
+            return;
+        }
+        let Pending { cookie, kind, bytes, refusal, .. } =
+            self.pending[usize::from(index)].take().expect("looked up above");
+        self.free.push(index);
         self.bytes_in_flight -= bytes;
         let structured = self.agreement.as_ref().is_some_and(|agreement| agreement.structured);
         let out = &mut self.outbox;
         match (kind, reply) {
-            (Kind::Read(range), Reply::Data(data)) => {
-                assert_eq!(data.len() as u64, range.count.bytes().0, "a read brings what was asked");
-                read_reply(out, cookie, structured, range);
-                out.data(data);
+            (kind, _) if refusal.is_some() => {
+                let structured = structured && !matches!(kind, Kind::Other);
+                error_reply(out, cookie, structured, refusal.expect("looked at above"));
             }
-            (Kind::Status { one }, Reply::Status(runs)) => status_reply(out, cookie, &runs, one),
+            (Kind::Read(span), Reply::Data(data)) => {
+                assert_eq!(data.len() as u64, span.cover().count.bytes().0, "a read brings what was asked");
+                read_reply(out, cookie, structured, span);
+                out.data(data.slice(span.offset()..span.offset() + span.len as usize));
+            }
+            (Kind::Status { span, one }, Reply::Status(runs)) => status_reply(out, cookie, &runs, span, one),
             (Kind::Other, Reply::Done) => simple_reply(out, cookie, 0),
-            (kind, Reply::Failed(error)) => match refusal_of(error) {
-                Some(refusal) => {
-                    let structured = structured && !matches!(kind, Kind::Other);
-                    error_reply(out, cookie, structured, refusal);
-                }
-                None => self.end(End::NotServed),
-            },
             (_, reply) => panic!("a reply of the wrong kind: {reply:?}"),
         }
+    }
+}
+
+/// A request of one part.
+fn one(op: Op) -> [Option<Op>; 3] {
+    [Some(op), None, None]
+}
+
+/// This part of a volume becomes `data`.
+fn change(part: Part, data: Data, fua: bool) -> Op {
+    match part {
+        Part::Whole(range) => Op::Write { range, data, fua },
+        Part::Inside { block, offset, .. } => Op::Patch { block, offset, data, fua },
+    }
+}
+
+/// Memory that it takes while it is under way.
+fn bytes_of(op: &Op) -> u64 {
+    match op {
+        Op::Read { range } | Op::Write { range, .. } => range.count.bytes().0,
+        Op::Patch { .. } => BLOCK_BYTES,
+        Op::Zero { .. } | Op::Flush | Op::Status { .. } => 0,
     }
 }
 

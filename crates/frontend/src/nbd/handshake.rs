@@ -4,7 +4,6 @@ use super::outbox::{Outbox, Reader};
 use super::proto::*;
 use crate::export::{Export, Exports, Found};
 use pollux_base::VolumeId;
-use pollux_base::unit::BLOCK_BYTES;
 
 /// What was agreed before transmission.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +12,7 @@ pub struct Agreement {
     pub volume: VolumeId,
     /// Size in bytes, as the client was told.
     pub size: u64,
+    pub is_read_only: bool,
     pub structured: bool,
     /// The client may ask for `base:allocation`.
     pub block_status: bool,
@@ -26,15 +26,29 @@ pub enum Outcome {
     /// The export may be served here in a moment: nothing was said yet, try again then.
     Wait,
     Transmit(Agreement),
+    /// What is in the outbox is sent as it is, everything after it over TLS; haggling begins anew.
+    StartTls,
     /// The client said goodbye; what is in the outbox is still sent.
     Bye,
     /// The protocol knows no reply for this but hanging up.
     HangUp(String),
 }
 
+/// How far a connection is secured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Security {
+    /// It needs no TLS, and there is none: it does not leave the machine, or the configuration says so.
+    Plain,
+    /// Nothing is said of exports before TLS (FORCEDTLS in the protocol's words).
+    TlsWanted,
+    TlsUp,
+}
+
 /// What the client has settled so far.
-#[derive(Default)]
 pub struct Handshake {
+    pub security: Security,
+    /// The client came over the network: it sees public exports only.
+    is_outside: bool,
     /// The client wants no 124 zeros after EXPORT_NAME.
     pub no_zeroes: bool,
     structured: bool,
@@ -50,6 +64,17 @@ pub fn greet(out: &mut Outbox) {
 }
 
 impl Handshake {
+    pub fn new(security: Security, is_outside: bool) -> Handshake {
+        Handshake { security, is_outside, no_zeroes: false, structured: false, context_of: None }
+    }
+
+    /// Nothing that was said in the clear counts any more.
+    pub fn restart_in_tls(&mut self) {
+        self.security = Security::TlsUp;
+        self.structured = false;
+        self.context_of = None;
+    }
+
     /// One option, complete. `may_wait`: the client has not waited long enough yet.
     pub fn on_option(
         &mut self,
@@ -60,13 +85,24 @@ impl Handshake {
         out: &mut Outbox,
     ) -> Outcome {
         match option {
+            OPT_STARTTLS => return self.on_start_tls(data, out),
+            OPT_EXPORT_NAME if self.security == Security::TlsWanted => {
+                return Outcome::HangUp("it asked for an export without TLS, which is required here".to_owned());
+            }
+            OPT_ABORT => {}
+            _ if self.security == Security::TlsWanted => {
+                return refuse(out, option, REP_ERR_TLS_REQD, "this server talks over TLS only: begin with STARTTLS");
+            }
+            _ => {}
+        }
+        match option {
             OPT_EXPORT_NAME => return self.on_export_name(data, exports, may_wait, out),
             OPT_ABORT => {
                 reply(out, option, REP_ACK, &[]);
                 return Outcome::Bye;
             }
             OPT_LIST if data.is_empty() => {
-                for name in exports.here() {
+                for name in exports.here(self.is_outside) {
                     let mut entry = (name.len() as u32).to_be_bytes().to_vec();
                     entry.extend_from_slice(name.as_bytes());
                     reply(out, option, REP_SERVER, &entry);
@@ -92,10 +128,10 @@ impl Handshake {
     }
 
     fn on_export_name(&mut self, data: &[u8], exports: &Exports, may_wait: bool, out: &mut Outbox) -> Outcome {
-        match find(data, exports, may_wait) {
+        match self.find(data, exports, may_wait) {
             Ok((name, export)) => {
                 out.u64(export.size.0);
-                out.u16(self.transmission_flags());
+                out.u16(self.transmission_flags(export));
                 if !self.no_zeroes {
                     out.bytes(&[0; 124]);
                 }
@@ -109,26 +145,22 @@ impl Handshake {
 
     /// INFO and GO differ only in what follows a success.
     fn on_go(&mut self, option: u32, data: &[u8], exports: &Exports, may_wait: bool, out: &mut Outbox) -> Outcome {
-        let Some((name, asks_block_size)) = parse_go(data) else {
+        let Some(name) = parse_go(data) else {
             return refuse(out, option, REP_ERR_INVALID, "lengths inside the option do not add up");
         };
-        let (name, export) = match find(name, exports, may_wait) {
+        let (name, export) = match self.find(name, exports, may_wait) {
             Ok(found) => found,
             Err(Some(why)) => return refuse(out, option, REP_ERR_UNKNOWN, &why),
             Err(None) => return Outcome::Wait,
         };
         let mut sizes = INFO_BLOCK_SIZE.to_be_bytes().to_vec();
-        for size in [BLOCK_BYTES as u32, BLOCK_SIZE_PREFERRED, PAYLOAD_MAX_ADVERTISED] {
+        for size in [BLOCK_SIZE_MIN, BLOCK_SIZE_PREFERRED, PAYLOAD_MAX_ADVERTISED] {
             sizes.extend_from_slice(&size.to_be_bytes());
         }
         reply(out, option, REP_INFO, &sizes);
-        if !asks_block_size {
-            let text = "requests must be multiples of 4096 bytes: ask for NBD_INFO_BLOCK_SIZE and keep to it";
-            return refuse(out, option, REP_ERR_BLOCK_SIZE_REQD, text);
-        }
         let mut info = INFO_EXPORT.to_be_bytes().to_vec();
         info.extend_from_slice(&export.size.0.to_be_bytes());
-        info.extend_from_slice(&self.transmission_flags().to_be_bytes());
+        info.extend_from_slice(&self.transmission_flags(export).to_be_bytes());
         reply(out, option, REP_INFO, &info);
         reply(out, option, REP_ACK, &[]);
         if option == OPT_GO { Outcome::Transmit(self.agree(name, export)) } else { Outcome::Haggle }
@@ -153,7 +185,7 @@ impl Handshake {
         let Some((name, queries)) = parse_meta_context(data) else {
             return refuse(out, option, REP_ERR_INVALID, "lengths inside the option do not add up");
         };
-        let name = match find(name, exports, may_wait) {
+        let name = match self.find(name, exports, may_wait) {
             Ok((name, _)) => name,
             Err(Some(why)) => return refuse(out, option, REP_ERR_UNKNOWN, &why),
             Err(None) => return Outcome::Wait,
@@ -176,16 +208,49 @@ impl Handshake {
         Outcome::Haggle
     }
 
-    fn transmission_flags(&self) -> u16 {
-        let always = TRANSMISSION_HAS_FLAGS
+    fn on_start_tls(&mut self, data: &[u8], out: &mut Outbox) -> Outcome {
+        match self.security {
+            _ if !data.is_empty() => refuse(out, OPT_STARTTLS, REP_ERR_INVALID, "this option takes no data"),
+            Security::Plain => refuse(out, OPT_STARTTLS, REP_ERR_POLICY, "there is no TLS at this address"),
+            Security::TlsUp => refuse(out, OPT_STARTTLS, REP_ERR_INVALID, "TLS is in use already"),
+            Security::TlsWanted => {
+                reply(out, OPT_STARTTLS, REP_ACK, &[]);
+                Outcome::StartTls
+            }
+        }
+    }
+
+    fn transmission_flags(&self, export: &Export) -> u16 {
+        let mut flags = TRANSMISSION_HAS_FLAGS
             | TRANSMISSION_SEND_FLUSH
             | TRANSMISSION_SEND_FUA
-            | TRANSMISSION_SEND_TRIM
-            | TRANSMISSION_SEND_WRITE_ZEROES
-            | TRANSMISSION_CAN_MULTI_CONN;
+            | TRANSMISSION_CAN_MULTI_CONN
+            | TRANSMISSION_SEND_CACHE;
+        flags |= match export.is_read_only {
+            true => TRANSMISSION_READ_ONLY,
+            false => TRANSMISSION_SEND_TRIM | TRANSMISSION_SEND_WRITE_ZEROES | TRANSMISSION_SEND_FAST_ZERO,
+        };
         // Reads are always answered in one piece, so "do not fragment" costs nothing; but the flag is only legal with
         // structured replies.
-        if self.structured { always | TRANSMISSION_SEND_DF } else { always }
+        if self.structured { flags | TRANSMISSION_SEND_DF } else { flags }
+    }
+
+    /// The export of this name; else why not, or `None` if waiting may help.
+    fn find<'a>(
+        &self,
+        name: &'a [u8],
+        exports: &'a Exports,
+        may_wait: bool,
+    ) -> Result<(&'a str, &'a Export), Option<String>> {
+        if name.len() > NAME_BYTES_MAX {
+            return Err(Some(format!("a name of {} bytes is longer than {NAME_BYTES_MAX}", name.len())));
+        }
+        let name = std::str::from_utf8(name).map_err(|_| Some("the name is not UTF-8".to_owned()))?;
+        match exports.find(name, self.is_outside) {
+            Found::Here(export) => Ok((name, export)),
+            Found::Soon(_) if may_wait => Err(None),
+            Found::Soon(why) | Found::No(why) => Err(Some(why)),
+        }
     }
 
     fn agree(&self, name: &str, export: &Export) -> Agreement {
@@ -193,22 +258,20 @@ impl Handshake {
             name: name.to_owned(),
             volume: export.volume,
             size: export.size.0,
+            is_read_only: export.is_read_only,
             structured: self.structured,
             block_status: self.structured && self.context_of.as_deref() == Some(name),
         }
     }
 }
 
-/// The name, and whether the client wants to know the block sizes.
-fn parse_go(data: &[u8]) -> Option<(&[u8], bool)> {
+/// The name. Which kinds of information are asked for changes nothing: they are all told.
+fn parse_go(data: &[u8]) -> Option<&[u8]> {
     let mut reader = Reader(data);
     let name = reader.string()?;
     let count = reader.u16()?;
-    let mut asks_block_size = false;
-    for _ in 0..count {
-        asks_block_size |= reader.u16()? == INFO_BLOCK_SIZE;
-    }
-    reader.0.is_empty().then_some((name, asks_block_size))
+    reader.bytes(2 * usize::from(count))?;
+    reader.0.is_empty().then_some(name)
 }
 
 fn parse_meta_context(data: &[u8]) -> Option<(&[u8], Vec<&[u8]>)> {
@@ -221,19 +284,6 @@ fn parse_meta_context(data: &[u8]) -> Option<(&[u8], Vec<&[u8]>)> {
         queries.push(reader.string()?);
     }
     reader.0.is_empty().then_some((name, queries))
-}
-
-/// The export of this name; else why not, or `None` if waiting may help.
-fn find<'a>(name: &'a [u8], exports: &'a Exports, may_wait: bool) -> Result<(&'a str, &'a Export), Option<String>> {
-    if name.len() > NAME_BYTES_MAX {
-        return Err(Some(format!("a name of {} bytes is longer than {NAME_BYTES_MAX}", name.len())));
-    }
-    let name = std::str::from_utf8(name).map_err(|_| Some("the name is not UTF-8".to_owned()))?;
-    match exports.find(name) {
-        Found::Here(export) => Ok((name, export)),
-        Found::Soon(_) if may_wait => Err(None),
-        Found::Soon(why) | Found::No(why) => Err(Some(why)),
-    }
 }
 
 fn reply(out: &mut Outbox, option: u32, kind: u32, data: &[u8]) {

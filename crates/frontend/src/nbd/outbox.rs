@@ -24,6 +24,29 @@ impl Outbox {
         std::mem::take(&mut self.segments)
     }
 
+    /// The first `len` bytes of what waits, or all.
+    pub fn take_up_to(&mut self, len: usize) -> Vec<Segment> {
+        if self.len <= len {
+            return self.take();
+        }
+        let (mut taken, mut left) = (Vec::new(), len);
+        let mut rest = std::mem::take(&mut self.segments).into_iter();
+        while let Some(segment) = rest.next() {
+            if segment.len() <= left {
+                left -= segment.len();
+                taken.push(segment);
+                continue;
+            }
+            let (now, later) = split(segment, left);
+            taken.push(now);
+            self.segments.push(later);
+            break;
+        }
+        self.segments.extend(rest);
+        self.len -= len;
+        taken
+    }
+
     pub fn bytes(&mut self, bytes: &[u8]) {
         self.len += bytes.len();
         match self.segments.last_mut() {
@@ -47,6 +70,16 @@ impl Outbox {
 
     pub fn u64(&mut self, value: u64) {
         self.bytes(&value.to_be_bytes());
+    }
+}
+
+fn split(segment: Segment, at: usize) -> (Segment, Segment) {
+    match segment {
+        Segment::Bytes(mut bytes) => {
+            let rest = bytes.split_off(at);
+            (Segment::Bytes(bytes), Segment::Bytes(rest))
+        }
+        Segment::Data(data) => (Segment::Data(data.slice(0..at)), Segment::Data(data.slice(at..data.len()))),
     }
 }
 
@@ -82,5 +115,32 @@ impl<'a> Reader<'a> {
     pub fn string(&mut self) -> Option<&'a [u8]> {
         let len = self.u32()?;
         self.bytes(usize::try_from(len).ok()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_taken_in_pieces_is_the_same_as_at_once() {
+        let fill = || {
+            let mut outbox = Outbox::default();
+            outbox.bytes(b"head");
+            outbox.data(Data::copy_of(&[7; 100]));
+            outbox.u32(9);
+            outbox
+        };
+        let flat = |segments: Vec<Segment>| segments.iter().flat_map(Segment::as_slice).copied().collect::<Vec<u8>>();
+        let whole = flat(fill().take());
+        for len in 1..whole.len() + 2 {
+            let (mut outbox, mut taken) = (fill(), Vec::new());
+            while !outbox.is_empty() {
+                let piece = flat(outbox.take_up_to(len));
+                assert!(!piece.is_empty() && piece.len() <= len);
+                taken.extend(piece);
+            }
+            assert_eq!(taken, whole);
+        }
     }
 }

@@ -16,6 +16,7 @@ pub const FLAG_NO_ZEROES: u16 = 1 << 1;
 pub const OPT_EXPORT_NAME: u32 = 1;
 pub const OPT_ABORT: u32 = 2;
 pub const OPT_LIST: u32 = 3;
+pub const OPT_STARTTLS: u32 = 5;
 pub const OPT_INFO: u32 = 6;
 pub const OPT_GO: u32 = 7;
 pub const OPT_STRUCTURED_REPLY: u32 = 8;
@@ -27,26 +28,31 @@ pub const REP_SERVER: u32 = 2;
 pub const REP_INFO: u32 = 3;
 pub const REP_META_CONTEXT: u32 = 4;
 pub const REP_ERR_UNSUP: u32 = 1 << 31 | 1;
+pub const REP_ERR_POLICY: u32 = 1 << 31 | 2;
 pub const REP_ERR_INVALID: u32 = 1 << 31 | 3;
+pub const REP_ERR_TLS_REQD: u32 = 1 << 31 | 5;
 pub const REP_ERR_UNKNOWN: u32 = 1 << 31 | 6;
-pub const REP_ERR_BLOCK_SIZE_REQD: u32 = 1 << 31 | 8;
 
 pub const INFO_EXPORT: u16 = 0;
 pub const INFO_BLOCK_SIZE: u16 = 3;
 
 pub const TRANSMISSION_HAS_FLAGS: u16 = 1 << 0;
+pub const TRANSMISSION_READ_ONLY: u16 = 1 << 1;
 pub const TRANSMISSION_SEND_FLUSH: u16 = 1 << 2;
 pub const TRANSMISSION_SEND_FUA: u16 = 1 << 3;
 pub const TRANSMISSION_SEND_TRIM: u16 = 1 << 5;
 pub const TRANSMISSION_SEND_WRITE_ZEROES: u16 = 1 << 6;
 pub const TRANSMISSION_SEND_DF: u16 = 1 << 7;
 pub const TRANSMISSION_CAN_MULTI_CONN: u16 = 1 << 8;
+pub const TRANSMISSION_SEND_CACHE: u16 = 1 << 10;
+pub const TRANSMISSION_SEND_FAST_ZERO: u16 = 1 << 11;
 
 pub const CMD_READ: u16 = 0;
 pub const CMD_WRITE: u16 = 1;
 pub const CMD_DISC: u16 = 2;
 pub const CMD_FLUSH: u16 = 3;
 pub const CMD_TRIM: u16 = 4;
+pub const CMD_CACHE: u16 = 5;
 pub const CMD_WRITE_ZEROES: u16 = 6;
 pub const CMD_BLOCK_STATUS: u16 = 7;
 
@@ -54,6 +60,7 @@ pub const CMD_FLAG_FUA: u16 = 1 << 0;
 pub const CMD_FLAG_NO_HOLE: u16 = 1 << 1;
 pub const CMD_FLAG_DF: u16 = 1 << 2;
 pub const CMD_FLAG_REQ_ONE: u16 = 1 << 3;
+pub const CMD_FLAG_FAST_ZERO: u16 = 1 << 4;
 
 pub const REPLY_FLAG_DONE: u16 = 1 << 0;
 pub const REPLY_TYPE_OFFSET_DATA: u16 = 1;
@@ -63,6 +70,7 @@ pub const REPLY_TYPE_ERROR: u16 = 1 << 15 | 1;
 pub const STATE_HOLE: u32 = 1 << 0;
 pub const STATE_ZERO: u32 = 1 << 1;
 
+pub const EPERM: u32 = 1;
 pub const EIO: u32 = 5;
 pub const EINVAL: u32 = 22;
 pub const ENOSPC: u32 = 28;
@@ -71,7 +79,9 @@ pub const ENOSPC: u32 = 28;
 pub const BASE_ALLOCATION: &str = "base:allocation";
 pub const BASE_ALLOCATION_ID: u32 = 1;
 
-/// What clients should use where they can choose. Equal to the minimum: nothing is gained by more.
+/// Smallest unit of a request: what is not whole blocks is read, changed and written here.
+pub const BLOCK_SIZE_MIN: u32 = 1;
+/// What clients should use where they can choose: whole blocks, which are written without being read first.
 pub const BLOCK_SIZE_PREFERRED: u32 = 4096;
 /// Largest read or write that clients are told to send: an extent, so that most requests touch one or two.
 pub const PAYLOAD_MAX_ADVERTISED: u32 = 4 << 20;

@@ -3,8 +3,9 @@
 use super::handshake::Agreement;
 use super::outbox::{Outbox, Reader};
 use super::proto::*;
+use super::span::Span;
 use pollux_base::block::BlockError;
-use pollux_base::unit::{BLOCK_BYTES, BlockCount, BlockIndex, BlockRange};
+use pollux_base::unit::BlockRange;
 
 /// A request's header takes this many bytes.
 pub const REQUEST_BYTES: usize = 28;
@@ -41,24 +42,29 @@ impl Header {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
     Read {
-        range: BlockRange,
+        span: Span,
     },
-    /// As many payload bytes as the range has follow.
+    /// As many payload bytes as the span has follow.
     Write {
-        range: BlockRange,
+        span: Span,
         fua: bool,
     },
     Zero {
+        span: Span,
+        fua: bool,
+    },
+    /// A hint: only these whole blocks are zeroed.
+    Trim {
         range: BlockRange,
         fua: bool,
     },
     Flush,
     Status {
-        range: BlockRange,
+        span: Span,
         one: bool,
     },
     Disconnect,
-    /// A hint that covers no whole block: done already.
+    /// A hint that there is nothing to do about.
     Nothing,
 }
 
@@ -78,7 +84,7 @@ impl Command {
         let allowed = match header.command {
             // FUA is legal on every command, also where it says nothing.
             CMD_READ => CMD_FLAG_FUA | if agreement.structured { CMD_FLAG_DF } else { 0 },
-            CMD_WRITE_ZEROES => CMD_FLAG_FUA | CMD_FLAG_NO_HOLE,
+            CMD_WRITE_ZEROES => CMD_FLAG_FUA | CMD_FLAG_NO_HOLE | CMD_FLAG_FAST_ZERO,
             CMD_BLOCK_STATUS => CMD_FLAG_FUA | CMD_FLAG_REQ_ONE,
             _ => CMD_FLAG_FUA,
         };
@@ -86,33 +92,33 @@ impl Command {
             return Err(invalid("a flag that this command does not have"));
         }
         let fua = header.flags & CMD_FLAG_FUA != 0;
+        if agreement.is_read_only && matches!(header.command, CMD_WRITE | CMD_WRITE_ZEROES | CMD_TRIM) {
+            return Err(Refusal { error: EPERM, text: "the export is read-only" });
+        }
         match header.command {
             CMD_READ => {
-                let range = range(header, agreement, EINVAL)?;
+                let span = span(header, agreement, EINVAL)?;
                 if header.len > PAYLOAD_MAX_ACCEPTED {
                     return Err(invalid("more than 32 MiB in one read"));
                 }
-                Ok(Command::Read { range })
+                Ok(Command::Read { span })
             }
-            CMD_WRITE => Ok(Command::Write { range: range(header, agreement, ENOSPC)?, fua }),
-            CMD_WRITE_ZEROES => Ok(Command::Zero { range: range(header, agreement, ENOSPC)?, fua }),
+            CMD_WRITE => Ok(Command::Write { span: span(header, agreement, ENOSPC)?, fua }),
+            CMD_WRITE_ZEROES => Ok(Command::Zero { span: span(header, agreement, ENOSPC)?, fua }),
             CMD_TRIM => {
-                within(header, agreement, EINVAL)?;
-                let start = header.offset.div_ceil(BLOCK_BYTES);
-                let end = (header.offset + u64::from(header.len)) / BLOCK_BYTES;
-                if start >= end {
-                    return Ok(Command::Nothing);
-                }
-                Ok(Command::Zero { range: BlockRange::new(BlockIndex(start), BlockCount(end - start)), fua })
+                let range = span(header, agreement, EINVAL)?.inner();
+                Ok(if range.count.0 == 0 { Command::Nothing } else { Command::Trim { range, fua } })
             }
+            // There is no cache to fill.
+            CMD_CACHE => span(header, agreement, EINVAL).map(|_| Command::Nothing),
             CMD_FLUSH => Ok(Command::Flush),
             CMD_BLOCK_STATUS => {
                 if !agreement.block_status {
                     return Err(invalid("no metadata context was selected"));
                 }
-                let mut range = range(header, agreement, EINVAL)?;
-                range.count = range.count.min(BlockCount(STATUS_BYTES_MAX / BLOCK_BYTES));
-                Ok(Command::Status { range, one: header.flags & CMD_FLAG_REQ_ONE != 0 })
+                let mut span = span(header, agreement, EINVAL)?;
+                span.len = span.len.min(STATUS_BYTES_MAX);
+                Ok(Command::Status { span, one: header.flags & CMD_FLAG_REQ_ONE != 0 })
             }
             CMD_DISC => Ok(Command::Disconnect),
             _ => Err(invalid("this server does not know this command")),
@@ -120,24 +126,16 @@ impl Command {
     }
 }
 
-/// Checks that the request lies inside the export.
-fn within(header: &Header, agreement: &Agreement, error: u32) -> Result<(), Refusal> {
-    match header.offset.checked_add(u64::from(header.len)) {
-        Some(end) if end <= agreement.size => Ok(()),
-        _ => Err(Refusal { error, text: "beyond the end of the export" }),
-    }
-}
-
-fn range(header: &Header, agreement: &Agreement, beyond: u32) -> Result<BlockRange, Refusal> {
+/// The bytes of the request, which lie inside the export.
+fn span(header: &Header, agreement: &Agreement, beyond: u32) -> Result<Span, Refusal> {
     if header.len == 0 {
         return Err(invalid("a length of zero"));
     }
-    within(header, agreement, beyond)?;
-    if !header.offset.is_multiple_of(BLOCK_BYTES) || !u64::from(header.len).is_multiple_of(BLOCK_BYTES) {
-        return Err(invalid("offset and length must be multiples of 4096"));
+    let len = u64::from(header.len);
+    match header.offset.checked_add(len) {
+        Some(end) if end <= agreement.size => Ok(Span { start: header.offset, len }),
+        _ => Err(Refusal { error: beyond, text: "beyond the end of the export" }),
     }
-    let (start, count) = (header.offset / BLOCK_BYTES, u64::from(header.len) / BLOCK_BYTES);
-    Ok(BlockRange::new(BlockIndex(start), BlockCount(count)))
 }
 
 /// What a client is told of a failed request. `None`: the connection ends instead, because an error would reach the
@@ -165,23 +163,24 @@ fn structured_reply(out: &mut Outbox, cookie: u64, kind: u16, len: usize) {
 }
 
 /// Head of a read's reply; the data follows.
-pub fn read_reply(out: &mut Outbox, cookie: u64, structured: bool, range: BlockRange) {
+pub fn read_reply(out: &mut Outbox, cookie: u64, structured: bool, span: Span) {
     if structured {
-        let len = range.count.bytes().0 as usize;
-        structured_reply(out, cookie, REPLY_TYPE_OFFSET_DATA, 8 + len);
-        out.u64(range.start.bytes().0);
+        structured_reply(out, cookie, REPLY_TYPE_OFFSET_DATA, 8 + span.len as usize);
+        out.u64(span.start);
     } else {
         simple_reply(out, cookie, 0);
     }
 }
 
-/// The runs tell whether there may be data; adjoining ones that say the same are told as one.
-pub fn status_reply(out: &mut Outbox, cookie: u64, runs: &[(BlockRange, bool)], one: bool) {
+/// The runs tell whether there may be data; adjoining ones that say the same are told as one. They are of whole blocks,
+/// what is told is of the asked bytes.
+pub fn status_reply(out: &mut Outbox, cookie: u64, runs: &[(BlockRange, bool)], span: Span, one: bool) {
     let runs_max = if one { 1 } else { STATUS_RUNS_MAX };
     let mut merged: Vec<(u64, u32)> = Vec::new();
-    for (range, has_data) in runs.iter().filter(|(range, _)| range.count.0 > 0) {
+    for (range, has_data) in runs {
         let flags = if *has_data { 0 } else { STATE_HOLE | STATE_ZERO };
-        let len = range.count.bytes().0;
+        let (start, end) = (range.start.bytes().0.max(span.start), range.end().bytes().0.min(span.start + span.len));
+        let Some(len) = end.checked_sub(start).filter(|len| *len > 0) else { continue };
         let is_full = merged.len() == runs_max;
         match merged.last_mut() {
             Some((run, last)) if *last == flags => *run += len,

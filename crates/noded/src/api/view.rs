@@ -5,7 +5,7 @@
 use crate::fill::escape;
 use pollux_api as api;
 use pollux_api::{GroupKind, GroupState, NodeState, PoolState, Protection, SubjectKind, VmState};
-use pollux_base::config::NodeConfig;
+use pollux_base::config::{NbdTls, NodeConfig};
 use pollux_base::order::{FreezeReason, GroupReport, ReplicaState};
 use pollux_base::pool::{PoolLevel, PoolReport};
 use pollux_base::{GroupId, ImageId, NodeId, VmId, VolumeId};
@@ -337,12 +337,13 @@ pub fn volume(cluster: &Cluster, config: &NodeConfig, id: VolumeId) -> Option<ap
 
 /// Where other machines reach the volume: at its primary, and where it goes if that is lost.
 fn uris(config: &NodeConfig, primary: NodeId, name: &str) -> Vec<String> {
+    let scheme = if config.nbd_tls == NbdTls::Plain { "nbd" } else { "nbds" };
     let mut nodes: Vec<_> = config.nodes.iter().collect();
     nodes.sort_by_key(|node| node.node != primary);
     nodes
         .into_iter()
         .flat_map(|node| node.nbd.iter())
-        .map(|address| format!("nbd://{address}/{}", escape(name)))
+        .map(|address| format!("{scheme}://{address}/{}", escape(name)))
         .collect()
 }
 

@@ -148,6 +148,7 @@ impl Site {
                 certificate: self.path("certificate.pem"),
                 key: self.path("key.pem"),
             },
+            nbd_tls: pollux_base::config::NbdTls::default(),
             secret_file: self.path("secret"),
             token_file: self.path("token"),
             guest_cgroup: None,
