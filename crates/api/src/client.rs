@@ -4,7 +4,7 @@
 //! tried at another node only when it certainly never reached the first. Every call is bounded in time.
 
 use crate::error::{ApiError, ErrorCode};
-use crate::request::{Accepted, ConfirmDown, CreateVm, CreateVolume, ExportVolume};
+use crate::request::{Accepted, ConfirmDown, CreateVm, CreateVolume, ExportVolume, ScrubVolume};
 use crate::resource::{ConfirmToken, Event, Group, Image, Node, Pool, Status, Task, TaskState, Vm, Volume, Witness};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -189,6 +189,10 @@ impl Client {
     /// The addresses are in `Volume::uris` once the task is done.
     pub fn export_volume(&self, volume: &str, exported: bool) -> Result<Accepted, ClientError> {
         self.post(&format!("/v1/volumes/{}/export", escape(volume)), &ExportVolume { exported })
+    }
+    /// A scrub now; or, with `every_days`, how often it is made by itself.
+    pub fn scrub_volume(&self, volume: &str, every_days: Option<u32>) -> Result<Accepted, ClientError> {
+        self.post(&format!("/v1/volumes/{}/scrub", escape(volume)), &ScrubVolume { every_days })
     }
     pub fn images(&self) -> Result<Vec<Image>, ClientError> {
         self.get("/v1/images")

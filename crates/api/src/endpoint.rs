@@ -84,6 +84,11 @@ pub const ENDPOINTS: &[Endpoint] = &[
     post("/v1/volumes", "Create a volume of its own group.", One("CreateVolume")),
     get("/v1/volumes/{volume}", "One volume.", One("Volume")),
     delete("/v1/volumes/{volume}", "Delete a volume that belongs to no VM and no image."),
+    post(
+        "/v1/volumes/{volume}/scrub",
+        "Read it on every replica and compare them, now or every so many days.",
+        One("ScrubVolume"),
+    ),
     post("/v1/volumes/{volume}/export", "Offer it over NBD, or cease to.", One("ExportVolume")),
     get("/v1/images", "All images.", Many("Image")),
     Endpoint {

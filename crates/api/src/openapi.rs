@@ -95,6 +95,7 @@ fn schemas() -> BTreeMap<String, Value> {
     add::<request::CreateVm>(&mut schemas);
     add::<request::CreateVolume>(&mut schemas);
     add::<request::ExportVolume>(&mut schemas);
+    add::<request::ScrubVolume>(&mut schemas);
     add::<request::ConfirmDown>(&mut schemas);
     add::<request::Accepted>(&mut schemas);
     add::<error::ApiError>(&mut schemas);

@@ -32,6 +32,15 @@ pub struct ExportVolume {
     pub exported: bool,
 }
 
+/// A scrub of the volume's group, or how often it is scrubbed by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ScrubVolume {
+    /// Not given: a scrub is made now. 0: never by itself.
+    #[serde(default)]
+    pub every_days: Option<u32>,
+}
+
 /// A human's word that a node is down.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

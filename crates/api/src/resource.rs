@@ -154,6 +154,7 @@ pub struct Group {
     pub reason: Option<String>,
     /// While `resyncing`.
     pub resync: Option<Resync>,
+    pub scrub: Scrub,
     pub generation: u64,
     pub epoch: u64,
     /// Node whose replica accepts I/O.
@@ -200,12 +201,45 @@ pub struct Resync {
     /// Candidate extents (4 MiB each) at the start and still to do.
     pub extents_total: u64,
     pub extents_left: u64,
-    /// Bytes of differing blocks sent so far.
+    /// Bytes of differing blocks sent so far, and of late per second.
     pub sent_bytes: u64,
+    pub bytes_per_second: u64,
+    /// What is left takes so long at the present rate; null while there is none.
+    pub seconds_left: Option<u64>,
+}
+
+/// Scrubs of a group: everything stored is read on every replica, and their checksums are compared.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Scrub {
+    /// How often it is scrubbed by itself; 0: never.
+    pub every_days: u32,
+    /// One is wanted or under way.
+    pub running: bool,
+    /// How far it is, as the primary's node knows.
+    pub percent: Option<f64>,
+    pub seconds_left: Option<u64>,
+    /// The last that ended; null if there was none.
+    pub last: Option<ScrubResult>,
+}
+
+/// What a scrub found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ScrubResult {
+    pub ended_unix_ms: u64,
+    /// Nodes whose replicas were read, and how much over all of them.
+    pub replicas: Vec<String>,
+    pub checked_bytes: u64,
+    /// Blocks that did not match their own checksums.
+    pub rotten_blocks: u64,
+    /// Blocks that matched theirs and were not what the primary holds.
+    pub differing_blocks: u64,
+    pub healed_blocks: u64,
+    /// Blocks of which no good copy is left.
+    pub lost_blocks: u64,
 }
 
 /// A virtual machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Vm {
     pub id: u64,
     pub name: String,
@@ -224,6 +258,8 @@ pub struct Vm {
     pub mac: String,
     pub group: u64,
     pub disks: Vec<u64>,
+    /// While a replica of its disks is brought up to date.
+    pub resync: Option<Resync>,
 }
 
 words! {
@@ -249,7 +285,7 @@ words! {
 }
 
 /// A virtual disk.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Volume {
     pub id: u64,
     pub name: String,
@@ -257,6 +293,9 @@ pub struct Volume {
     pub group: u64,
     /// State of its group.
     pub state: GroupState,
+    /// While a replica of it is brought up to date.
+    pub resync: Option<Resync>,
+    pub scrub: Scrub,
     pub primary: String,
     /// Whose disk it is.
     pub vm: Option<String>,

@@ -122,9 +122,32 @@ pub fn time_of_day(unix_ms: u64) -> String {
     format!("{:02}:{:02}:{:02}.{:03}", seconds / 3600 % 24, seconds / 60 % 60, seconds % 60, unix_ms % 1000)
 }
 
+/// Day and minute, UTC. (Days to a date: Howard Hinnant, "chrono-compatible low-level date algorithms", `civil_from_days`.)
+pub fn day_and_time(unix_ms: u64) -> String {
+    let (minutes, days) = (unix_ms / 60_000, unix_ms / 86_400_000 + 719_468);
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!("{year}-{month:02}-{day:02} {:02}:{:02}", minutes / 60 % 24, minutes % 60)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_day_is_the_right_one_around_leap_days_and_new_years() {
+        let at = |seconds: u64| day_and_time(seconds * 1000);
+        assert_eq!(at(0), "1970-01-01 00:00");
+        assert_eq!(at(951_782_400), "2000-02-29 00:00");
+        assert_eq!(at(1_709_251_199), "2024-02-29 23:59");
+        assert_eq!(at(1_735_689_599), "2024-12-31 23:59");
+        assert_eq!(at(1_795_356_000), "2026-11-22 14:00");
+    }
 
     #[test]
     fn tables_line_up_without_trailing_spaces() {

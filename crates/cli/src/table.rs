@@ -1,8 +1,8 @@
 //! Tables of what the API answers. Pure, so that golden files can hold them.
 
-use crate::output::{Table, fields, list, or_dash, time_of_day};
+use crate::output::{Table, day_and_time, fields, list, or_dash, time_of_day};
 use crate::size::show as size;
-use pollux_api::{Event, Group, GroupState, Image, Node, Pool, Status, Task, Vm, Volume, Witness};
+use pollux_api::{Event, Group, GroupState, Image, Node, Pool, Resync, Scrub, Status, Task, Vm, Volume, Witness};
 use std::fmt::Write;
 
 /// The headline, then what it is made of. Each problem is followed by what mends it.
@@ -93,9 +93,49 @@ pub fn groups(groups: &[Group]) -> String {
 
 fn group_state(group: &Group) -> String {
     match (&group.state, &group.resync) {
-        (GroupState::Resyncing, Some(resync)) => format!("resyncing {:.0} %", resync.percent),
+        (GroupState::Resyncing, Some(resync)) => format!("resyncing {}", progress(resync)),
         (state, _) => state.to_string(),
     }
+}
+
+fn progress(resync: &Resync) -> String {
+    format!("{:.0} %{}", resync.percent, left(resync.seconds_left))
+}
+
+fn left(seconds: Option<u64>) -> String {
+    match seconds {
+        None => String::new(),
+        Some(seconds) if seconds < 120 => format!(", {seconds} s left"),
+        Some(seconds) if seconds < 7200 => format!(", {} min left", seconds / 60),
+        Some(seconds) => format!(", {} h left", seconds / 3600),
+    }
+}
+
+/// What is known of a group's scrubs, in one line.
+fn scrub(scrub: &Scrub) -> String {
+    let mut parts = Vec::new();
+    if scrub.running {
+        let percent = scrub.percent.map_or(String::new(), |percent| format!(" {percent:.0} %"));
+        parts.push(format!("running{percent}{}", left(scrub.seconds_left)));
+    }
+    parts.push(match &scrub.last {
+        None => "never ended one".into(),
+        Some(last) => {
+            let bad = last.rotten_blocks + last.differing_blocks;
+            let found = match (bad, last.lost_blocks) {
+                (0, _) => "all well".into(),
+                (bad, 0) => format!("{bad} bad blocks, all healed"),
+                (bad, lost) => format!("{bad} bad blocks, {lost} without a good copy"),
+            };
+            let day = day_and_time(last.ended_unix_ms);
+            format!("last {day}, {} on {}: {found}", size(last.checked_bytes), list(&last.replicas))
+        }
+    });
+    parts.push(match scrub.every_days {
+        0 => "only when asked for".into(),
+        days => format!("every {days} days"),
+    });
+    parts.join("; ")
 }
 
 pub fn vms(vms: &[Vm]) -> String {
@@ -129,6 +169,7 @@ pub fn vm(vm: &Vm) -> String {
         ("mac", vm.mac.clone()),
         ("group", vm.group.to_string()),
         ("disks", list(&vm.disks.iter().map(u64::to_string).collect::<Vec<_>>())),
+        ("resync", or_dash(vm.resync.as_ref().map(|resync| format!("{} to {}", progress(resync), resync.node)))),
     ])
 }
 
@@ -157,6 +198,8 @@ pub fn volume(volume: &Volume) -> String {
         ("group", volume.group.to_string()),
         ("primary", volume.primary.clone()),
         ("of", owner(volume)),
+        ("resync", or_dash(volume.resync.as_ref().map(|resync| format!("{} to {}", progress(resync), resync.node)))),
+        ("scrub", scrub(&volume.scrub)),
         ("uris", uris),
     ])
 }

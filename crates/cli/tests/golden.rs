@@ -52,6 +52,24 @@ fn node(name: &str, state: NodeState) -> Node {
     }
 }
 
+fn scrub() -> Scrub {
+    Scrub {
+        every_days: 7,
+        running: true,
+        percent: Some(41.2),
+        seconds_left: Some(7300),
+        last: Some(ScrubResult {
+            ended_unix_ms: 1_700_000_000_000,
+            replicas: vec!["a".into(), "b".into()],
+            checked_bytes: 20 << 30,
+            rotten_blocks: 2,
+            differing_blocks: 1,
+            healed_blocks: 3,
+            lost_blocks: 0,
+        }),
+    }
+}
+
 fn group(name: &str, kind: GroupKind) -> Group {
     Group {
         id: 3,
@@ -60,6 +78,7 @@ fn group(name: &str, kind: GroupKind) -> Group {
         state: GroupState::Healthy,
         reason: None,
         resync: None,
+        scrub: scrub(),
         generation: 4,
         epoch: 1,
         primary: "a".into(),
@@ -85,6 +104,7 @@ fn vm() -> Vm {
         mac: "52:54:00:00:00:07".into(),
         group: 3,
         disks: vec![5],
+        resync: None,
     }
 }
 
@@ -144,6 +164,8 @@ fn ill() -> Status {
             extents_total: 17,
             extents_left: 10,
             sent_bytes: 1 << 20,
+            bytes_per_second: 1 << 20,
+            seconds_left: Some(150),
         }),
         primary: "b".into(),
         in_sync: vec!["b".into()],
@@ -190,6 +212,8 @@ fn one_of_each_is_shown_as_reviewed() {
         size_bytes: 10 << 30,
         group: 3,
         state: GroupState::Healthy,
+        resync: None,
+        scrub: scrub(),
         primary: "a".into(),
         vm: None,
         image: None,

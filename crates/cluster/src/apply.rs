@@ -5,6 +5,7 @@
 
 use crate::entry::{Change, Entry, FenceProof, Holder, NodePhase, Proof, Subject, VmPhase, VmSpec, Wanted};
 use crate::requests::{bytes_text, refuse};
+use crate::scrubs::Scrubs;
 use crate::seam::{Answer, Refusal};
 use crate::state::{Authority, Event, Group, Image, Node, Owner, REQUESTS_MAX, State, Vm, Volume};
 use crate::vm_life::Step;
@@ -147,6 +148,40 @@ impl Applying<'_> {
                         Subject::Group(*group),
                         format!("a human gave up the diverged replica on `{name}` ({:?})", loser.generation),
                     );
+                }
+                Ok(Answer::Done)
+            }
+            Change::ScrubGroup { group, expect } => {
+                let number = self.state.applied;
+                if self.state.want_scrub(*group, *expect, number) {
+                    let why = if expect.is_some() { "it is time for a scrub" } else { "a user wants a scrub" };
+                    self.tell(Subject::Group(*group), why.into());
+                }
+                let id = self.state.groups.get(group).map_or(number, |found| found.scrubs.wanted);
+                Ok(Answer::Created { id })
+            }
+            Change::ScrubEvery { group, days } => {
+                if let Some(found) = self.state.groups.get_mut(group).filter(|found| found.scrubs.every_days != *days) {
+                    found.scrubs.every_days = *days;
+                    let text = match days {
+                        0 => "it is scrubbed only when somebody asks".into(),
+                        days => format!("it is scrubbed every {days} days"),
+                    };
+                    self.tell(Subject::Group(*group), text);
+                }
+                Ok(Answer::Done)
+            }
+            Change::Scrubbed { group, report } => {
+                if self.state.end_scrub(*group, entry.unix_ms, report) {
+                    let text = self.state.scrubbed_text(report);
+                    self.tell(Subject::Group(*group), text);
+                }
+                Ok(Answer::Done)
+            }
+            Change::Found { group, finding } => {
+                if self.state.tell_finding(entry.by, *group, finding) {
+                    let text = self.state.finding_text(finding);
+                    self.tell(Subject::Group(*group), text);
                 }
                 Ok(Answer::Done)
             }
@@ -418,6 +453,7 @@ impl Applying<'_> {
             record,
             lineage,
             discards: BTreeMap::new(),
+            scrubs: Scrubs::born(self.entry.unix_ms),
         };
         self.state.groups.insert(group, found);
         group

@@ -3,6 +3,7 @@
 //! twice, or late, is harmless.
 
 use pollux_base::config::PowerConfig;
+use pollux_base::order::{Finding, ScrubReport};
 use pollux_base::{ByteCount, Epoch, GroupId, ImageId, Incarnation, NodeId, Stamp, VmId, VolumeId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -97,6 +98,27 @@ pub enum Change {
         primary: NodeId,
         in_sync: BTreeSet<NodeId>,
         reason: String,
+    },
+    /// The group's replicas are to be scrubbed. Changes nothing while a scrub is wanted already, or if the number of the newest
+    /// wish is not `expect` (a scrub that is due is proposed again and again).
+    ScrubGroup {
+        group: GroupId,
+        expect: Option<u64>,
+    },
+    /// How often the group is scrubbed by itself; 0: never.
+    ScrubEvery {
+        group: GroupId,
+        days: u32,
+    },
+    /// The scrub that was wanted has ended so.
+    Scrubbed {
+        group: GroupId,
+        report: ScrubReport,
+    },
+    /// Bad blocks were found by the data plane of this entry's node. Changes nothing when that was told already.
+    Found {
+        group: GroupId,
+        finding: Finding,
     },
     /// A human lets a diverged replica be overwritten (W10).
     DiscardReplica {

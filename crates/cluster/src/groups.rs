@@ -5,6 +5,7 @@
 
 use crate::core::Cluster;
 use crate::entry::{Change, FenceProof, NodePhase, Subject};
+use crate::scrubs::SentScrubs;
 use crate::seam::Output;
 use crate::state::Owner;
 use pollux_base::order::{GroupReport, Offer};
@@ -37,6 +38,13 @@ struct Sent {
     exports: Option<BTreeMap<String, Offer>>,
     fenced: BTreeSet<(NodeId, Epoch)>,
     forgotten: BTreeSet<GroupId>,
+    scrubs: SentScrubs,
+}
+
+impl Groups {
+    pub(crate) fn sent_scrubs(&mut self) -> &mut SentScrubs {
+        &mut self.sent.scrubs
+    }
 }
 
 impl Cluster {
@@ -97,9 +105,11 @@ impl Cluster {
             self.add_current_replicas(now);
             self.hand_over_to_data(now);
             self.tell_of_pool(now);
+            self.reconcile_scrubs(now);
         }
         if self.groups.is_connected && self.is_awake {
             self.order_groups();
+            self.order_scrubs();
         }
     }
 

@@ -13,6 +13,7 @@ mod groups;
 pub mod headline;
 mod peers;
 pub mod requests;
+pub mod scrubs;
 pub mod seam;
 pub mod state;
 mod status;

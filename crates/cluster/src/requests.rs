@@ -31,12 +31,16 @@ pub fn is_for_users(change: &Change) -> bool {
         | Change::DeleteVolume { .. }
         | Change::ExportVolume { .. }
         | Change::DiscardReplica { .. }
+        | Change::ScrubGroup { .. }
+        | Change::ScrubEvery { .. }
         | Change::Note { .. } => true,
         Change::Init { .. }
         | Change::RaiseEpoch { .. }
         | Change::NodePhase { .. }
         | Change::VmPhase { .. }
         | Change::SetGroup { .. }
+        | Change::Scrubbed { .. }
+        | Change::Found { .. }
         | Change::VmFilled { .. }
         | Change::Awake { .. } => false,
     }
@@ -105,6 +109,9 @@ pub fn refuse(state: &State, change: &Change) -> Result<(), Refusal> {
                 return conflict(format!("volume `{name}` is exported; first: pollux volume export {name} --off"));
             }
         }
+        Change::ScrubGroup { group, .. } | Change::ScrubEvery { group, .. } => {
+            state.groups.get(group).ok_or_else(|| not_found(format!("no group {group}")))?;
+        }
         Change::DiscardReplica { group, node, .. } => {
             let found = state.groups.get(group).ok_or_else(|| not_found(format!("no group {group}")))?;
             if !found.replicas.contains(node) {
@@ -129,6 +136,8 @@ pub fn refuse(state: &State, change: &Change) -> Result<(), Refusal> {
         | Change::RaiseEpoch { .. }
         | Change::NodePhase { .. }
         | Change::VmPhase { .. }
+        | Change::Scrubbed { .. }
+        | Change::Found { .. }
         | Change::SetGroup { .. }
         | Change::VmFilled { .. }
         | Change::Awake { .. } => {}

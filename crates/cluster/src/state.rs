@@ -4,6 +4,7 @@
 //! id is minted once, a run has exactly one node. Wall-clock times in here are for people and decide nothing.
 
 use crate::entry::{FenceProof, Holder, NodePhase, NodeSpec, Proof, Subject, VmPhase, VmSpec, Wanted};
+use crate::scrubs::Scrubs;
 use pollux_base::record::{GroupSpec, LagBound, Lineage, Mode};
 use pollux_base::{ByteCount, Epoch, GroupId, GroupRecord, ImageId, Incarnation, NodeId, Stamp, VmId, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -76,6 +77,7 @@ pub struct Group {
     pub lineage: Lineage,
     /// Diverged replicas that a human gave up, until they are in sync again.
     pub discards: BTreeMap<NodeId, Stamp>,
+    pub scrubs: Scrubs,
 }
 
 /// What a group is for.

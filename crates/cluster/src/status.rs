@@ -124,6 +124,17 @@ impl Cluster {
             };
             alert(Subject::Group(report.group), text, None);
         }
+        for (id, group) in &self.state.groups {
+            let lost = group.scrubs.last.as_ref().map_or(0, |last| last.report.lost_blocks);
+            if lost > 0 {
+                let text = format!("the last scrub found {lost} bad blocks without a good copy");
+                alert(
+                    Subject::Group(*id),
+                    text,
+                    Some("pollux event list tells which; restore them from a backup".into()),
+                );
+            }
+        }
         for (id, vm) in &self.state.vms {
             let name = &vm.spec.name;
             if let Some(reason) = self.vm_blocked(*id).filter(|_| self.may_act()) {

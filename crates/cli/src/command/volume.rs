@@ -36,6 +36,15 @@ pub enum VolumeCommand {
         #[arg(long, conflicts_with = "nbd")]
         off: bool,
     },
+    /// Read it on every replica, compare them and heal what is bad; with the other disks of its VM
+    Scrub {
+        volume: String,
+        /// Not now, but by itself every so many days; 0: never
+        #[arg(long, value_name = "DAYS", conflicts_with_all = ["wait", "no_wait"])]
+        every: Option<u32>,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
     /// Delete a volume for good
     Delete {
         volume: String,
@@ -54,6 +63,18 @@ pub fn run(command: VolumeCommand, client: &Client, ca: &Path, output: &Output) 
         VolumeCommand::List => output.show(&client.volumes().map_err(from_client)?, |volumes| table::volumes(volumes)),
         VolumeCommand::Show { volume } => output.show(&client.volume(&volume).map_err(from_client)?, table::volume),
         VolumeCommand::Export { volume, nbd, off: _ } => export(client, output, ca, &volume, nbd),
+        VolumeCommand::Scrub { volume, every, wait } => {
+            let accepted = client.scrub_volume(&volume, every);
+            match every {
+                None => wait.finish_with_detail(client, output, accepted, &format!("volume {volume}")),
+                Some(0) => {
+                    wait.finish(client, output, accepted, &format!("volume {volume} is scrubbed only when asked for"))
+                }
+                Some(days) => {
+                    wait.finish(client, output, accepted, &format!("volume {volume} is scrubbed every {days} days"))
+                }
+            }
+        }
         VolumeCommand::Delete { volume, wait } => {
             output.confirm(&format!("This deletes volume {volume} for good."))?;
             wait.finish(client, output, client.delete_volume(&volume), &format!("volume {volume} is deleted"))

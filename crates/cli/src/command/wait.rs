@@ -29,6 +29,27 @@ impl WaitArgs {
         accepted: Result<Accepted, ClientError>,
         done: &str,
     ) -> Outcome {
+        self.finish_as(client, output, accepted, |_| done.to_owned())
+    }
+
+    /// The same, and says what the task says at its end.
+    pub fn finish_with_detail(
+        &self,
+        client: &Client,
+        output: &Output,
+        accepted: Result<Accepted, ClientError>,
+        subject: &str,
+    ) -> Outcome {
+        self.finish_as(client, output, accepted, |detail| format!("{subject}: {detail}"))
+    }
+
+    fn finish_as(
+        &self,
+        client: &Client,
+        output: &Output,
+        accepted: Result<Accepted, ClientError>,
+        done: impl Fn(&str) -> String,
+    ) -> Outcome {
         let accepted = accepted.map_err(from_client)?;
         if self.no_wait && !self.wait {
             return output.show(&accepted, |accepted| format!("task {}", accepted.task));
@@ -44,7 +65,7 @@ impl WaitArgs {
         let task = task.map_err(from_client)?;
         match output.is_json() {
             true => output.json(&json!({"task": task.task, "id": task.id, "detail": task.detail})),
-            false => output.say(done),
+            false => output.say(&done(&task.detail)),
         }
     }
 }

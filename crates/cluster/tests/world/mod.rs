@@ -100,6 +100,10 @@ pub struct World {
     pub hold_witness_answers: bool,
     /// New groups are not confirmed by all their replicas.
     pub births_hang: bool,
+    /// Orders given to data planes.
+    pub orders: Vec<(NodeId, Order)>,
+    /// So much later than at first the wall clocks go, compared with the others.
+    wall_ahead: Duration,
 }
 
 impl World {
@@ -149,6 +153,8 @@ impl World {
             fills_take: ms(500),
             hold_witness_answers: false,
             births_hang: false,
+            orders: Vec::new(),
+            wall_ahead: Duration::ZERO,
         }
     }
 
@@ -206,7 +212,8 @@ impl World {
     }
 
     fn unix_ms(&self) -> u64 {
-        UNIX_MS + u64::try_from(self.now.since(self.start).as_millis()).expect("a short test")
+        let since = self.now.since(self.start) + self.wall_ahead;
+        UNIX_MS + u64::try_from(since.as_millis()).expect("a short test")
     }
 
     fn server(&mut self, node: NodeId) -> &mut Server {
@@ -377,6 +384,16 @@ impl World {
         while self.now < end {
             self.step();
         }
+    }
+
+    /// The wall clocks of both jump, and all goes on for a while.
+    pub fn jump(&mut self, time: Duration) {
+        self.wall_ahead += time;
+        let unix_ms = self.unix_ms();
+        for node in [A, B] {
+            self.give(node, Input::Tick { unix_ms });
+        }
+        self.run(Duration::from_secs(3));
     }
 
     pub fn give(&mut self, node: NodeId, input: Input) {
@@ -681,23 +698,7 @@ impl World {
                     guard.handle(now, GuardInput::Command(command));
                 }
             }
-            Output::Data(order) => match order {
-                Order::Group(spec) => {
-                    let data = &self.servers[&node].data;
-                    let is_newer = |old: &GroupSpec| old.record.stamp <= spec.record.stamp;
-                    assert!(data.get(&spec.group).is_none_or(is_newer), "generations only grow");
-                    let report = self.report(node, &spec);
-                    let server = self.server(node);
-                    server.data.insert(spec.group, spec);
-                    server.inbox.push((now + STEP, Input::Data(Some(report))));
-                }
-                Order::Forget { group } => {
-                    self.server(node).data.remove(&group);
-                }
-                Order::Fenced { node: fenced } => self.server(node).fenced.push(fenced),
-                Order::Exports { names } => self.server(node).exports = names.into_keys().collect(),
-                _ => {}
-            },
+            Output::Data(order) => self.on_order(node, order),
             Output::Vm(VmCommand::Start { vm, incarnation, .. }) => {
                 let at = now.since(self.start);
                 self.starts.push((at, node, incarnation));
@@ -719,6 +720,28 @@ impl World {
                 let at = now + self.fills_take;
                 self.server(node).inbox.push((at, Input::Vm(VmEvent::Filled { vm, result: Ok(()) })));
             }
+        }
+    }
+
+    fn on_order(&mut self, node: NodeId, order: Order) {
+        let now = self.now;
+        self.orders.push((node, order.clone()));
+        match order {
+            Order::Group(spec) => {
+                let data = &self.servers[&node].data;
+                let is_newer = |old: &GroupSpec| old.record.stamp <= spec.record.stamp;
+                assert!(data.get(&spec.group).is_none_or(is_newer), "generations only grow");
+                let report = self.report(node, &spec);
+                let server = self.server(node);
+                server.data.insert(spec.group, spec);
+                server.inbox.push((now + STEP, Input::Data(Some(report))));
+            }
+            Order::Forget { group } => {
+                self.server(node).data.remove(&group);
+            }
+            Order::Fenced { node: fenced } => self.server(node).fenced.push(fenced),
+            Order::Exports { names } => self.server(node).exports = names.into_keys().collect(),
+            _ => {}
         }
     }
 

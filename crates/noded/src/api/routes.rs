@@ -200,6 +200,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/volumes", get(volumes).post(create_volume))
         .route("/v1/volumes/{volume}", get(volume).delete(delete_volume))
         .route("/v1/volumes/{volume}/export", post(export_volume))
+        .route("/v1/volumes/{volume}/scrub", post(scrub_volume))
         .route("/v1/images", get(images_list).post(upload_image))
         .route("/v1/images/{image}", get(image).delete(delete_image))
         .route("/v1/groups", get(groups))
@@ -454,6 +455,25 @@ async fn export_volume(
     let volume = api.volume_id(name.clone()).await?;
     let change = Change::ExportVolume { volume, exported: request.exported };
     api.change("volume export", &name, change, Goal::Committed).await
+}
+
+async fn scrub_volume(
+    State(api): In,
+    Path(name): Path<String>,
+    body: Result<Json<resource::ScrubVolume>, JsonRejection>,
+) -> Taken {
+    let Json(request) = body?;
+    let volume = api.volume_id(name.clone()).await?;
+    let group = api.look(move |cluster, _| cluster.state().volumes.get(&volume).map(|found| found.group)).await?;
+    let group = group.ok_or_else(|| ApiError::new(ErrorCode::NotFound, "it was deleted meanwhile"))?;
+    if let Some(days) = request.every_days {
+        return api.change("volume scrub", &name, Change::ScrubEvery { group, days }, Goal::Committed).await;
+    }
+    let Answer::Created { id } = api.core.change(Change::ScrubGroup { group, expect: None }).await? else {
+        return Err(Refused(ApiError::new(ErrorCode::Internal, "the scrub has no number")));
+    };
+    let task = api.tasks.watch("volume scrub", &name, None, Goal::Scrubbed(group, id))?;
+    Ok(accepted(task, None))
 }
 
 async fn images_list(State(api): In) -> Shown<Vec<resource::Image>> {

@@ -3,9 +3,10 @@
 //! A task is watched, never driven: what it waits for is the core's business, and comes about (or not) whether or not
 //! anybody waits.
 
+use super::view;
 use crate::core::{Core, unix_ms};
 use pollux_api::{ApiError, ErrorCode, Task, TaskState};
-use pollux_base::{ImageId, NodeId, VmId, VolumeId};
+use pollux_base::{GroupId, ImageId, NodeId, VmId, VolumeId};
 use pollux_cluster::Cluster;
 use pollux_cluster::entry::{NodePhase, VmPhase};
 use std::collections::BTreeMap;
@@ -36,6 +37,8 @@ pub enum Goal {
     VolumeGone(VolumeId),
     ImageReady(ImageId),
     ImageGone(ImageId),
+    /// A scrub of this number.
+    Scrubbed(GroupId, u64),
     /// A node that a human says is down.
     NodeDown(NodeId),
 }
@@ -85,6 +88,13 @@ pub fn progress(goal: Goal, cluster: &Cluster) -> Progress {
             None => Failed("it was deleted".into()),
             Some(image) if image.sha256.is_some() => Done("can be used".into()),
             Some(_) => Waiting("its bytes are copied into the pool".into()),
+        },
+        Goal::Scrubbed(group, id) => match state.groups.get(&group) {
+            None => Failed("it was deleted".into()),
+            Some(found) => match &found.scrubs.last {
+                Some(last) if last.report.id >= id => Done(view::scrub_result_text(state, last)),
+                _ => Waiting(view::scrub_text(cluster, group).unwrap_or_else(|| "it begins".into())),
+            },
         },
         Goal::NodeDown(node) => match state.nodes.get(&node).map(|node| node.phase) {
             Some(NodePhase::Fenced) | None => Done("is down; its VMs restart elsewhere".into()),

@@ -10,6 +10,7 @@ use pollux_base::order::{FreezeReason, GroupReport, ReplicaState};
 use pollux_base::pool::{PoolLevel, PoolReport};
 use pollux_base::{GroupId, ImageId, NodeId, VmId, VolumeId};
 use pollux_cluster::entry::{NodePhase, Subject, VmPhase, Wanted};
+use pollux_cluster::scrubs::ScrubDone;
 use pollux_cluster::state::{Group, Owner, State};
 use pollux_cluster::{Cluster, Register};
 
@@ -165,13 +166,12 @@ pub fn group(cluster: &Cluster, here: NodeId, id: GroupId) -> Option<api::Group>
     let names = |nodes: &std::collections::BTreeSet<NodeId>| nodes.iter().map(|node| state.node_name(*node)).collect();
     let resync = report.and_then(|report| report.resync.iter().next()).map(|(node, progress)| api::Resync {
         node: state.node_name(*node),
-        percent: match progress.extents_total {
-            0 => 100.0,
-            total => 100.0 * (total - progress.extents_left.min(total)) as f64 / total as f64,
-        },
+        percent: percent(progress.extents_total, progress.extents_left),
         extents_total: progress.extents_total,
         extents_left: progress.extents_left,
         sent_bytes: progress.sent_bytes,
+        bytes_per_second: progress.bytes_per_second,
+        seconds_left: progress.seconds_left,
     });
     let (kind, name) = owner(state, group);
     Some(api::Group {
@@ -181,6 +181,7 @@ pub fn group(cluster: &Cluster, here: NodeId, id: GroupId) -> Option<api::Group>
         state: word,
         reason,
         resync,
+        scrub: scrub(state, group, report),
         generation: group.record.stamp.generation.0,
         epoch: group.record.stamp.epoch.0,
         primary: state.node_name(group.record.primary),
@@ -189,6 +190,48 @@ pub fn group(cluster: &Cluster, here: NodeId, id: GroupId) -> Option<api::Group>
         volumes: group.volumes.keys().map(|volume| volume.0).collect(),
         used_bytes: report.map(|report| report.used_bytes),
     })
+}
+
+fn percent(total: u64, left: u64) -> f64 {
+    match total {
+        0 => 100.0,
+        total => 100.0 * (total - left.min(total)) as f64 / total as f64,
+    }
+}
+
+fn scrub(state: &State, group: &Group, report: Option<&GroupReport>) -> api::Scrub {
+    let running = report.and_then(|report| report.scrub.as_ref()).filter(|scrub| !scrub.is_done);
+    api::Scrub {
+        every_days: group.scrubs.every_days,
+        running: group.scrubs.is_wanted(),
+        percent: running.map(|scrub| percent(scrub.extents_total, scrub.extents_left)),
+        seconds_left: running.and_then(|scrub| scrub.seconds_left),
+        last: group.scrubs.last.as_ref().map(|last| api::ScrubResult {
+            ended_unix_ms: last.unix_ms,
+            replicas: last.report.replicas.iter().map(|node| state.node_name(*node)).collect(),
+            checked_bytes: last.report.checked_bytes,
+            rotten_blocks: last.report.rotten_blocks,
+            differing_blocks: last.report.differing_blocks,
+            healed_blocks: last.report.healed_blocks,
+            lost_blocks: last.report.lost_blocks,
+        }),
+    }
+}
+
+/// How far a scrub is; none if nothing is known of it here.
+pub fn scrub_text(cluster: &Cluster, group: GroupId) -> Option<String> {
+    let report = cluster.group_reports().find(|report| report.group == group)?;
+    let Some(scrub) = report.scrub.as_ref().filter(|scrub| !scrub.is_done) else {
+        let primary = cluster.state().groups.get(&group).map(|group| group.record.primary)?;
+        return Some(format!("{} leads it", cluster.state().node_name(primary)));
+    };
+    let left = scrub.seconds_left.map_or(String::new(), |seconds| format!(", about {seconds} s left"));
+    Some(format!("{:.0} % is read{left}", percent(scrub.extents_total, scrub.extents_left)))
+}
+
+/// What a scrub found.
+pub fn scrub_result_text(state: &State, done: &ScrubDone) -> String {
+    state.scrubbed_text(&done.report)
 }
 
 fn owner(state: &State, group: &Group) -> (GroupKind, String) {
@@ -309,6 +352,7 @@ pub fn vm(cluster: &Cluster, id: VmId) -> Option<api::Vm> {
         mac: vm.spec.mac.clone(),
         group: vm.group.0,
         disks: vm.volumes.iter().map(|volume| volume.0).collect(),
+        resync: self::group(cluster, vm.node, vm.group).and_then(|group| group.resync),
     })
 }
 
@@ -328,6 +372,8 @@ pub fn volume(cluster: &Cluster, config: &NodeConfig, id: VolumeId) -> Option<ap
         size_bytes: volume.size.0,
         group: volume.group.0,
         state: shown.state,
+        resync: shown.resync,
+        scrub: shown.scrub,
         primary: shown.primary,
         vm: (kind == GroupKind::Vm).then(|| owner.clone()),
         image: (kind == GroupKind::Image).then_some(owner),
@@ -442,6 +488,7 @@ mod tests {
             record: GroupRecord { stamp: stamp(2), primary: A, in_sync: in_sync.iter().copied().collect() },
             lineage: Lineage::default(),
             discards: BTreeMap::new(),
+            scrubs: pollux_cluster::scrubs::Scrubs::default(),
         }
     }
 
