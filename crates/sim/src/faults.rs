@@ -3,7 +3,6 @@
 //! Within what Pollux promises to survive: the guard alone is never away for as long as it may take to kill
 //! (`timing::GUARD_KILL`; longer needs a hardware watchdog), and only one replica's medium fails or decays.
 
-use crate::content;
 use crate::net::NETWORKS;
 use crate::node::{PROCESSES, Process};
 use crate::world::{Event, World};
@@ -203,8 +202,7 @@ impl World {
     /// Not to be followed by a crash of the same node: the checksums of extents that are hot then are derived anew from
     /// what the medium holds (architecture, section 6), and rot among it counts as written.
     pub fn rot(&mut self, node: NodeId) {
-        let disk = &self.nodes[&node].disk;
-        let pages: Vec<u64> = disk.blocks().filter(|(_, page)| content::is_guests(page)).map(|(n, _)| n).collect();
+        let pages = self.guests_pages(node);
         if pages.is_empty() {
             return;
         }

@@ -20,6 +20,7 @@ mod peek;
 pub mod run;
 pub mod sabotage;
 pub mod scenario;
+mod scrub;
 mod shell_blockd;
 mod shell_guard;
 mod shell_noded;

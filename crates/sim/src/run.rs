@@ -18,6 +18,8 @@ const SET_UP_WITHIN: Duration = Duration::from_secs(30);
 const HEALED_WITHIN: Duration = Duration::from_secs(60);
 /// What nobody writes to is hot no more after this.
 const COOLED_WITHIN: Duration = Duration::from_secs(12);
+/// Some hundred pieces, beside guests a sixty-fourth of the time at worst.
+const SCRUBBED_WITHIN: Duration = Duration::from_secs(120);
 /// Guests have read everything again within this.
 const CHECKED_WITHIN: Duration = Duration::from_secs(20);
 
@@ -115,7 +117,15 @@ impl Scenario {
             let node = ids[world.luck.below(ids.len() as u64) as usize];
             for _ in 0..1 + world.luck.below(4) {
                 world.rot(node);
+                world.lead_astray(node);
             }
+            let before = world.scrubs();
+            world.want_scrubs();
+            if !wait(world, SCRUBBED_WITHIN, "scrubbing", |world| world.are_scrubbed(&before)) {
+                return;
+            }
+            // Every bad block is healed: from here on what lies on the disks is judged as if nothing had decayed.
+            world.rotted = false;
         }
         world.quiet = true;
         for node in world.ids() {

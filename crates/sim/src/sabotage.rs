@@ -13,6 +13,8 @@ pub enum Sabotage {
     CandidatesForgotten,
     /// Blocks that differ are not reported.
     DifferencesIgnored,
+    /// A replica that finds bad blocks in a scrub does not say so.
+    ScrubIsBlind,
     /// A takeover does not wait for the end of the lease, as if the old primary were proven dead.
     LeaseIgnored,
     /// The witness says yes to everybody.
@@ -21,11 +23,12 @@ pub enum Sabotage {
     GuardDoesNotKill,
 }
 
-pub const ALL: [Sabotage; 7] = [
+pub const ALL: [Sabotage; 8] = [
     Sabotage::AckEarly,
     Sabotage::DiskLies,
     Sabotage::CandidatesForgotten,
     Sabotage::DifferencesIgnored,
+    Sabotage::ScrubIsBlind,
     Sabotage::LeaseIgnored,
     Sabotage::WitnessGrantsBoth,
     Sabotage::GuardDoesNotKill,
@@ -43,6 +46,11 @@ impl Sabotage {
             Sabotage::DifferencesIgnored => {
                 if let Message::Differs { runs, .. } = &mut frame.message {
                     runs.clear();
+                }
+            }
+            Sabotage::ScrubIsBlind => {
+                if let Message::Verified { bad, .. } = &mut frame.message {
+                    bad.clear();
                 }
             }
             Sabotage::AckEarly

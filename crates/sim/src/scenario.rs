@@ -41,7 +41,9 @@ const SCENARIOS: &[(&str, Has, Told)] = &[
     ("12_a_node_stands_still", Has::Witness, a_node_stands_still),
     ("12_the_guard_is_killed", Has::Witness, the_guard_is_killed),
     ("13_the_wall_clock_jumps", Has::Witness, the_wall_clock_jumps),
+    ("09_a_hung_data_plane_holds_nobody", Has::Witness, a_data_plane_hangs),
     ("15_bit_rot_is_healed", Has::Witness, bit_rot),
+    ("15_scrubs_find_what_rotted_was_lost_or_led_astray", Has::Witness, media_decay),
     ("17_an_old_disk_image_is_put_back", Has::Witness, an_old_image),
     ("both_directions_one_after_the_other", Has::WitnessAndSwitches, both_directions),
 ];
@@ -288,6 +290,36 @@ fn bit_rot(world: &mut World) -> Result<(), String> {
         world.pass(seconds(3));
         // Only one replica decays at a time: what rotted on the first is healed or overwritten by now.
     }
+    world.expect_same_run(run)
+}
+
+/// One replica decays at a time, in every way; nobody reads what is bad but a scrub. What it leaves is judged as if nothing
+/// had ever decayed.
+fn media_decay(world: &mut World) -> Result<(), String> {
+    let ((a, b), run) = (world.runner()?, world.last_run()?);
+    for node in [b, a] {
+        let before = world.nodes[&node].disk.clone();
+        world.pass(seconds(4));
+        for _ in 0..3 {
+            world.on_fault(Fault::Rot { node });
+            world.lead_astray(node);
+            world.lose_a_write(node, &before);
+        }
+        let scrubs = world.scrubs();
+        world.want_scrubs();
+        world.expect_within(seconds(120), "every group is scrubbed", |world| world.are_scrubbed(&scrubs).is_ok())?;
+    }
+    world.rotted = false;
+    world.expect_same_run(run)
+}
+
+/// Verdict 9, for a process that stands still: the other goes on within its bound, and takes it back when it wakes.
+fn a_data_plane_hangs(world: &mut World) -> Result<(), String> {
+    let ((a, b), run) = (world.runner()?, world.last_run()?);
+    world.on_fault(Fault::Stop { node: b, process: Process::Blockd, length: seconds(8) });
+    world.expect_io(a, seconds(4))?;
+    world.pass(seconds(8));
+    world.expect_within(seconds(30), "all is well again", |world| crate::run::is_healthy(world).is_ok())?;
     world.expect_same_run(run)
 }
 
