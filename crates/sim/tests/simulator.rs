@@ -46,7 +46,7 @@ fn every_sabotage_is_noticed() {
         let by_seed = |seed| blames(&|| Scenario::of_seed(seed, None), sabotage);
         let stories = scenario::named(1).len();
         let by_story = |(seed, story): (u64, usize)| blames(&|| scenario::named(seed).swap_remove(story), sabotage);
-        (1..=50).any(by_seed) || (1..=10).flat_map(|seed| (0..stories).map(move |story| (seed, story))).any(by_story)
+        (1..=400).any(by_seed) || (1..=10).flat_map(|seed| (0..stories).map(move |story| (seed, story))).any(by_story)
     };
     let missed: Vec<Sabotage> = sabotage::ALL.into_iter().filter(|sabotage| !is_noticed(*sabotage)).collect();
     assert!(missed.is_empty(), "not noticed: {missed:?}");

@@ -3,7 +3,9 @@
 //! A change is written to the first copy, flushed, written to the second, flushed, then acknowledged. So one copy is whole
 //! at any time, and of two whole ones the higher sequence is the newer.
 
+use crate::lanes::FamilyId;
 use crate::layout::{BLOCK, BlockKind, CATALOG_BYTES, Header, seal, unseal};
+use crate::slots::LayerId;
 use pollux_base::checksum::crc32c;
 use pollux_base::data::Buffer;
 use pollux_base::{ByteCount, Data, GroupId, PoolId, VolumeId};
@@ -13,6 +15,10 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Catalog {
     pub volumes: BTreeMap<VolumeId, Volume>,
+    pub layers: BTreeMap<LayerId, Layer>,
+    /// Layers made so far: a number is never given twice, so that what belonged to a layer that is gone cannot appear in
+    /// another one.
+    pub layers_made: u64,
     pub notes: BTreeMap<GroupId, Vec<u8>>,
 }
 
@@ -20,20 +26,40 @@ pub struct Catalog {
 pub struct Volume {
     pub group: GroupId,
     pub size: ByteCount,
+    /// Where its writes go, and its reads begin.
+    pub layer: LayerId,
+}
+
+/// What was written between two snapshots: extents with slots of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    pub family: FamilyId,
 }
 
 impl Catalog {
+    /// A new layer, and with it a new family.
+    pub fn new_layer(&mut self) -> LayerId {
+        self.layers_made += 1;
+        let id = LayerId(self.layers_made);
+        self.layers.insert(id, Layer { family: FamilyId(id.0) });
+        id
+    }
+
     fn body(&self) -> Vec<u8> {
         postcard::to_stdvec(self).expect("numbers and bytes can always be written")
     }
 
-    /// Whether it fits into its place on disk with `note_bytes` more of notes, or another volume. Reckons the longest form
-    /// of each number.
+    /// Whether it fits into its place on disk with `note_bytes` more of notes, or another volume with its layer. Reckons
+    /// the longest form of each number.
     pub fn fits(&self, note_bytes: usize) -> bool {
-        const ENTRY_BYTES: usize = 32;
-        let entries = 1 + self.volumes.len() + self.notes.len() + 1;
+        const VOLUME_BYTES: usize = 40;
+        const LAYER_BYTES: usize = 20;
+        const NOTE_BYTES: usize = 20;
+        let entries = (1 + self.volumes.len()) * VOLUME_BYTES
+            + (1 + self.layers.len()) * LAYER_BYTES
+            + (2 + self.notes.len()) * NOTE_BYTES;
         let notes: usize = self.notes.values().map(Vec::len).sum();
-        entries * ENTRY_BYTES + notes + note_bytes <= CATALOG_BYTES - BLOCK
+        entries + notes + note_bytes <= CATALOG_BYTES - BLOCK
     }
 
     /// Header block, then the body.

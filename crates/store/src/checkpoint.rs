@@ -32,6 +32,8 @@ const WINDOW: usize = 4;
 
 pub struct Checkpoint {
     tail: u64,
+    /// So many slots does the table hold then.
+    slots: u32,
     blocks: Vec<(u32, Data)>,
     step: Step,
     waiting: VecDeque<DiskOpKind>,
@@ -43,8 +45,10 @@ impl Pool {
     pub fn begin_checkpoint(&mut self) {
         let blocks = self.table.take_dirty(self.pool_id());
         let tail = self.journal.committed();
+        let slots = self.table.len();
         let waiting = VecDeque::new();
-        self.checkpoint = Some(Checkpoint { tail, blocks, step: Step::Flush, waiting, under_way: 0, restated: false });
+        let step = Step::Flush;
+        self.checkpoint = Some(Checkpoint { tail, slots, blocks, step, waiting, under_way: 0, restated: false });
         self.flush(FlushThen::Checkpoint);
     }
 
@@ -61,8 +65,8 @@ impl Pool {
             Step::FirstFlush => self.write_table(1, Step::Second),
             Step::SecondFlush => {
                 let checkpoint = self.checkpoint.as_ref().expect("a checkpoint is under way");
-                let (tail, durable) = (checkpoint.tail, self.journal.durable());
-                self.anchor = Anchor { sequence: self.anchor.sequence + 1, tail, durable, ..self.anchor };
+                let (tail, slots, durable) = (checkpoint.tail, checkpoint.slots, self.journal.durable());
+                self.anchor = Anchor { sequence: self.anchor.sequence + 1, tail, durable, slots, ..self.anchor };
                 self.write_anchor(0, Step::AnchorFirst);
             }
             Step::First | Step::Second | Step::AnchorFirst | Step::AnchorSecond => {
@@ -76,8 +80,8 @@ impl Pool {
         // Everything before the new tail was written when the flush began.
         let flushed = self.journal.durable();
         let mut records = Vec::new();
-        for ((volume, extent), hot) in self.hot.iter().filter(|(_, hot)| !hot.is_committing()) {
-            records.push(Record::Hot { volume: *volume, extent: *extent, generation: hot.generation });
+        for ((layer, extent), hot) in self.hot.iter().filter(|(_, hot)| !hot.is_committing()) {
+            records.push(Record::Hot { layer: *layer, extent: *extent, generation: hot.generation });
             records.extend(hot.mask(flushed).map(|mask| Record::Mask(Box::new(mask))));
         }
         if records.is_empty() {

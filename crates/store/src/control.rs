@@ -2,14 +2,15 @@
 
 use crate::catalog::{Catalog, Volume};
 use crate::layout::CATALOGS;
-use crate::pool::{DiskThen, LogThen, Pool};
+use crate::pool::{DiskThen, FlushThen, LogThen, Pool};
 use crate::record::Record;
-use crate::transfer::Request;
+use crate::slots::LayerId;
+use crate::space::Ticket;
+use crate::transfer::{Request, RequestId};
 use crate::{NOTE_BYTES_MAX, StoreError, StoreRequestId};
-use pollux_base::unit::{BLOCK_BYTES, EXTENT_BYTES, VOLUME_BYTES_MAX};
+use pollux_base::unit::{BLOCK_BYTES, VOLUME_BYTES_MAX};
 use pollux_base::{ByteCount, DiskOpKind, ExtentIndex, GroupId, VolumeId};
 use std::collections::VecDeque;
-use std::ops::Range;
 
 /// A change of the catalog that was asked for.
 pub enum Change {
@@ -18,26 +19,28 @@ pub enum Change {
     Note { group: GroupId, note: Option<Vec<u8>> },
 }
 
-pub type CatalogQueue = VecDeque<(StoreRequestId, Change)>;
+pub type CatalogQueue = VecDeque<(RequestId, Change)>;
 
 /// The catalog on its way to the disk.
 pub struct CatalogCommit {
     next: Catalog,
-    requests: Vec<StoreRequestId>,
-    deleted: Vec<VolumeId>,
+    requests: Vec<RequestId>,
+    /// Volumes that it no longer has, and who asked.
+    deleted: Vec<(VolumeId, RequestId)>,
     second: bool,
 }
 
-/// A volume that is gone from the catalog, or about to be, and whose slots are being freed.
-pub struct Deletion {
-    request: StoreRequestId,
-    committed: bool,
-    /// Slots whose records are queued; then those whose space is being given back.
-    slots: Vec<u32>,
-    discards: u32,
+/// A layer that is gone from the catalog and whose slots are being freed.
+pub struct Leaving {
+    /// Whoever waits for its space.
+    request: RequestId,
+    /// Records that free slots are on their way.
+    is_logging: bool,
+    /// Everything was given back by then; the space is free when its discards have ended.
+    given_back: Option<Ticket>,
 }
 
-/// Slots freed at a time: 160 KiB of journal, so that other records are not held up for long.
+/// Slots freed at a time: 200 KiB of journal, so that other records are not held up for long.
 const FREED_MAX: usize = 4096;
 
 impl Pool {
@@ -64,14 +67,13 @@ impl Pool {
     }
 
     pub fn begin_delete(&mut self, id: StoreRequestId, volume: VolumeId) -> Result<(), StoreError> {
-        self.known_volume(volume)?;
-        self.volumes.get_mut(&volume).expect("it is known").deleting = true;
-        self.deletions.insert(volume, Deletion { request: id, committed: false, slots: Vec::new(), discards: 0 });
+        let layer = self.known_volume(volume)?.layer;
+        self.deleting.insert(volume);
         let waiting = std::mem::take(&mut self.heat_waiting);
         for (request, key, generation) in waiting {
-            if key.0 != volume {
+            if key.0 != layer {
                 self.heat_waiting.push_back((request, key, generation));
-            } else if let Some(waiter) = self.requests.get_mut(&request) {
+            } else if let Some(waiter) = self.requests.get_mut(request) {
                 waiter.error = Some(StoreError::NoVolume);
                 self.finish_one(request);
             }
@@ -81,8 +83,8 @@ impl Pool {
     }
 
     fn change_catalog(&mut self, id: StoreRequestId, change: Change) {
-        self.requests.insert(id, Request::change(1));
-        self.catalog_queue.push_back((id, change));
+        let request = self.requests.insert(Request::change(id, 1));
+        self.catalog_queue.push_back((request, change));
     }
 
     /// Writes the changes that wait, in one go.
@@ -99,25 +101,26 @@ impl Pool {
                 Change::Delete { .. } => true,
             };
             if !fits {
-                if let Some(request) = self.requests.get_mut(&id) {
+                if let Some(request) = self.requests.get_mut(id) {
                     request.error = Some(StoreError::Full);
                 }
                 self.finish_one(id);
                 continue;
             }
             match change {
-                // The old volume of this number is not gone yet.
-                Change::Create { volume, .. } if self.deletions.contains_key(&volume) => {
-                    self.catalog_queue.push_front((id, change));
-                    break;
-                }
                 Change::Create { volume, group, size } => {
-                    let known = next.volumes.entry(volume).or_insert(Volume { group, size });
-                    *known = Volume { group, size: size.max(known.size) };
+                    let layer = next.volumes.get(&volume).map(|known| known.layer);
+                    let layer = layer.unwrap_or_else(|| next.new_layer());
+                    let known = next.volumes.entry(volume).or_insert(Volume { group, size, layer });
+                    *known = Volume { group, size: size.max(known.size), layer };
                 }
                 Change::Delete { volume } => {
-                    next.volumes.remove(&volume);
-                    deleted.push(volume);
+                    if let Some(known) = next.volumes.remove(&volume) {
+                        next.layers.remove(&known.layer);
+                    }
+                    // It ends later, when the space is free.
+                    deleted.push((volume, id));
+                    continue;
                 }
                 Change::Note { group, note: Some(note) } => {
                     next.notes.insert(group, note);
@@ -150,89 +153,82 @@ impl Pool {
             return self.write_catalog(1);
         }
         let commit = self.catalog_commit.take().expect("it was just there");
-        self.catalog = commit.next;
-        for volume in self.catalog.volumes.keys() {
-            self.volumes.entry(*volume).or_default();
+        let before = std::mem::replace(&mut self.catalog, commit.next);
+        for layer in self.catalog.layers.keys() {
+            self.layers.entry(*layer).or_default();
         }
-        for volume in &commit.deleted {
-            self.deletions.get_mut(volume).expect("its deletion was begun").committed = true;
+        commit.requests.into_iter().for_each(|id| self.finish_one(id));
+        for (volume, request) in commit.deleted {
+            self.deleting.remove(&volume);
+            match before.volumes.get(&volume).map(|known| known.layer) {
+                Some(layer) => {
+                    self.leaving.insert(layer, Leaving { request, is_logging: false, given_back: None });
+                    self.try_free(layer);
+                }
+                None => self.finish_one(request),
+            }
         }
-        let deletions: Vec<StoreRequestId> = self.deletions.values().map(|deletion| deletion.request).collect();
-        // A deletion ends later, when the space is free.
-        for id in commit.requests.into_iter().filter(|id| !deletions.contains(id)) {
-            self.finish_one(id);
-        }
-        commit.deleted.into_iter().for_each(|volume| self.try_free(volume));
     }
 
-    pub fn no_longer_busy(&mut self, volume: VolumeId) {
-        let map = self.volumes.get_mut(&volume).expect("what is busy is known");
+    pub fn no_longer_busy(&mut self, layer: LayerId) {
+        let map = self.layers.get_mut(&layer).expect("what is busy is known");
         map.busy -= 1;
-        if map.deleting && map.busy == 0 {
-            self.try_free(volume);
+        if map.busy == 0 && !self.leaving.is_empty() {
+            self.try_free(layer);
         }
     }
 
-    /// Begins to free the slots of a volume that is gone from the catalog and has nothing under way.
-    fn try_free(&mut self, volume: VolumeId) {
-        let ready = self.deletions.get(&volume).is_some_and(|d| d.committed && d.slots.is_empty() && d.discards == 0);
-        if !ready || self.volumes[&volume].busy > 0 || self.failed.is_some() {
+    /// Begins to free the slots of a layer that is gone from the catalog and has nothing under way.
+    fn try_free(&mut self, layer: LayerId) {
+        let ready = self.leaving.get(&layer).is_some_and(|l| !l.is_logging && l.given_back.is_none());
+        if !ready || self.layers[&layer].busy > 0 || self.failed.is_some() {
             return;
         }
-        let all = (volume, ExtentIndex(0))..=(volume, ExtentIndex(u32::MAX));
+        let all = (layer, ExtentIndex(0))..=(layer, ExtentIndex(u32::MAX));
         let hot: Vec<_> = self.hot.range(all).map(|(key, _)| *key).collect();
         for key in hot {
             let hot = self.hot.remove(&key).expect("it was just there");
             hot.cooling.into_iter().flat_map(|cooling| cooling.requests).for_each(|id| self.finish_one(id));
-            self.journal.queue(Record::Cold { volume, extent: key.1 });
+            hot.spare_leaf.into_iter().for_each(|place| self.space.drop_leaf(place));
+            self.journal.queue(Record::Cold { layer, extent: key.1 });
         }
-        let map = self.volumes.get_mut(&volume).expect("it is known until it is freed");
+        let map = self.layers.get_mut(&layer).expect("it is known until it is freed");
         let mut slots = Vec::new();
         while slots.len() < FREED_MAX
             && let Some((_, slot)) = map.extents.pop_first()
         {
             slots.push(slot);
         }
-        if slots.is_empty() {
-            self.volumes.remove(&volume);
-            let deletion = self.deletions.remove(&volume).expect("it was just there");
-            return self.finish_one(deletion.request);
-        }
-        slots.sort_unstable();
+        let leaving = self.leaving.get_mut(&layer).expect("it was just there");
+        let Some((last, others)) = slots.split_last() else {
+            leaving.given_back = Some(self.space.ticket());
+            self.flush(FlushThen::Nothing);
+            return self.finish_leaving();
+        };
+        leaving.is_logging = true;
         for slot in &slots {
             self.leaves.remove(*slot);
-            self.table.discard_begins(*slot);
         }
-        let (last, others) = slots.split_last().expect("there is at least one");
         others.iter().for_each(|slot| self.log_slot(*slot, self.table.get(*slot).freed()));
-        let descriptor = self.table.get(*last).freed();
-        self.table.queued(*last, descriptor);
-        self.journal.queue_then(Record::Slot { slot: *last, descriptor }, LogThen::Deleted(volume));
-        self.deletions.get_mut(&volume).expect("it was just there").slots = slots;
+        let descriptor = Box::new(self.table.get(*last).freed());
+        self.journal.queue_then(Record::Slot { slot: *last, descriptor }, LogThen::Freed(layer));
     }
 
-    /// The journal knows that the slots are free: their space is given back, neighbours in one operation.
-    pub fn on_slots_freed(&mut self, volume: VolumeId) {
-        let deletion = self.deletions.get_mut(&volume).expect("a deletion is under way");
-        let mut runs: Vec<(u32, u32)> = Vec::new();
-        for slot in std::mem::take(&mut deletion.slots) {
-            match runs.last_mut() {
-                Some((first, count)) if *first + *count == slot => *count += 1,
-                _ => runs.push((slot, 1)),
-            }
-        }
-        deletion.discards = runs.len() as u32;
-        for (first, count) in runs {
-            let (offset, len) = (self.geometry().data_offset(first, 0), u64::from(count) * EXTENT_BYTES);
-            self.io.submit(DiskOpKind::Discard { offset, len }, DiskThen::Discard { volume, first, count });
-        }
+    /// The journal knows that the slots are free.
+    pub fn on_slots_freed(&mut self, layer: LayerId) {
+        self.leaving.get_mut(&layer).expect("it is leaving").is_logging = false;
+        self.try_free(layer);
     }
 
-    pub fn on_slots_discarded(&mut self, volume: VolumeId, slots: Range<u32>) {
-        slots.for_each(|slot| self.table.discard_ended(slot));
-        if let Some(deletion) = self.deletions.get_mut(&volume) {
-            deletion.discards -= 1;
-            self.try_free(volume);
+    /// Ends what waited for space that is free now.
+    pub fn finish_leaving(&mut self) {
+        let is_free = |leaving: &Leaving| leaving.given_back.is_some_and(|ticket| self.space.is_free(ticket));
+        let gone: Vec<LayerId> =
+            self.leaving.iter().filter(|(_, leaving)| is_free(leaving)).map(|(layer, _)| *layer).collect();
+        for layer in gone {
+            self.layers.remove(&layer);
+            let leaving = self.leaving.remove(&layer).expect("it was just there");
+            self.finish_one(leaving.request);
         }
     }
 }

@@ -1,19 +1,22 @@
 //! Marks: when an extent becomes hot (W7), and how it cools.
 //!
-//! An extent cools by writing its checksums to the leaf place that is not in use, a flush, and then one batch of the
-//! journal that names the new leaf and takes the mark back. Until that is durable the extent counts as hot after a
-//! crash, and the old leaf is whole.
+//! An extent cools by writing its checksums to a new place, a flush, and then one batch of the journal that names the new
+//! leaf and takes the mark back. Until that is durable the extent counts as hot after a crash, and the old leaf is
+//! whole; then the old place is free.
 
 use crate::hot::{Checksums, Cooling, CoolingStep, HotExtent};
 use crate::lanes::Key;
+use crate::layout::{BLOCK, LEAF_BLOCKS_MAX, LeafPlace, UNITS};
 use crate::leaf::{self, LeafOwner};
 use crate::pool::{DiskThen, FlushThen, LogThen, Pool};
 use crate::record::Record;
-use crate::slots::{Slot, SlotState};
-use crate::transfer::{Request, Work};
+use crate::slots::{LayerId, Slot, SlotState};
+use crate::transfer::{Request, RequestId};
+use crate::units::Units;
 use crate::{HOT_EXTENTS_MAX, StoreError, StoreReply, StoreRequestId};
-use pollux_base::unit::{BlockRange, EXTENT_BLOCKS, EXTENT_BYTES};
-use pollux_base::{BlockCount, DiskOpKind, ExtentIndex, Generation, GroupId, VolumeId};
+use pollux_base::unit::EXTENT_BYTES;
+use pollux_base::{DiskOpKind, ExtentIndex, Generation, GroupId, VolumeId};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 impl Pool {
@@ -24,27 +27,28 @@ impl Pool {
         extents: &[ExtentIndex],
         generation: Generation,
     ) -> Result<(), StoreError> {
-        let size = self.known_volume(volume)?.size;
-        if extents.iter().any(|extent| u64::from(extent.0) * EXTENT_BYTES >= size.0) {
+        let known = self.known_volume(volume)?;
+        let layer = known.layer;
+        if extents.iter().any(|extent| u64::from(extent.0) * EXTENT_BYTES >= known.size.0) {
             return Err(StoreError::OutOfRange);
         }
         let wanted: Vec<Key> = extents
             .iter()
-            .map(|extent| (volume, *extent))
+            .map(|extent| (layer, *extent))
             .filter(|key| self.hot.get(key).and_then(|hot| hot.marked).is_none_or(|marked| marked < generation))
             .collect();
         // Who heats means to write: what was cooling stays hot.
-        extents.iter().for_each(|extent| self.cancel_cooling((volume, *extent)));
+        extents.iter().for_each(|extent| self.cancel_cooling((layer, *extent)));
         if wanted.is_empty() {
             self.end(id, Ok(StoreReply::Done));
             return Ok(());
         }
-        self.requests.insert(id, Request::change(wanted.len()));
+        let request = self.requests.insert(Request::change(id, wanted.len()));
         for key in wanted {
             if self.hot.contains_key(&key) {
-                self.mark(key, generation, id);
+                self.mark(key, generation, request);
             } else {
-                self.heat_waiting.push_back((id, key, generation));
+                self.heat_waiting.push_back((request, key, generation));
             }
         }
         Ok(())
@@ -57,10 +61,10 @@ impl Pool {
                 if self.hot.len() >= HOT_EXTENTS_MAX {
                     return;
                 }
-                let slot = self.volumes.get(&key.0).and_then(|map| map.extents.get(&key.1)).copied();
-                let holds_data = slot.is_some_and(|slot| self.table.get(slot).state == SlotState::Data);
-                let mut hot = HotExtent::new(generation, slot, holds_data);
-                if let Some(sums) = slot.filter(|_| holds_data).and_then(|slot| self.leaves.get(slot)) {
+                let view = self.view(key).map(|(slot, descriptor)| (slot, descriptor.clone()));
+                let slot = view.as_ref().map(|(slot, _)| *slot);
+                let mut hot = HotExtent::new(generation, view);
+                if let Some(sums) = slot.filter(|_| hot.slot_told).and_then(|slot| self.leaves.get(slot)) {
                     hot.checksums = Checksums::Loaded(Box::new(*sums));
                 }
                 // From now on the truth is in memory.
@@ -72,7 +76,7 @@ impl Pool {
         }
     }
 
-    fn mark(&mut self, key: Key, generation: Generation, request: StoreRequestId) {
+    fn mark(&mut self, key: Key, generation: Generation, request: RequestId) {
         let number = self.count();
         let hot = self.hot.get_mut(&key).expect("the caller has it hot");
         if hot.is_committing() {
@@ -83,7 +87,7 @@ impl Pool {
         let hot = self.hot.get_mut(&key).expect("it was just there");
         hot.generation = hot.generation.max(generation);
         hot.marking = Some(number);
-        let record = Record::Hot { volume: key.0, extent: key.1, generation: hot.generation };
+        let record = Record::Hot { layer: key.0, extent: key.1, generation: hot.generation };
         let generation = hot.generation;
         self.journal.queue_then(record, LogThen::Marked { key, number, generation, request });
     }
@@ -106,7 +110,8 @@ impl Pool {
         group: GroupId,
         generation: Generation,
     ) -> Result<(), StoreError> {
-        let of_group = |volume: &VolumeId| self.catalog.volumes.get(volume).is_some_and(|known| known.group == group);
+        let layers = self.layers_of(group);
+        let of_group = |layer: &LayerId| layers.contains(layer);
         for (_, _, waiting) in self.heat_waiting.iter_mut().filter(|(_, key, _)| of_group(&key.0)) {
             *waiting = generation.max(*waiting);
         }
@@ -117,8 +122,8 @@ impl Pool {
             self.end(id, Ok(StoreReply::Done));
             return Ok(());
         }
-        self.requests.insert(id, Request::change(keys.len()));
-        keys.into_iter().for_each(|key| self.mark(key, generation, id));
+        let request = self.requests.insert(Request::change(id, keys.len()));
+        keys.into_iter().for_each(|key| self.mark(key, generation, request));
         Ok(())
     }
 
@@ -128,17 +133,17 @@ impl Pool {
         volume: VolumeId,
         extents: &[ExtentIndex],
     ) -> Result<(), StoreError> {
-        self.known_volume(volume)?;
+        let layer = self.known_volume(volume)?.layer;
         // One more than there are, so that it cannot end before all were begun.
-        self.requests.insert(id, Request::change(extents.len() + 1));
+        let request = self.requests.insert(Request::change(id, extents.len() + 1));
         for extent in extents {
-            self.cool((volume, *extent), id);
+            self.cool((layer, *extent), request);
         }
-        self.finish_one(id);
+        self.finish_one(request);
         Ok(())
     }
 
-    fn cool(&mut self, key: Key, request: StoreRequestId) {
+    fn cool(&mut self, key: Key, request: RequestId) {
         let number = self.count();
         let Some(hot) = self.hot.get_mut(&key) else { return self.finish_one(request) };
         if let Some(cooling) = &mut hot.cooling {
@@ -149,7 +154,7 @@ impl Pool {
         if hot.writers > 0 || hot.marking.is_some() || hot.leaf_under_way {
             return self.finish_one(request);
         }
-        hot.cooling = Some(Cooling { number, step: CoolingStep::Load, requests: vec![request] });
+        hot.cooling = Some(Cooling { number, step: CoolingStep::Load, leaf_blocks: 0, requests: vec![request] });
         self.continue_cooling(key);
     }
 
@@ -157,24 +162,39 @@ impl Pool {
     fn continue_cooling(&mut self, key: Key) {
         let hot = self.hot.get_mut(&key).expect("what cools is hot");
         let Some(slot) = hot.slot.filter(|_| hot.dirty) else { return self.commit_cooling(key, None) };
-        let old = *self.table.get(slot);
-        let empty = Slot { state: SlotState::Empty, leaf_place: None, ..old };
-        let sums = match &hot.checksums {
-            Checksums::Unloaded => return self.load(key, None),
-            Checksums::Absent => return self.commit_cooling(key, Some(empty)),
-            Checksums::Loaded(sums) if sums.iter().all(|sum| sum.is_zero()) => {
+        if matches!(hot.checksums, Checksums::Unloaded) {
+            return self.load(key, None);
+        }
+        // What the journal knows of is given back by the record that names the units that are left.
+        for (_, unit, told) in hot.drop_empty_units(0..UNITS) {
+            if !told {
+                self.space.drop_unit(unit);
+            }
+        }
+        hot.descriptor.units.compact();
+        let sums = match hot.loaded() {
+            Some(sums) if sums.iter().any(|sum| !sum.is_zero()) => sums,
+            _ => {
+                let empty =
+                    Slot { state: SlotState::Empty, leaf: None, units: Units::default(), ..hot.descriptor.clone() };
                 return self.commit_cooling(key, Some(empty));
             }
-            Checksums::Loaded(sums) => sums,
         };
-        let owner = LeafOwner { volume: key.0.0, extent: key.1.0, slot, sequence: old.leaf_sequence + 1 };
-        let data = leaf::encode(sums, owner, self.superblock.identity.pool);
+        let sequence = hot.descriptor.leaf_sequence + 1;
+        let data = leaf::encode(sums, LeafOwner { slot, sequence }, self.superblock.identity.pool);
+        let Some(spare) = hot.spare_leaf.or_else(|| self.space.take_leaf(LEAF_BLOCKS_MAX as u8)) else {
+            // Only an extent that was emptied in part, in a pool that is full: it stays hot until there is room.
+            let cooling = hot.cooling.take();
+            return cooling.into_iter().flat_map(|cooling| cooling.requests).for_each(|id| self.finish_one(id));
+        };
+        hot.spare_leaf = Some(spare);
         let cooling = hot.cooling.as_mut().expect("it is cooling");
         cooling.step = CoolingStep::Leaf;
+        cooling.leaf_blocks = (data.len() / BLOCK) as u8;
         hot.leaf_under_way = true;
         let number = cooling.number;
-        let offset = self.superblock.geometry.leaf_offset(slot, next_place(&old));
-        self.volumes.get_mut(&key.0).expect("the volume is known").busy += 1;
+        let offset = self.superblock.geometry.leaf_offset(spare);
+        self.layers.get_mut(&key.0).expect("the layer is known").busy += 1;
         let write = DiskOpKind::Write { offset, data: vec![data], sync: false };
         self.io.submit(write, DiskThen::LeafWritten(key, number));
     }
@@ -204,13 +224,21 @@ impl Pool {
     }
 
     pub fn on_leaf_flushed(&mut self, key: Key, number: u64) {
-        if self.cooling(key, number, CoolingStep::Flush).is_none() {
-            return;
+        let Some(cooling) = self.cooling(key, number, CoolingStep::Flush) else { return };
+        let blocks = cooling.leaf_blocks;
+        let hot = self.hot.get_mut(&key).expect("what cools is hot");
+        let spare = hot.spare_leaf.take().expect("the leaf was written there");
+        let leaf = LeafPlace { blocks, ..spare };
+        let leaf_sequence = hot.descriptor.leaf_sequence + 1;
+        let descriptor = Slot { leaf: Some(leaf), leaf_sequence, state: SlotState::Data, ..hot.descriptor.clone() };
+        if blocks < spare.blocks {
+            self.space.drop_leaf(LeafPlace {
+                block: spare.block + blocks,
+                blocks: spare.blocks - blocks,
+                unit: spare.unit,
+            });
         }
-        let slot = self.hot[&key].slot.expect("what has a leaf has a slot");
-        let old = *self.table.get(slot);
-        let place = Some(next_place(&old));
-        self.commit_cooling(key, Some(Slot { leaf_place: place, leaf_sequence: old.leaf_sequence + 1, ..old }));
+        self.commit_cooling(key, Some(descriptor));
     }
 
     /// Takes the mark back; with `descriptor`, names what the extent is now.
@@ -231,9 +259,11 @@ impl Pool {
                 hot.slot_told = false;
             }
             let generation = hot.generation.max(descriptor.generation);
-            self.log_slot(slot, Slot { generation, ..descriptor });
+            hot.descriptor = Slot { generation, ..descriptor };
+            let descriptor = hot.descriptor.clone();
+            self.log_slot(slot, descriptor);
         }
-        let record = Record::Cold { volume: key.0, extent: key.1 };
+        let record = Record::Cold { layer: key.0, extent: key.1 };
         self.journal.queue_then(record, LogThen::Cooled(key, number));
     }
 
@@ -243,14 +273,10 @@ impl Pool {
         }
         let hot = self.hot.remove(&key).expect("it was just there");
         hot.cooling.into_iter().flat_map(|cooling| cooling.requests).for_each(|id| self.finish_one(id));
-        let Some(slot) = hot.slot else { return };
-        match (self.table.get(slot).state, hot.checksums) {
-            (SlotState::Data, Checksums::Loaded(sums)) => self.leaves.insert(slot, Arc::from(sums)),
-            (SlotState::Empty, _) if !hot.dirty => {
-                let whole = BlockRange::new(key.1.first_block(), BlockCount(EXTENT_BLOCKS));
-                self.add_part(None, key.0, whole, whole, Work::Discard { slot });
-            }
-            _ => {}
+        hot.spare_leaf.into_iter().for_each(|place| self.space.drop_leaf(place));
+        if let (Some(slot), SlotState::Data, Checksums::Loaded(sums)) = (hot.slot, hot.descriptor.state, hot.checksums)
+        {
+            self.leaves.insert(slot, Arc::from(sums));
         }
     }
 
@@ -263,11 +289,11 @@ impl Pool {
 
     pub fn begin_reap(&mut self, id: StoreRequestId, group: GroupId) -> Result<(), StoreError> {
         let mut slots = Vec::new();
-        for (volume, _) in self.catalog.volumes.iter().filter(|(_, known)| known.group == group) {
-            let Some(map) = self.volumes.get_mut(volume).filter(|map| !map.deleting) else { continue };
+        for layer in self.layers_of(group) {
+            let Some(map) = self.layers.get_mut(&layer) else { continue };
             let (table, hot) = (&self.table, &self.hot);
             map.extents.retain(|extent, slot| {
-                let kept = table.get(*slot).state != SlotState::Empty || hot.contains_key(&(*volume, *extent));
+                let kept = table.get(*slot).state != SlotState::Empty || hot.contains_key(&(layer, *extent));
                 if !kept {
                     slots.push(*slot);
                 }
@@ -279,15 +305,15 @@ impl Pool {
             return Ok(());
         };
         others.iter().for_each(|slot| self.log_slot(*slot, self.table.get(*slot).freed()));
-        let descriptor = self.table.get(*last).freed();
-        self.table.queued(*last, descriptor);
-        self.requests.insert(id, Request::change(1));
-        self.journal.queue_then(Record::Slot { slot: *last, descriptor }, LogThen::Request(id));
+        let descriptor = Box::new(self.table.get(*last).freed());
+        let request = self.requests.insert(Request::change(id, 1));
+        self.journal.queue_then(Record::Slot { slot: *last, descriptor }, LogThen::Request(request));
         Ok(())
     }
-}
 
-/// Where the next leaf goes: not where the one in use is.
-fn next_place(slot: &Slot) -> u8 {
-    slot.leaf_place.map_or(0, |place| 1 - place)
+    /// The layers of a group's volumes.
+    fn layers_of(&self, group: GroupId) -> BTreeSet<LayerId> {
+        let volumes = self.catalog.volumes.iter().filter(|(_, known)| known.group == group);
+        volumes.filter(|(volume, _)| !self.deleting.contains(volume)).map(|(_, known)| known.layer).collect()
+    }
 }

@@ -4,11 +4,15 @@
 //! `Heat` queued -> marked (writes may go) -> cooling: leaf written -> flushed -> cold record queued -> gone.
 //! A write during the first two steps of cooling, or a `Heat` during the last, makes it hot again.
 
-use crate::StoreRequestId;
+use crate::layout::{LeafPlace, UNIT_BLOCKS, UNITS};
 use crate::leaf::{LOST_CHECKSUM, SUMS, Sums};
 use crate::record::{Mask, bit, set_bit};
+use crate::slots::{Slot, SlotState};
+use crate::transfer::RequestId;
+use crate::units::{UnitBits, UnitRun};
 use pollux_base::{BlockChecksum, Generation};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// What is known of a block of an extent that was hot when the process or the power died.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -132,8 +136,10 @@ pub struct Cooling {
     /// Tells this cooling from an earlier one of the same extent.
     pub number: u64,
     pub step: CoolingStep,
+    /// Length of the leaf that is being written.
+    pub leaf_blocks: u8,
     /// `Cool` requests that wait for it.
-    pub requests: Vec<StoreRequestId>,
+    pub requests: Vec<RequestId>,
 }
 
 pub struct HotExtent {
@@ -146,10 +152,20 @@ pub struct HotExtent {
     /// Marks with a lower number were followed by the record that takes them back.
     pub marks_from: u64,
     pub slot: Option<u32>,
+    /// The slot's descriptor as far as it was queued for the journal; of units, as far as they were taken.
+    pub descriptor: Slot,
     /// The journal was told that the slot holds data of the extent.
     pub slot_told: bool,
+    /// Units of which the journal was told.
+    units_told: UnitBits,
+    /// Writes asked for and not ended, by unit: such a unit is not given back.
+    pins: [u16; UNITS],
+    /// Where the next leaf goes: taken with the first write, so that an extent can always cool.
+    pub spare_leaf: Option<LeafPlace>,
     pub checksums: Checksums,
     pub fresh: BTreeMap<u16, Fresh>,
+    /// Up to where the journal had recorded when `fresh` was last looked through.
+    settled: u64,
     /// Was hot when the pool was opened, and its checksums were not rebuilt yet.
     pub recovered: Option<Box<Recovered>>,
     /// Its content may differ from its leaf.
@@ -162,24 +178,95 @@ pub struct HotExtent {
 }
 
 impl HotExtent {
-    /// `slot` and whether it holds data: of an empty one nothing is to be read, and a write has to say that it is in use
-    /// again.
-    pub fn new(generation: Generation, slot: Option<u32>, holds_data: bool) -> HotExtent {
-        HotExtent {
+    /// `slot` with its descriptor, if there is one: of an empty one nothing is to be read, and a write has to say that it
+    /// is in use again.
+    pub fn new(generation: Generation, slot: Option<(u32, Slot)>) -> HotExtent {
+        let (slot, descriptor) = slot.map_or((None, Slot::default()), |(slot, descriptor)| (Some(slot), descriptor));
+        let holds_data = descriptor.state == SlotState::Data;
+        let mut hot = HotExtent {
             generation,
             marked: None,
             marking: None,
             marks_from: 0,
             slot,
+            descriptor,
             slot_told: holds_data,
+            units_told: UnitBits::default(),
+            pins: [0; UNITS],
+            spare_leaf: None,
             checksums: if holds_data { Checksums::Unloaded } else { Checksums::Absent },
             fresh: BTreeMap::new(),
+            settled: 0,
             recovered: None,
             dirty: false,
             writers: 0,
             cooling: None,
             leaf_under_way: false,
+        };
+        hot.all_units_told();
+        hot
+    }
+
+    /// A record with the whole descriptor was queued.
+    pub fn all_units_told(&mut self) {
+        self.units_told = UnitBits::default();
+        for (unit, _) in self.descriptor.units.iter() {
+            self.units_told[unit / 64] |= 1 << (unit % 64);
         }
+    }
+
+    /// Units of the range of which the journal was not told; now it is.
+    pub fn tell_units(&mut self, range: Range<usize>) -> Vec<UnitRun> {
+        let mut runs: Vec<UnitRun> = Vec::new();
+        for index in range {
+            let (word, bit) = (index / 64, 1 << (index % 64));
+            let Some(unit) = self.descriptor.units.get(index).filter(|_| self.units_told[word] & bit == 0) else {
+                continue;
+            };
+            self.units_told[word] |= bit;
+            match runs.last_mut() {
+                Some(run) if usize::from(run.first + run.count) == index && run.unit + u32::from(run.count) == unit => {
+                    run.count += 1;
+                }
+                _ => runs.push(UnitRun { first: index as u16, count: 1, unit }),
+            }
+        }
+        runs
+    }
+
+    pub fn pin(&mut self, range: Range<usize>) {
+        self.pins[range].iter_mut().for_each(|pins| *pins += 1);
+    }
+
+    pub fn unpin(&mut self, range: Range<usize>) {
+        self.pins[range].iter_mut().for_each(|pins| *pins -= 1);
+    }
+
+    /// Takes out of the descriptor the units of the range that hold nothing and into which nobody writes. Gives their
+    /// places, and whether the journal knows of them.
+    pub fn drop_empty_units(&mut self, range: Range<usize>) -> Vec<(usize, u32, bool)> {
+        let sums = match &self.checksums {
+            Checksums::Loaded(sums) => Some(sums),
+            Checksums::Absent => None,
+            Checksums::Unloaded => return Vec::new(),
+        };
+        let holds_nothing = |index: usize| {
+            let blocks = index * UNIT_BLOCKS..(index + 1) * UNIT_BLOCKS;
+            sums.is_none_or(|sums| sums[blocks].iter().all(|sum| sum.is_zero()))
+        };
+        let mut dropped = Vec::new();
+        for index in range {
+            if let Some(unit) = self.descriptor.units.get(index)
+                && self.pins[index] == 0
+                && holds_nothing(index)
+            {
+                let told = &mut self.units_told[index / 64];
+                dropped.push((index, unit, *told & 1 << (index % 64) != 0));
+                *told &= !(1 << (index % 64));
+                self.descriptor.units.clear(index);
+            }
+        }
+        dropped
     }
 
     pub fn loaded(&self) -> Option<&Sums> {
@@ -195,8 +282,14 @@ impl HotExtent {
 
     /// Forgets the fresh blocks of which the journal says durably, up to `recorded`, that they are flushed. Gives the
     /// journal block after the last one that must be said before `range` can be overwritten, if any.
-    pub fn settle(&mut self, range: std::ops::Range<u16>, recorded: u64) -> Option<u64> {
-        self.fresh.retain(|_, fresh| fresh.told >= recorded);
+    pub fn settle(&mut self, range: Range<u16>, recorded: u64) -> Option<u64> {
+        if self.fresh.is_empty() {
+            return None;
+        }
+        if self.settled < recorded {
+            self.settled = recorded;
+            self.fresh.retain(|_, fresh| fresh.told >= recorded);
+        }
         self.fresh.range(range).map(|(_, fresh)| fresh.told.saturating_add(1)).max()
     }
 
@@ -244,9 +337,13 @@ mod tests {
         assert_eq!(before, after);
     }
 
+    fn with_data() -> HotExtent {
+        HotExtent::new(Generation(1), Some((0, Slot { state: SlotState::Data, ..Slot::default() })))
+    }
+
     #[test]
     fn what_is_told_of_after_the_flush_stays_on_top_of_a_mask() {
-        let mut hot = HotExtent::new(Generation(1), Some(0), true);
+        let mut hot = with_data();
         let mut sums = Box::new([BlockChecksum::ZERO; SUMS]);
         sums[1..4].fill(BlockChecksum(9));
         sums[4] = LOST_CHECKSUM;
@@ -263,7 +360,7 @@ mod tests {
 
     #[test]
     fn a_fresh_block_is_not_overwritten_before_its_flush_is_on_record() {
-        let mut hot = HotExtent::new(Generation(1), Some(0), true);
+        let mut hot = with_data();
         hot.fresh.insert(7, Fresh { told: 10, was_lost: false });
         assert_eq!(hot.settle(0..7, 10), None);
         assert_eq!(hot.settle(7..8, 10), Some(11));

@@ -100,6 +100,11 @@ impl<T> Journal<T> {
         self.recorded
     }
 
+    /// Whether every record that was queued is committed.
+    pub fn is_idle(&self) -> bool {
+        self.batch.is_none() && self.pending.is_empty() && self.restated.is_none()
+    }
+
     /// Whether half of the ring is in use.
     pub fn checkpoint_due(&self) -> bool {
         self.next - self.tail >= JOURNAL_BLOCKS / 2

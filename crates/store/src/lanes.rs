@@ -2,15 +2,21 @@
 //! earlier request that overlaps. So a read never sees a block while it is being written, and a checksum that does not
 //! match is damage, never a race.
 
-use pollux_base::{ExtentIndex, VolumeId};
+use crate::slots::LayerId;
+use crate::transfer::PartId;
+use pollux_base::ExtentIndex;
 use std::collections::{BTreeMap, VecDeque};
 
-/// One extent of one volume.
-pub type Key = (VolumeId, ExtentIndex);
+/// One extent of one layer.
+pub type Key = (LayerId, ExtentIndex);
 
-/// Names a part of a request, the part that falls into one extent.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct PartId(pub u64);
+/// All layers that grew from one volume: a request may read through several of them.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct FamilyId(pub u64);
+
+/// One extent of all layers of a family.
+pub type LaneKey = (FamilyId, ExtentIndex);
 
 #[derive(Clone, Copy)]
 struct Claim {
@@ -35,12 +41,19 @@ struct Lane {
 }
 
 #[derive(Default)]
-pub struct Lanes(BTreeMap<Key, Lane>);
+pub struct Lanes {
+    lanes: BTreeMap<LaneKey, Lane>,
+    /// Empty ones, kept for their memory.
+    spare: Vec<Lane>,
+}
+
+/// Enough for what is usually under way at once.
+const SPARE_MAX: usize = 64;
 
 impl Lanes {
     /// Claims blocks of an extent. `true`: they are held; otherwise `leave` of another part gives them later.
-    pub fn enter(&mut self, key: Key, part: PartId, first: u16, count: u16, exclusive: bool) -> bool {
-        let lane = self.0.entry(key).or_default();
+    pub fn enter(&mut self, key: LaneKey, part: PartId, first: u16, count: u16, exclusive: bool) -> bool {
+        let lane = self.lanes.entry(key).or_insert_with(|| self.spare.pop().unwrap_or_default());
         let claim = Claim { part, first, count, exclusive };
         let blocked = lane.held.iter().chain(&lane.waiting).any(|other| claim.conflicts(other));
         if blocked {
@@ -52,29 +65,35 @@ impl Lanes {
     }
 
     /// Gives up what the part holds or waits for. Gives the parts that now hold their blocks.
-    pub fn leave(&mut self, key: Key, part: PartId) -> Vec<PartId> {
-        let Some(lane) = self.0.get_mut(&key) else { return Vec::new() };
+    pub fn leave(&mut self, key: LaneKey, part: PartId) -> Vec<PartId> {
+        let Some(lane) = self.lanes.get_mut(&key) else { return Vec::new() };
         lane.held.retain(|claim| claim.part != part);
         lane.waiting.retain(|claim| claim.part != part);
         let mut granted = Vec::new();
-        let mut still: VecDeque<Claim> = VecDeque::new();
-        for claim in std::mem::take(&mut lane.waiting) {
-            if lane.held.iter().chain(&still).any(|other| claim.conflicts(other)) {
-                still.push_back(claim);
-            } else {
-                lane.held.push(claim);
-                granted.push(claim.part);
+        if !lane.waiting.is_empty() {
+            let mut still: VecDeque<Claim> = VecDeque::new();
+            for claim in std::mem::take(&mut lane.waiting) {
+                if lane.held.iter().chain(&still).any(|other| claim.conflicts(other)) {
+                    still.push_back(claim);
+                } else {
+                    lane.held.push(claim);
+                    granted.push(claim.part);
+                }
             }
+            lane.waiting = still;
         }
-        lane.waiting = still;
-        if lane.held.is_empty() && lane.waiting.is_empty() {
-            self.0.remove(&key);
+        if lane.held.is_empty()
+            && lane.waiting.is_empty()
+            && let Some(lane) = self.lanes.remove(&key)
+            && self.spare.len() < SPARE_MAX
+        {
+            self.spare.push(lane);
         }
         granted
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.lanes.is_empty()
     }
 }
 
@@ -84,16 +103,17 @@ mod tests {
 
     #[test]
     fn overlapping_requests_keep_their_order_and_others_pass() {
-        let key = (VolumeId(1), ExtentIndex(0));
+        let key = (FamilyId(1), ExtentIndex(0));
+        let [one, two, three, four] = [1, 2, 3, 4].map(PartId::from_raw);
         let mut lanes = Lanes::default();
-        assert!(lanes.enter(key, PartId(1), 0, 8, true));
-        assert!(!lanes.enter(key, PartId(2), 4, 8, false), "a read waits for the write it overlaps");
-        assert!(!lanes.enter(key, PartId(3), 11, 1, true), "a write waits behind an earlier read");
-        assert!(lanes.enter(key, PartId(4), 12, 4, true), "what overlaps nothing passes");
-        assert_eq!(lanes.leave(key, PartId(1)), [PartId(2)]);
-        assert_eq!(lanes.leave(key, PartId(2)), [PartId(3)]);
-        lanes.leave(key, PartId(3));
-        lanes.leave(key, PartId(4));
+        assert!(lanes.enter(key, one, 0, 8, true));
+        assert!(!lanes.enter(key, two, 4, 8, false), "a read waits for the write it overlaps");
+        assert!(!lanes.enter(key, three, 11, 1, true), "a write waits behind an earlier read");
+        assert!(lanes.enter(key, four, 12, 4, true), "what overlaps nothing passes");
+        assert_eq!(lanes.leave(key, one), [two]);
+        assert_eq!(lanes.leave(key, two), [three]);
+        lanes.leave(key, three);
+        lanes.leave(key, four);
         assert!(lanes.is_empty());
     }
 }

@@ -12,7 +12,7 @@ use std::ops::Range;
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-pub const FORMAT_VERSION: u16 = 1;
+pub const FORMAT_VERSION: u16 = 2;
 pub const BLOCK: usize = BLOCK_BYTES as usize;
 const MAGIC: [u8; 8] = *b"PolluxMB";
 
@@ -141,27 +141,55 @@ pub const JOURNAL: u64 = 4 << 20;
 pub const JOURNAL_BLOCKS: u64 = 2048;
 const TABLE: u64 = JOURNAL + JOURNAL_BLOCKS * BLOCK_BYTES;
 
-/// Bytes of a slot's descriptor in the table; half of it is not used yet.
-pub const DESCRIPTOR_BYTES: usize = 64;
+/// Data space is taken in units of this size. Small, so that scattered writes take little; large enough that the map of
+/// an extent that lies here and there stays small (see the measured table in `docs/design/0001-store.md`).
+pub const UNIT_BYTES: u64 = 32 << 10;
+pub const UNIT_BLOCKS: usize = (UNIT_BYTES / BLOCK_BYTES) as usize;
+/// Units of an extent, and of a region: the stretch of the disk in which an extent likes to lie.
+pub const UNITS: usize = (EXTENT_BYTES / UNIT_BYTES) as usize;
+
+/// Bytes of a slot's descriptor in the table: what it is, then a number for each unit.
+pub const DESCRIPTOR_BYTES: usize = 64 + 4 * UNITS;
 pub const DESCRIPTORS_PER_BLOCK: usize = PAYLOAD_BYTES / DESCRIPTOR_BYTES;
-/// Blocks of one copy of a leaf: 1024 checksums of 8 bytes do not fit into fewer.
-pub const LEAF_BLOCKS: usize = 3;
-pub const LEAF_BYTES: usize = LEAF_BLOCKS * BLOCK;
+/// One slot per so many bytes of data. A slot is needed for each extent in which anything lies, so they run out before
+/// the space does only if most extents hold less than this; they cost 1 % of the pool.
+const BYTES_PER_SLOT: u64 = 128 << 10;
+/// Blocks of the longest leaf.
+pub const LEAF_BLOCKS_MAX: usize = UNITS.div_ceil(LEAF_UNITS_PER_BLOCK);
+/// A block of a leaf says which units it is about, then gives their checksums.
+pub const LEAF_MAP_BYTES: usize = UNITS / 8;
+pub const LEAF_UNITS_PER_BLOCK: usize = (PAYLOAD_BYTES - LEAF_MAP_BYTES) / (8 * UNIT_BLOCKS);
+
+/// Where a leaf lies: `blocks` blocks of one unit.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct LeafPlace {
+    pub unit: u32,
+    pub block: u8,
+    pub blocks: u8,
+}
+
+impl LeafPlace {
+    /// One bit for each block of the unit.
+    pub fn bits(self) -> u32 {
+        ((1 << self.blocks) - 1) << self.block
+    }
+}
 
 /// The regions whose size depends on that of the pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     /// Size of the pool, as found when it was formatted.
     pub size: u64,
+    /// Regions of `UNITS` units.
+    pub regions: u32,
     pub slots: u32,
     pub table_blocks: u32,
     pub tables: [u64; 2],
-    pub leaves: u64,
     pub data: u64,
 }
 
 impl Geometry {
-    /// As many slots as fit.
+    /// As many regions as fit.
     pub fn of(size: ByteCount) -> Result<Geometry, FormatError> {
         if size.0 < POOL_BYTES_MIN {
             return Err(FormatError::TooSmall { size, min: ByteCount(POOL_BYTES_MIN) });
@@ -169,41 +197,44 @@ impl Geometry {
         if size.0 > POOL_BYTES_MAX {
             return Err(FormatError::TooLarge { size, max: ByteCount(POOL_BYTES_MAX) });
         }
-        let mut slots = (size.0 - TABLE) / EXTENT_BYTES;
+        let mut regions = (size.0 - TABLE) / EXTENT_BYTES;
         loop {
-            let geometry = Geometry::with_slots(size.0, slots);
-            if geometry.data + slots * EXTENT_BYTES <= size.0 {
+            let geometry = Geometry::with_regions(size.0, regions);
+            let over = (geometry.data + regions * EXTENT_BYTES).saturating_sub(size.0);
+            if over == 0 {
                 return Ok(geometry);
             }
-            slots -= 1;
+            // Fewer regions have a shorter table, too: half of what is over is never too much to take away.
+            regions -= (over / EXTENT_BYTES / 2).max(1);
         }
     }
 
-    fn with_slots(size: u64, slots: u64) -> Geometry {
+    fn with_regions(size: u64, regions: u64) -> Geometry {
+        let slots = regions * (EXTENT_BYTES / BYTES_PER_SLOT);
         let table_blocks = slots.div_ceil(DESCRIPTORS_PER_BLOCK as u64);
         let second = TABLE + table_blocks * BLOCK_BYTES;
-        let leaves = second + table_blocks * BLOCK_BYTES;
-        let data = (leaves + slots * 2 * LEAF_BYTES as u64).next_multiple_of(EXTENT_BYTES);
         Geometry {
             size,
+            regions: u32::try_from(regions).expect("POOL_BYTES_MAX keeps region numbers in 32 bits"),
             slots: u32::try_from(slots).expect("POOL_BYTES_MAX keeps slot numbers in 32 bits"),
             table_blocks: u32::try_from(table_blocks).expect("there are fewer table blocks than slots"),
             tables: [TABLE, second],
-            leaves,
-            data,
+            data: (second + table_blocks * BLOCK_BYTES).next_multiple_of(EXTENT_BYTES),
         }
     }
 
-    /// Where block `first` of a slot's data lies.
-    pub fn data_offset(&self, slot: u32, first: u16) -> ByteCount {
-        assert!(slot < self.slots, "slot {slot} of {}", self.slots);
-        ByteCount(self.data + u64::from(slot) * EXTENT_BYTES + u64::from(first) * BLOCK_BYTES)
+    pub fn units(&self) -> u32 {
+        self.regions * UNITS as u32
     }
 
-    /// Where a slot's leaf lies; `place` is 0 or 1.
-    pub fn leaf_offset(&self, slot: u32, place: u8) -> ByteCount {
-        assert!(slot < self.slots && place < 2, "slot {slot} place {place}");
-        ByteCount(self.leaves + (u64::from(slot) * 2 + u64::from(place)) * LEAF_BYTES as u64)
+    /// Where block `block` of a unit lies.
+    pub fn offset(&self, unit: u32, block: usize) -> ByteCount {
+        assert!(unit < self.units() && block < UNIT_BLOCKS, "unit {unit} of {}, block {block}", self.units());
+        ByteCount(self.data + u64::from(unit) * UNIT_BYTES + block as u64 * BLOCK_BYTES)
+    }
+
+    pub fn leaf_offset(&self, place: LeafPlace) -> ByteCount {
+        self.offset(place.unit, usize::from(place.block))
     }
 
     /// Where a block of the slot table lies.
@@ -233,11 +264,10 @@ mod tests {
             let g = Geometry::of(ByteCount(size)).expect("a legal size");
             let table = u64::from(g.table_blocks) * BLOCK_BYTES;
             assert!(CATALOGS[1] + CATALOG_BYTES as u64 <= JOURNAL && g.tables[0] + table <= g.tables[1]);
-            assert!(g.tables[1] + table <= g.leaves);
-            assert!(g.leaf_offset(g.slots - 1, 1).0 + LEAF_BYTES as u64 <= g.data);
-            assert!(g.data_offset(g.slots - 1, 0).0 + EXTENT_BYTES <= size);
+            assert!(g.tables[1] + table <= g.data);
+            assert!(g.offset(g.units() - 1, UNIT_BLOCKS - 1).0 + BLOCK_BYTES <= size);
             assert_eq!(g.slots_of_block(g.table_blocks - 1).end, g.slots);
-            assert!(u64::from(g.slots) * EXTENT_BYTES + (32 << 20) + size / 64 >= size, "little is wasted");
+            assert!(u64::from(g.regions) * EXTENT_BYTES + (32 << 20) + size / 64 >= size, "little is wasted");
         }
         assert!(Geometry::of(ByteCount(POOL_BYTES_MIN - 1)).is_err());
         assert!(Geometry::of(ByteCount(POOL_BYTES_MAX + 1)).is_err());

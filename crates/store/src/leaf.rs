@@ -1,10 +1,13 @@
-//! Leaves: the 1024 checksums of one extent on disk, and a bounded cache of them for reads of cold extents.
+//! Leaves: the checksums of one extent on disk, and a bounded cache of them for reads of cold extents.
 //!
-//! A leaf is the truth about which blocks of a cold extent hold data: `BlockChecksum::ZERO` means none. It is never
-//! overwritten where it lies: each slot has two places, used in turn, and a leaf counts only once the journal names it.
-//! A damaged block of a leaf makes its checksums `LOST_CHECKSUM`: those blocks read as corrupt, never as zeros.
+//! A leaf is the truth about which blocks of a cold extent hold data: `BlockChecksum::ZERO` means none. It has checksums
+//! only for the units about which there is something to say. It is never overwritten where it lies, and counts only once
+//! the journal names its place. A damaged block of a leaf makes its checksums `LOST_CHECKSUM`: those blocks read as
+//! corrupt, never as zeros.
 
-use crate::layout::{BLOCK, BlockKind, HEADER_BYTES, Header, LEAF_BLOCKS, LEAF_BYTES, seal, unseal};
+use crate::layout::{BLOCK, BlockKind, HEADER_BYTES, Header, LEAF_MAP_BYTES, LEAF_UNITS_PER_BLOCK, UNIT_BLOCKS, UNITS};
+use crate::layout::{seal, unseal};
+use crate::units::Units;
 use pollux_base::data::Buffer;
 use pollux_base::unit::EXTENT_BLOCKS;
 use pollux_base::{BlockChecksum, Data, PoolId};
@@ -12,61 +15,97 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Stands for a checksum that was itself lost: the block may hold data, but nothing can vouch for it. It matches no
-/// content (but for one in 2^64), so that the block is corrupt until it is written again.
+/// content, so that the block is corrupt until it is written again.
 pub const LOST_CHECKSUM: BlockChecksum = BlockChecksum(u64::MAX);
 
 pub const SUMS: usize = EXTENT_BLOCKS as usize;
-const SUMS_PER_BLOCK: usize = SUMS.div_ceil(LEAF_BLOCKS);
 
 /// Checksums of the blocks of one extent.
 pub type Sums = [BlockChecksum; SUMS];
 
-/// Whose leaf it is.
+/// Whose leaf it is. The sequence of a slot goes on when the slot changes hands, so the owner need not be named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeafOwner {
-    pub volume: u64,
-    pub extent: u32,
     pub slot: u32,
     pub sequence: u64,
 }
 
-fn part_of(sums: &Sums, part: usize) -> &[BlockChecksum] {
-    &sums[part * SUMS_PER_BLOCK..SUMS.min((part + 1) * SUMS_PER_BLOCK)]
+/// The checksums of one unit.
+fn of_unit(unit: usize) -> std::ops::Range<usize> {
+    unit * UNIT_BLOCKS..(unit + 1) * UNIT_BLOCKS
 }
 
-fn header_of(owner: LeafOwner, part: usize) -> Header {
-    let len = part_of(&[BlockChecksum::ZERO; SUMS], part).len() * 8;
-    let place = u64::from(owner.extent) << 32 | u64::from(owner.slot);
-    Header { kind: BlockKind::Leaf, part: part as u32, sequence: owner.sequence, one: owner.volume, two: place, len }
+/// The units about which there is something to say.
+fn told_units(sums: &Sums) -> impl Iterator<Item = usize> {
+    (0..UNITS).filter(|unit| sums[of_unit(*unit)].iter().any(|sum| !sum.is_zero()))
 }
 
+fn header_of(owner: LeafOwner, part: usize, len: usize) -> Header {
+    let two = u64::from(owner.slot);
+    Header { kind: BlockKind::Leaf, part: part as u32, sequence: owner.sequence, one: 0, two, len }
+}
+
+/// The leaf; empty if there is nothing to say.
 pub fn encode(sums: &Sums, owner: LeafOwner, pool: PoolId) -> Data {
-    let mut buffer = Buffer::zeroed(LEAF_BYTES);
-    for (part, block) in buffer.as_mut_slice().chunks_exact_mut(BLOCK).enumerate() {
-        let payload: Vec<u8> = part_of(sums, part).iter().flat_map(|sum| sum.0.to_le_bytes()).collect();
-        seal(block, pool, header_of(owner, part), &payload);
+    let units: Vec<usize> = told_units(sums).collect();
+    let parts = units.chunks(LEAF_UNITS_PER_BLOCK);
+    let mut buffer = Buffer::zeroed(parts.len() * BLOCK);
+    for ((part, units), block) in parts.enumerate().zip(buffer.as_mut_slice().chunks_exact_mut(BLOCK)) {
+        let mut payload = vec![0; LEAF_MAP_BYTES];
+        for unit in units {
+            payload[unit / 8] |= 1 << (unit % 8);
+            sums[of_unit(*unit)].iter().for_each(|sum| payload.extend_from_slice(&sum.0.to_le_bytes()));
+        }
+        seal(block, pool, header_of(owner, part, payload.len()), &payload);
     }
     buffer.freeze()
 }
 
-/// The checksums of a leaf as read. What is damaged is lost, the rest is as it was.
-pub fn decode(bytes: &[u8], owner: LeafOwner, pool: PoolId) -> Box<Sums> {
-    let mut sums = Box::new([LOST_CHECKSUM; SUMS]);
-    for (part, block) in bytes.chunks_exact(BLOCK).enumerate().take(LEAF_BLOCKS) {
-        let expected = header_of(owner, part);
-        if unseal(block, BlockKind::Leaf, Some(pool)).is_ok_and(|(header, _)| header == expected) {
-            let payload = block[HEADER_BYTES..HEADER_BYTES + expected.len].chunks_exact(8);
-            for (at, bytes) in payload.enumerate() {
-                let value = u64::from_le_bytes(bytes.try_into().expect("chunks of 8 bytes"));
-                sums[part * SUMS_PER_BLOCK + at] = BlockChecksum(value);
+/// The checksums of a leaf as read. What a damaged block was about cannot be told, so every unit of the extent that no
+/// whole block is about is lost then; the rest is as it was.
+pub fn decode(bytes: &[u8], owner: LeafOwner, pool: PoolId, units: &Units) -> Box<Sums> {
+    let mut sums = Box::new([BlockChecksum::ZERO; SUMS]);
+    let mut told = [false; UNITS];
+    let mut is_whole = true;
+    for (part, block) in bytes.chunks_exact(BLOCK).enumerate() {
+        let header = unseal(block, BlockKind::Leaf, Some(pool)).ok().map(|(header, _)| header);
+        let header = header.filter(|header| *header == header_of(owner, part, header.len));
+        match header.and_then(|header| decode_part(&block[HEADER_BYTES..HEADER_BYTES + header.len])) {
+            Some(found) => {
+                for (unit, part) in found {
+                    told[unit] = true;
+                    sums[of_unit(unit)].copy_from_slice(&part);
+                }
             }
+            None => is_whole = false,
+        }
+    }
+    if !is_whole {
+        for (unit, _) in units.iter().filter(|(unit, _)| !told[*unit]) {
+            sums[of_unit(unit)].fill(LOST_CHECKSUM);
         }
     }
     sums
 }
 
+fn decode_part(payload: &[u8]) -> Option<Vec<(usize, [BlockChecksum; UNIT_BLOCKS])>> {
+    let (map, sums) = payload.split_at_checked(LEAF_MAP_BYTES)?;
+    let units: Vec<usize> = (0..UNITS).filter(|unit| map[unit / 8] & 1 << (unit % 8) != 0).collect();
+    if sums.len() != units.len() * UNIT_BLOCKS * 8 {
+        return None;
+    }
+    let of = |bytes: &[u8]| {
+        let mut sums = [BlockChecksum::ZERO; UNIT_BLOCKS];
+        for (sum, bytes) in sums.iter_mut().zip(bytes.chunks_exact(8)) {
+            *sum = BlockChecksum(u64::from_le_bytes(bytes.try_into().expect("chunks of 8 bytes")));
+        }
+        sums
+    };
+    Some(units.into_iter().zip(sums.chunks_exact(UNIT_BLOCKS * 8).map(of)).collect())
+}
+
 /// Leaves kept for reads of cold extents: 8 KiB each, so 32 MiB at most, enough for 16 GiB read at random. A miss
-/// costs one read of 12 KiB.
+/// costs one read of at most 12 KiB.
 const CACHED_MAX: usize = 4096;
 
 /// Least recently used goes first.
@@ -118,8 +157,15 @@ impl LeafCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::LEAF_BLOCKS_MAX;
 
-    const OWNER: LeafOwner = LeafOwner { volume: 1, extent: 2, slot: 3, sequence: 4 };
+    const OWNER: LeafOwner = LeafOwner { slot: 3, sequence: 4 };
+
+    fn all_units() -> Units {
+        let mut units = Units::default();
+        (0..UNITS).for_each(|unit| units.set(unit, unit as u32));
+        units
+    }
 
     #[test]
     fn a_damaged_part_of_a_leaf_loses_its_checksums_and_no_others() {
@@ -128,26 +174,38 @@ mod tests {
             *sum = BlockChecksum(at as u64);
         }
         let mut bytes = encode(&sums, OWNER, PoolId(9)).as_slice().to_vec();
-        assert_eq!(decode(&bytes, OWNER, PoolId(9)), sums);
+        assert_eq!(bytes.len(), LEAF_BLOCKS_MAX * BLOCK);
+        assert_eq!(decode(&bytes, OWNER, PoolId(9), &all_units()), sums);
         bytes[BLOCK + 100] ^= 1;
-        let damaged = decode(&bytes, OWNER, PoolId(9));
+        let damaged = decode(&bytes, OWNER, PoolId(9), &all_units());
+        let per_block = LEAF_UNITS_PER_BLOCK * UNIT_BLOCKS;
         for (at, sum) in damaged.iter().enumerate() {
-            let lost = (SUMS_PER_BLOCK..2 * SUMS_PER_BLOCK).contains(&at);
+            let lost = (per_block..2 * per_block).contains(&at);
             assert_eq!(*sum, if lost { LOST_CHECKSUM } else { sums[at] });
         }
+    }
+
+    #[test]
+    fn a_leaf_says_nothing_of_units_that_hold_nothing() {
+        let mut sums = Box::new([BlockChecksum::ZERO; SUMS]);
+        assert!(encode(&sums, OWNER, PoolId(9)).is_empty());
+        sums[SUMS - 1] = BlockChecksum(5);
+        let bytes = encode(&sums, OWNER, PoolId(9));
+        assert_eq!(bytes.len(), BLOCK);
+        assert_eq!(decode(bytes.as_slice(), OWNER, PoolId(9), &all_units()), sums);
+        // Where it is damaged only what has a unit is lost: the rest cannot hold data.
+        let mut units = Units::default();
+        units.set(UNITS - 1, 0);
+        let lost = decode(&[0; BLOCK], OWNER, PoolId(9), &units);
+        assert_eq!(lost.iter().filter(|sum| **sum == LOST_CHECKSUM).count(), UNIT_BLOCKS);
     }
 
     #[test]
     fn a_leaf_of_another_owner_or_time_is_not_taken() {
         let sums = [BlockChecksum(7); SUMS];
         let bytes = encode(&sums, OWNER, PoolId(9));
-        for other in [
-            LeafOwner { volume: 2, ..OWNER },
-            LeafOwner { extent: 3, ..OWNER },
-            LeafOwner { slot: 4, ..OWNER },
-            LeafOwner { sequence: 5, ..OWNER },
-        ] {
-            assert_eq!(*decode(bytes.as_slice(), other, PoolId(9)), [LOST_CHECKSUM; SUMS]);
+        for other in [LeafOwner { slot: 4, ..OWNER }, LeafOwner { sequence: 5, ..OWNER }] {
+            assert_eq!(*decode(bytes.as_slice(), other, PoolId(9), &all_units()), [LOST_CHECKSUM; SUMS]);
         }
     }
 

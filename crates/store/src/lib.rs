@@ -18,15 +18,21 @@ mod journal;
 mod lanes;
 mod layout;
 mod leaf;
+mod loading;
 mod opening;
 mod pool;
+mod reading;
 mod record;
 mod recovery;
+mod slab;
 mod slots;
+mod space;
 mod store;
 mod superblock;
 mod transfer;
+mod units;
 
+pub use layout::UNIT_BYTES;
 pub use leaf::LOST_CHECKSUM;
 pub use store::Store;
 

@@ -12,14 +12,15 @@
 use crate::catalog::Catalog;
 use crate::hot::Base;
 use crate::journal::{self, Journal, Wrote};
-use crate::layout::{ANCHORS, BLOCK, CATALOGS, Geometry, JOURNAL, JOURNAL_BLOCKS, SUPERBLOCKS};
+use crate::lanes::Key;
+use crate::layout::{ANCHORS, BLOCK, CATALOGS, Geometry, JOURNAL, JOURNAL_BLOCKS, SUPERBLOCKS, UNIT_BLOCKS};
 use crate::pool::{LogThen, Pool};
 use crate::record::Record;
-use crate::recovery::{Found, Image, find_anchor, recover, ring};
+use crate::recovery::{Found, Image, TableFound, find_anchor, recover, ring};
 use crate::slots::SlotTable;
 use crate::superblock::{Anchor, Superblock};
 use crate::{OpenError, Output};
-use pollux_base::unit::{BLOCK_BYTES, EXTENT_BLOCKS};
+use pollux_base::unit::BLOCK_BYTES;
 use pollux_base::{BlockChecksum, ByteCount, ClusterId, Data, DiskDone, DiskOp, DiskOpId, DiskOpKind, NodeId, PoolId};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -35,9 +36,10 @@ const WINDOW: usize = 8;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
     Superblocks,
-    /// Anchors, slot table, and the heads of the catalogs.
+    /// Anchors and the heads of the catalogs.
     Metadata,
-    CatalogBodies,
+    /// The used part of the slot table, and the bodies of the catalogs.
+    Bodies,
     /// The journal from its tail on, until a stretch holds nothing of it.
     Journal,
     /// First writes that may have been lost with the power are compared with their checksums.
@@ -64,6 +66,9 @@ pub struct Opening {
     under_way: BTreeMap<DiskOpId, DiskOpKind>,
     next_op: u64,
     image: Image,
+    table: Option<TableFound>,
+    /// Blocks of hot extents that are read to be verified: where on the disk they lie, and which they are.
+    verifying: BTreeMap<u64, (Key, u16)>,
     /// First block of the journal that was not asked for yet; 0: none was.
     journal_read: u64,
     superblock: Option<(Superblock, [bool; 2])>,
@@ -100,6 +105,8 @@ impl Opening {
             under_way: BTreeMap::new(),
             next_op: 1,
             image: Image::default(),
+            table: None,
+            verifying: BTreeMap::new(),
             journal_read: 0,
             superblock: None,
             state: None,
@@ -150,6 +157,7 @@ impl Opening {
                 self.waiting.extend(blocks.map(|at| DiskOpKind::Read { offset: ByteCount(at), len: BLOCK }));
             }
             (Stage::Verify, data) => self.on_verified(offset, len, data),
+            (Stage::Bodies, Some(data)) if self.is_table(offset) => self.on_table(offset, &data),
             (_, Some(data)) => self.image.insert(offset, data),
             (_, None) => {}
         }
@@ -176,10 +184,11 @@ impl Opening {
                 Stage::Metadata
             }
             Stage::Metadata => {
+                self.read_table()?;
                 self.read_catalog_bodies();
-                Stage::CatalogBodies
+                Stage::Bodies
             }
-            Stage::CatalogBodies => {
+            Stage::Bodies => {
                 self.read_journal();
                 Stage::Journal
             }
@@ -235,6 +244,7 @@ impl Opening {
                     log_life: state.anchor.life,
                     life: state.anchor.life,
                     end: 0,
+                    slots: state.table.len(),
                 };
                 self.write_anchor(0);
                 Stage::AnchorFirst
@@ -265,13 +275,38 @@ impl Opening {
     }
 
     fn read_metadata(&mut self) {
-        let geometry = self.geometry();
-        let table = u64::from(geometry.table_blocks) * BLOCK_BYTES;
         for start in ANCHORS.into_iter().chain(CATALOGS) {
             self.read(start, BLOCK_BYTES);
         }
-        for start in geometry.tables {
-            self.read(start, table);
+    }
+
+    fn read_table(&mut self) -> Result<(), OpenError> {
+        let geometry = self.geometry();
+        let (_, anchor) = find_anchor(&self.image, self.pool_id())
+            .ok_or_else(|| OpenError::Damaged("both copies of the journal's anchor are unreadable".into()))?;
+        if anchor.slots > geometry.slots {
+            let text = format!("the anchor speaks of {} slots, there are {}", anchor.slots, geometry.slots);
+            return Err(OpenError::Damaged(text));
+        }
+        let table = TableFound::new(anchor.slots, &geometry);
+        let len = u64::from(table.blocks()) * BLOCK_BYTES;
+        self.table = Some(table);
+        geometry.tables.into_iter().for_each(|start| self.read(start, len));
+        Ok(())
+    }
+
+    fn is_table(&self, offset: u64) -> bool {
+        let geometry = self.geometry();
+        (geometry.tables[0]..geometry.data).contains(&offset)
+    }
+
+    fn on_table(&mut self, offset: u64, data: &Data) {
+        let (geometry, pool) = (self.geometry(), self.pool_id());
+        let copy = usize::from(offset >= geometry.tables[1]);
+        let first = ((offset - geometry.tables[copy]) / BLOCK_BYTES) as u32;
+        let table = self.table.as_mut().expect("it was made before it was read");
+        for (block, bytes) in (first..).zip(data.as_slice().chunks_exact(BLOCK)) {
+            table.take(copy, block, bytes, pool, &geometry);
         }
     }
 
@@ -308,9 +343,9 @@ impl Opening {
 
     fn judge_metadata(&mut self) -> Result<(), OpenError> {
         let (pool, geometry) = (self.pool_id(), self.geometry());
-        let mut found = recover(&std::mem::take(&mut self.image), pool, &geometry)?;
-        let sequences = std::mem::take(&mut found.sequences);
-        let mut table = SlotTable::new(geometry, std::mem::take(&mut found.slots), sequences);
+        let table = self.table.take().expect("it was read before");
+        let mut found = recover(&std::mem::take(&mut self.image), table, pool, &geometry)?;
+        let mut table = SlotTable::new(geometry, std::mem::take(&mut found.slots), found.anchor.life + 1);
         found.table_heal.keys().for_each(|block| table.mark_dirty(*block));
         let table_blocks = table.take_dirty(pool);
         let anchor = found.anchor;
@@ -322,39 +357,41 @@ impl Opening {
     /// First writes that no flush is known to have covered, in runs of neighbours.
     fn read_first_writes(&mut self) {
         let geometry = self.geometry();
-        let mut reads = Vec::new();
-        for hot in self.recovering().found.hot.values() {
-            let mut run: Option<(u16, u16)> = None;
-            let slot = hot.slot.unwrap_or_default();
-            let mut push = |(first, count): (u16, u16)| {
-                let len = usize::from(count) * BLOCK;
-                reads.push(DiskOpKind::Read { offset: geometry.data_offset(slot, first), len });
-            };
-            for block in hot.recovered.overlay.keys().copied() {
-                run = match run {
-                    Some((first, count)) if first + count == block && count < 256 => Some((first, count + 1)),
-                    before => {
-                        before.into_iter().for_each(&mut push);
-                        Some((block, 1))
-                    }
-                };
-            }
-            run.into_iter().for_each(&mut push);
+        let state = self.recovering();
+        let mut verifying: BTreeMap<u64, (Key, u16)> = BTreeMap::new();
+        for (key, hot) in &mut state.found.hot {
+            let Some(slot) = hot.slot else { continue };
+            let units = &state.table.get(slot).units;
+            hot.recovered.overlay.retain(|block, _| {
+                let unit = units.get(usize::from(*block) / UNIT_BLOCKS);
+                let offset = unit.map(|unit| geometry.offset(unit, usize::from(*block) % UNIT_BLOCKS).0);
+                verifying.extend(offset.map(|offset| (offset, (*key, *block))));
+                // A first write is told of after its unit: without one it was given back again.
+                unit.is_some()
+            });
         }
-        self.waiting.extend(reads);
+        let mut runs: Vec<(u64, u64)> = Vec::new();
+        for offset in verifying.keys() {
+            match runs.last_mut() {
+                Some((start, len)) if *start + *len == *offset && *len < CHUNK_BYTES => *len += BLOCK_BYTES,
+                _ => runs.push((*offset, BLOCK_BYTES)),
+            }
+        }
+        let read = |(offset, len): (u64, u64)| DiskOpKind::Read { offset: ByteCount(offset), len: len as usize };
+        self.waiting.extend(runs.into_iter().map(read));
+        self.verifying = verifying;
     }
 
     fn on_verified(&mut self, offset: u64, len: usize, data: Option<Data>) {
-        let block = (offset - self.geometry().data) / BLOCK_BYTES;
-        let (slot, first) = ((block / EXTENT_BLOCKS) as u32, (block % EXTENT_BLOCKS) as u16);
-        let hot = self.recovering().found.hot.values_mut().find(|hot| hot.slot == Some(slot));
-        let recovered = &mut hot.expect("only blocks of hot extents are verified").recovered;
-        for at in 0..len / BLOCK {
-            let Some((expected, _)) = recovered.overlay.remove(&(first + at as u16)) else { continue };
-            let base = &mut recovered.base[usize::from(first) + at];
+        let blocks = self.verifying.range(offset..offset + len as u64).map(|(at, block)| (*at, *block));
+        for (at, (key, block)) in blocks.collect::<Vec<_>>() {
+            let hot = self.recovering().found.hot.get_mut(&key).expect("only blocks of hot extents are verified");
+            let Some((expected, _)) = hot.recovered.overlay.remove(&block) else { continue };
+            let base = &mut hot.recovered.base[usize::from(block)];
+            let from = (at - offset) as usize;
             match &data {
                 None => *base = Base::Lost,
-                Some(data) if BlockChecksum::of(&data.as_slice()[at * BLOCK..][..BLOCK]) == expected => {
+                Some(data) if BlockChecksum::of(&data.as_slice()[from..from + BLOCK]) == expected => {
                     *base = Base::Valid;
                 }
                 // It never arrived, and nobody was promised that it would: it is what it was.
@@ -402,8 +439,8 @@ impl Opening {
     fn restate(&mut self) {
         let state = self.recovering();
         let mut records = Vec::new();
-        for ((volume, extent), hot) in &state.found.hot {
-            records.push(Record::Hot { volume: *volume, extent: *extent, generation: hot.generation });
+        for ((layer, extent), hot) in &state.found.hot {
+            records.push(Record::Hot { layer: *layer, extent: *extent, generation: hot.generation });
             if let Some(slot) = hot.slot {
                 records.push(Record::Mask(Box::new(hot.recovered.mask(slot))));
             }
@@ -419,6 +456,6 @@ impl Opening {
     fn finish(&mut self) -> Pool {
         let (superblock, _) = self.superblock.expect("it was judged before");
         let state = self.state.take().expect("the opening ends once");
-        Pool::new(superblock, state.found, state.table, state.anchor, state.journal, self.next_op)
+        Pool::new(superblock, state.found, state.table, state.anchor, state.journal)
     }
 }

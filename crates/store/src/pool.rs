@@ -1,31 +1,38 @@
 //! An open pool: everything that is in memory of it, and where each event goes.
 //!
-//! The parts, each a file: `transfer` (reads, writes, zeroing), `cooling` (marks and leaves), `checkpoint` (keeping the
-//! journal short), `control` (volumes and notes). What follows from an event is a `Then`, so that reading the three
+//! The parts, each a file: `transfer` (writes, zeroing), `reading`, `loading` (checksums into memory), `cooling` (marks and
+//! leaves), `checkpoint` (keeping the journal short), `control` (volumes and notes), `space` (units). What follows from an event is a `Then`, so that reading the three
 //! enums below tells everything the pool ever waits for.
 
 use crate::catalog::Catalog;
 use crate::checkpoint::Checkpoint;
-use crate::control::{CatalogCommit, CatalogQueue, Deletion};
+use crate::control::{CatalogCommit, CatalogQueue, Leaving};
 use crate::hot::HotExtent;
 use crate::journal::{Committed, Journal, Wrote};
-use crate::lanes::{Key, Lanes, PartId};
-use crate::layout::Geometry;
+use crate::lanes::{Key, LaneKey, Lanes};
+use crate::layout::{Geometry, LeafPlace};
 use crate::leaf::LeafCache;
+use crate::loading::Load;
 use crate::record::Record;
 use crate::recovery::Found;
-use crate::slots::{Slot, SlotState, SlotTable};
+use crate::slab::{Slab, SlabId};
+use crate::slots::{LayerId, Slot, SlotState, SlotTable};
+use crate::space::{Space, Ticket};
 use crate::superblock::{Anchor, Superblock};
-use crate::transfer::{Load, Part, Request};
+use crate::transfer::{Part, PartId, Request, RequestId};
+use crate::units::{NO_UNIT, Units};
 use crate::{HOT_EXTENTS_MAX, Output, StoreError, StoreOp, StoreReply, StoreRequestId};
 use pollux_base::unit::BlockRange;
 use pollux_base::{Data, DiskDone, DiskError, DiskOp, DiskOpId, DiskOpKind, ExtentIndex, Generation, PoolId, VolumeId};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What a completed disk operation is for.
 #[derive(Clone, Copy, Debug)]
 pub enum DiskThen {
-    Part(PartId),
+    /// A piece of a write part.
+    Written(PartId),
+    /// Blocks of a read part, from this one of the extent on.
+    Read(PartId, u16, u16),
     /// A leaf was read, for the checksums of this extent.
     Leaf(Key),
     /// One block of it.
@@ -38,19 +45,15 @@ pub enum DiskThen {
     Table,
     Anchor,
     Catalog,
-    /// Slots of a deleted volume were given back.
-    Discard {
-        volume: VolumeId,
-        first: u32,
-        count: u32,
-    },
+    /// The space of units was given back.
+    Discard(u32, u32, Ticket),
 }
 
 /// Who waits for a flush.
 #[derive(Clone, Copy, Debug)]
 pub enum FlushThen {
     Nothing,
-    Request(StoreRequestId),
+    Request(RequestId),
     Journal,
     Cooled(Key, u64),
     Checkpoint,
@@ -61,25 +64,29 @@ pub enum FlushThen {
 pub enum LogThen {
     Nothing,
     Part(PartId),
-    Marked { key: Key, number: u64, generation: Generation, request: StoreRequestId },
+    Marked {
+        key: Key,
+        number: u64,
+        generation: Generation,
+        request: RequestId,
+    },
     Cooled(Key, u64),
-    Request(StoreRequestId),
-    Deleted(VolumeId),
+    Request(RequestId),
+    /// Slots of a layer that is gone were freed.
+    Freed(LayerId),
     Restated,
 }
 
 /// Disk operations under way.
+#[derive(Default)]
 pub struct Io {
-    next: u64,
-    then: BTreeMap<DiskOpId, DiskThen>,
+    then: Slab<DiskThen>,
     pub out: VecDeque<Output>,
 }
 
 impl Io {
     pub fn submit(&mut self, kind: DiskOpKind, then: DiskThen) {
-        let id = DiskOpId(self.next);
-        self.next += 1;
-        self.then.insert(id, then);
+        let id = DiskOpId(self.then.insert(then).0);
         self.out.push_back(Output::Disk(DiskOp { id, kind }));
     }
 }
@@ -92,18 +99,25 @@ struct Flushes {
     next: Vec<FlushThen>,
 }
 
-/// A volume's extents that have a slot.
+/// A layer's extents that have a slot.
 #[derive(Default)]
-pub struct VolumeMap {
+pub struct LayerMap {
     pub extents: BTreeMap<ExtentIndex, u32>,
     /// Parts, loads and leaf writes under way.
     pub busy: u32,
-    pub deleting: bool,
+    /// What committed descriptors name.
+    pub units: u64,
+    pub leaf_blocks: u64,
 }
 
 /// First writes that no flush covered: beyond this many blocks (64 MiB) the store flushes by itself, so that what an
 /// opening after a power cut has to verify takes a fraction of a second.
 const UNFLUSHED_BLOCKS_MAX: u64 = 16384;
+
+/// Units that wait for a flush before they are free: beyond so many (8 MiB), or when there are few free ones left, the
+/// store flushes by itself.
+const UNITS_WAITING_MAX: u32 = (8 << 20) / crate::layout::UNIT_BYTES as u32;
+const UNITS_FREE_LOW: u32 = (64 << 20) / crate::layout::UNIT_BYTES as u32;
 
 pub struct Pool {
     pub superblock: Superblock,
@@ -114,22 +128,26 @@ pub struct Pool {
     pub catalog_sequence: u64,
     pub catalog_queue: CatalogQueue,
     pub catalog_commit: Option<CatalogCommit>,
-    pub deletions: BTreeMap<VolumeId, Deletion>,
-    pub volumes: BTreeMap<VolumeId, VolumeMap>,
+    /// Volumes whose deletion was asked for and is not in the catalog yet.
+    pub deleting: BTreeSet<VolumeId>,
+    /// Layers that are gone from the catalog and whose slots are being freed.
+    pub leaving: BTreeMap<LayerId, Leaving>,
+    pub layers: BTreeMap<LayerId, LayerMap>,
     pub table: SlotTable,
+    pub space: Space,
     pub leaves: LeafCache,
     pub hot: BTreeMap<Key, HotExtent>,
     /// Extents that wait for room among the hot ones, first come first served.
-    pub heat_waiting: VecDeque<(StoreRequestId, Key, Generation)>,
+    pub heat_waiting: VecDeque<(RequestId, Key, Generation)>,
     pub lanes: Lanes,
-    pub parts: BTreeMap<PartId, Part>,
+    pub parts: Slab<Part>,
     /// Parts that may go on.
     pub ready: VecDeque<PartId>,
     /// Writes that wait until the journal says durably that their blocks were flushed.
     pub settling: Vec<PartId>,
     settled: u64,
     pub loads: BTreeMap<Key, Load>,
-    pub requests: BTreeMap<StoreRequestId, Request>,
+    pub requests: Slab<Request>,
     pub journal: Journal<LogThen>,
     flushes: Flushes,
     pub unflushed_blocks: u64,
@@ -145,45 +163,51 @@ impl Pool {
         table: SlotTable,
         anchor: Anchor,
         mut journal: Journal<LogThen>,
-        next_op: u64,
     ) -> Pool {
         journal.on_anchor(anchor.tail, anchor.durable);
-        let mut volumes: BTreeMap<VolumeId, VolumeMap> =
-            found.catalog.volumes.keys().map(|volume| (*volume, VolumeMap::default())).collect();
+        let mut layers: BTreeMap<LayerId, LayerMap> =
+            found.catalog.layers.keys().map(|layer| (*layer, LayerMap::default())).collect();
         for (number, slot) in table.iter().filter(|(_, slot)| slot.state != SlotState::Free) {
-            let (volume, extent) = slot.owner();
-            volumes.entry(volume).or_default().extents.insert(extent, number);
+            let (layer, extent) = slot.owner();
+            let map = layers.entry(layer).or_default();
+            map.extents.insert(extent, number);
+            map.units += slot.units.count() as u64;
+            map.leaf_blocks += slot.leaf.map_or(0, |leaf| u64::from(leaf.blocks));
         }
         let hot = found.hot.into_iter().map(|(key, found)| {
-            let holds_data = found.slot.is_some_and(|slot| table.get(slot).state == SlotState::Data);
-            let mut hot = HotExtent::new(found.generation, found.slot, holds_data);
+            let slot = found.slot.map(|slot| (slot, table.get(slot).clone()));
+            let holds_data = slot.as_ref().is_some_and(|(_, slot)| slot.state == SlotState::Data);
+            // Whether it was changed under its mark nobody knows.
+            let dirty = slot.is_some();
+            let mut hot = HotExtent::new(found.generation, slot);
             hot.marked = Some(found.generation);
             hot.recovered = holds_data.then(|| Box::new(found.recovered));
-            // Whether it was changed under its mark nobody knows.
-            hot.dirty = found.slot.is_some();
+            hot.dirty = dirty;
             (key, hot)
         });
         Pool {
             superblock,
-            io: Io { next: next_op, then: BTreeMap::new(), out: VecDeque::new() },
+            io: Io::default(),
             failed: None,
             catalog: found.catalog,
             catalog_sequence: found.catalog_sequence,
             catalog_queue: CatalogQueue::new(),
             catalog_commit: None,
-            deletions: BTreeMap::new(),
-            volumes,
+            deleting: BTreeSet::new(),
+            leaving: BTreeMap::new(),
+            layers,
             hot: hot.collect(),
             table,
+            space: found.space,
             leaves: LeafCache::default(),
             heat_waiting: VecDeque::new(),
             lanes: Lanes::default(),
-            parts: BTreeMap::new(),
+            parts: Slab::default(),
             ready: VecDeque::new(),
             settling: Vec::new(),
             settled: 0,
             loads: BTreeMap::new(),
-            requests: BTreeMap::new(),
+            requests: Slab::default(),
             journal,
             flushes: Flushes::default(),
             unflushed_blocks: 0,
@@ -208,7 +232,6 @@ impl Pool {
     }
 
     pub fn on_request(&mut self, id: StoreRequestId, op: StoreOp) {
-        assert!(!self.requests.contains_key(&id), "{id:?} is already under way");
         let reads = matches!(op, StoreOp::Read { .. } | StoreOp::Checksums { .. });
         if let Some(reason) = self.failed.clone().filter(|_| !reads) {
             return self.end(id, Err(StoreError::Disk(reason)));
@@ -225,8 +248,8 @@ impl Pool {
             StoreOp::Write { volume, range, data, checksums } => self.begin_write(id, volume, range, data, checksums),
             StoreOp::Zero { volume, range } => self.begin_zero(id, volume, range),
             StoreOp::Flush => {
-                self.requests.insert(id, Request::change(1));
-                self.flush(FlushThen::Request(id));
+                let request = self.requests.insert(Request::change(id, 1));
+                self.flush(FlushThen::Request(request));
                 Ok(())
             }
             StoreOp::Checksums { volume, extent } => self.begin_checksums(id, volume, extent),
@@ -237,14 +260,15 @@ impl Pool {
     }
 
     pub fn on_disk(&mut self, done: DiskDone) {
-        let Some(then) = self.io.then.remove(&done.id) else { return };
+        let Some(then) = self.io.then.remove(SlabId::from_raw(done.id.0)) else { return };
         match then {
-            DiskThen::Part(part) => self.on_part_done(part, done.result),
+            DiskThen::Read(part, first, count) => self.on_piece_read(part, first, count, done.result),
             DiskThen::Leaf(key) => self.on_leaf_read(key, done.result.ok().flatten()),
             DiskThen::LeafBlock(key, part) => self.on_leaf_block(key, part, done.result.ok().flatten()),
             DiskThen::Rebuild(key, first, count) => self.on_rebuilt(key, first, count, done.result.ok().flatten()),
-            DiskThen::Discard { volume, first, count } => self.on_slots_discarded(volume, first..first + count),
-            DiskThen::LeafWritten(..)
+            DiskThen::Discard(first, count, ticket) => self.on_discarded(first, count, ticket),
+            DiskThen::Written(_)
+            | DiskThen::LeafWritten(..)
             | DiskThen::Journal
             | DiskThen::Flush
             | DiskThen::Table
@@ -259,6 +283,7 @@ impl Pool {
 
     fn on_written(&mut self, then: DiskThen) {
         match then {
+            DiskThen::Written(part) => self.on_piece_written(part),
             DiskThen::LeafWritten(key, number) => self.on_leaf_written(key, number),
             DiskThen::Journal => match self.journal.on_wrote() {
                 Wrote::More => {}
@@ -269,11 +294,11 @@ impl Pool {
             DiskThen::Table => self.on_table_written(),
             DiskThen::Anchor => self.on_anchor_written(),
             DiskThen::Catalog => self.on_catalog_written(),
-            DiskThen::Part(_)
+            DiskThen::Read(..)
             | DiskThen::Leaf(_)
             | DiskThen::LeafBlock(..)
             | DiskThen::Rebuild(..)
-            | DiskThen::Discard { .. } => unreachable!("told apart by the caller"),
+            | DiskThen::Discard(..) => unreachable!("told apart by the caller"),
         }
     }
 
@@ -312,7 +337,16 @@ impl Pool {
     fn on_committed(&mut self, committed: Committed<LogThen>) {
         for record in committed.records {
             match record {
-                Record::Slot { slot, descriptor } => self.table.committed(slot, descriptor),
+                Record::Slot { slot, descriptor } => self.on_slot_committed(slot, *descriptor, committed.last),
+                Record::Unit { slot, run } => {
+                    let before = self.table.committed_units(slot, run);
+                    let given_back: Vec<(u32, u32)> = before.iter().map(|unit| (*unit, 1)).collect();
+                    if let Some(map) = self.layers.get_mut(&self.table.get(slot).layer) {
+                        map.units -= before.len() as u64;
+                        map.units += if run.unit == NO_UNIT { 0 } else { u64::from(run.count) };
+                    }
+                    self.space.give_back(committed.last, given_back, Vec::new());
+                }
                 Record::Valid { checksums, .. } => self.unflushed_blocks += checksums.len() as u64,
                 Record::Hot { .. } | Record::Cold { .. } | Record::Zero { .. } | Record::Mask(_) => {}
             }
@@ -327,16 +361,45 @@ impl Pool {
                 }
                 LogThen::Cooled(key, number) => self.on_cold(key, number),
                 LogThen::Request(id) => self.finish_one(id),
-                LogThen::Deleted(volume) => self.on_slots_freed(volume),
+                LogThen::Freed(layer) => self.on_slots_freed(layer),
                 LogThen::Restated => self.on_restated(),
             }
         }
     }
 
+    /// What the descriptor before named and this one does not is given back.
+    fn on_slot_committed(&mut self, slot: u32, descriptor: Slot, told: u64) {
+        let (layer, units, leaf) = (descriptor.layer, descriptor.units.clone(), descriptor.leaf);
+        if let Some(map) = self.layers.get_mut(&layer) {
+            map.units += units.count() as u64;
+            map.leaf_blocks += leaf.map_or(0, |leaf| u64::from(leaf.blocks));
+        }
+        let before = self.table.committed(slot, descriptor);
+        if let Some(map) = self.layers.get_mut(&before.layer) {
+            map.units -= before.units.count() as u64;
+            map.leaf_blocks -= before.leaf.map_or(0, |leaf| u64::from(leaf.blocks));
+        }
+        let leaves: Vec<LeafPlace> = before.leaf.filter(|place| Some(*place) != leaf).into_iter().collect();
+        self.space.give_back(told, lost_units(&before.units, &units), leaves);
+    }
+
     /// Changes a slot's descriptor, through the journal.
     pub fn log_slot(&mut self, slot: u32, descriptor: Slot) {
-        self.table.queued(slot, descriptor);
-        self.journal.queue(Record::Slot { slot, descriptor });
+        self.journal.queue(Record::Slot { slot, descriptor: Box::new(descriptor) });
+    }
+
+    fn on_discarded(&mut self, first: u32, count: u32, ticket: Ticket) {
+        self.space.on_discarded(first, count, ticket);
+        self.finish_leaving();
+    }
+
+    /// The extent's slot and descriptor as far as they are queued for the journal.
+    pub fn view(&self, key: Key) -> Option<(u32, &Slot)> {
+        if let Some(hot) = self.hot.get(&key) {
+            return hot.slot.map(|slot| (slot, &hot.descriptor));
+        }
+        let slot = *self.layers.get(&key.0)?.extents.get(&key.1)?;
+        Some((slot, self.table.get(slot)))
     }
 
     /// Does whatever has become possible. Called after every event.
@@ -354,6 +417,7 @@ impl Pool {
         if self.failed.is_some() {
             return;
         }
+        self.discard_given_back();
         self.heat_waiting_extents();
         self.start_catalog_commit();
         if self.checkpoint.is_none() && self.journal.checkpoint_due() {
@@ -362,9 +426,20 @@ impl Pool {
         for write in self.journal.start().into_iter().flatten() {
             self.io.submit(write, DiskThen::Journal);
         }
-        let wants_flush = self.journal.wants_flush() || self.unflushed_blocks > UNFLUSHED_BLOCKS_MAX;
+        let wants_flush = self.journal.wants_flush()
+            || self.unflushed_blocks > UNFLUSHED_BLOCKS_MAX
+            || self.space.waiting() > UNITS_WAITING_MAX
+            || (self.space.waiting() > 0 && self.space.free() < UNITS_FREE_LOW);
         if wants_flush && self.flushes.under_way.is_none() {
             self.flush(FlushThen::Nothing);
+        }
+    }
+
+    fn discard_given_back(&mut self) {
+        for (first, count, ticket) in self.space.on_durable(self.journal.durable()) {
+            let len = u64::from(count) * crate::layout::UNIT_BYTES;
+            let offset = self.geometry().offset(first, 0);
+            self.io.submit(DiskOpKind::Discard { offset, len }, DiskThen::Discard(first, count, ticket));
         }
     }
 
@@ -373,13 +448,13 @@ impl Pool {
     }
 
     /// One thing that the request waited for is done.
-    pub fn finish_one(&mut self, id: StoreRequestId) {
-        let Some(request) = self.requests.get_mut(&id) else { return };
+    pub fn finish_one(&mut self, id: RequestId) {
+        let Some(request) = self.requests.get_mut(id) else { return };
         request.left -= 1;
         if request.left == 0
-            && let Some(request) = self.requests.remove(&id)
+            && let Some(request) = self.requests.remove(id)
         {
-            self.end(id, request.result());
+            self.end(request.id, request.result());
         }
     }
 
@@ -393,29 +468,37 @@ impl Pool {
         self.failed = Some(reason.clone());
         self.heat_waiting.clear();
         self.catalog_queue.clear();
-        let ended: Vec<StoreRequestId> =
-            self.requests.iter().filter(|(_, request)| request.changes).map(|(id, _)| *id).collect();
+        let ended: Vec<RequestId> =
+            self.requests.iter().filter(|(_, request)| request.changes).map(|(id, _)| id).collect();
         for id in ended {
-            self.requests.remove(&id);
-            self.end(id, Err(StoreError::Disk(reason.clone())));
+            if let Some(request) = self.requests.remove(id) {
+                self.end(request.id, Err(StoreError::Disk(reason.clone())));
+            }
         }
-        let dropped: Vec<(PartId, Key)> =
-            self.parts.iter().filter(|(_, part)| part.work.changes()).map(|(id, part)| (*id, part.key)).collect();
-        for (id, key) in dropped {
-            self.parts.remove(&id);
-            self.ready.extend(self.lanes.leave(key, id));
+        let dropped: Vec<(PartId, LaneKey)> =
+            self.parts.iter().filter(|(_, part)| part.work.changes()).map(|(id, part)| (id, part.lane)).collect();
+        for (id, lane) in dropped {
+            self.parts.remove(id);
+            self.ready.extend(self.lanes.leave(lane, id));
         }
     }
 
     pub fn known_volume(&self, volume: VolumeId) -> Result<crate::catalog::Volume, StoreError> {
-        let live = self.volumes.get(&volume).is_some_and(|map| !map.deleting);
-        self.catalog.volumes.get(&volume).copied().filter(|_| live).ok_or(StoreError::NoVolume)
+        let known = self.catalog.volumes.get(&volume).copied();
+        known.filter(|_| !self.deleting.contains(&volume)).ok_or(StoreError::NoVolume)
     }
 
-    pub fn checked_range(&self, volume: VolumeId, range: BlockRange) -> Result<(), StoreError> {
-        let blocks = self.known_volume(volume)?.size.0 / pollux_base::unit::BLOCK_BYTES;
+    /// The layer to which a volume's writes go.
+    pub fn layer_of(&self, volume: VolumeId) -> Option<LayerId> {
+        self.catalog.volumes.get(&volume).map(|known| known.layer)
+    }
+
+    /// The same, if the range lies in the volume.
+    pub fn checked_range(&self, volume: VolumeId, range: BlockRange) -> Result<LayerId, StoreError> {
+        let known = self.known_volume(volume)?;
+        let blocks = known.size.0 / pollux_base::unit::BLOCK_BYTES;
         let end = range.start.0.checked_add(range.count.0).ok_or(StoreError::OutOfRange)?;
-        if end > blocks { Err(StoreError::OutOfRange) } else { Ok(()) }
+        if end > blocks { Err(StoreError::OutOfRange) } else { Ok(known.layer) }
     }
 
     /// The invariants that cost next to nothing to check.
@@ -429,25 +512,25 @@ impl Pool {
         self.journal.check();
         self.table.check();
         self.leaves.check();
+        self.space.check();
         assert!(self.hot.len() <= HOT_EXTENTS_MAX, "the hot set is bounded");
         assert_eq!(self.parts.is_empty(), self.lanes.is_empty(), "who holds blocks is under way");
         let mut owned = BTreeMap::new();
-        for (volume, map) in &self.volumes {
+        for (layer, map) in &self.layers {
             for (extent, slot) in &map.extents {
-                let key = (*volume, *extent);
+                let key = (*layer, *extent);
                 assert_eq!(owned.insert(*slot, key), None, "slot {slot} belongs to one extent");
                 let descriptor = self.table.get(*slot);
-                let untold =
-                    descriptor.state == SlotState::Free && self.hot.get(&key).is_some_and(|hot| !hot.slot_told);
+                let untold = descriptor.state == SlotState::Free && self.hot.contains_key(&key);
                 assert!(untold || descriptor.owner() == key, "slot {slot} knows its owner");
             }
         }
-        let taken = self.table.iter().filter(|(number, slot)| {
-            slot.state != SlotState::Free || owned.contains_key(number) || self.table.is_discarding(*number)
-        });
+        let taken =
+            self.table.iter().filter(|(number, slot)| slot.state != SlotState::Free || owned.contains_key(number));
         assert_eq!(taken.count() + self.table.vacant(), self.geometry().slots as usize, "every slot is accounted for");
+        self.check_space();
         for (key, hot) in &self.hot {
-            let mapped = self.volumes.get(&key.0).and_then(|map| map.extents.get(&key.1)).copied();
+            let mapped = self.layers.get(&key.0).and_then(|map| map.extents.get(&key.1)).copied();
             assert_eq!(hot.slot, mapped, "the hot set and the map agree on {key:?}");
             assert!(hot.cooling.is_none() || hot.writers == 0, "what is written to is not cooled");
             assert!(hot.recovered.is_none() || hot.loaded().is_none(), "a recovered extent is rebuilt before use");
@@ -457,6 +540,43 @@ impl Pool {
             }
         }
     }
+
+    /// Every unit has one owner: a slot, as committed or as its hot extent has it, or leaves.
+    fn check_space(&self) {
+        let mut owned = vec![false; self.geometry().units() as usize];
+        let mut count = 0;
+        for (_, slot) in self.table.iter() {
+            for (_, unit) in slot.units.iter() {
+                assert!(!std::mem::replace(&mut owned[unit as usize], true), "unit {unit} is named by two slots");
+                count += 1;
+            }
+        }
+        for (_, unit) in self.hot.values().flat_map(|hot| hot.descriptor.units.iter()) {
+            count += usize::from(!std::mem::replace(&mut owned[unit as usize], true));
+        }
+        // What is on its way to the journal or from it belongs to nobody for a while.
+        if self.space.leaving() || !self.journal.is_idle() || self.failed.is_some() {
+            return;
+        }
+        let (leaf_units, leaf_blocks) = self.space.leaf_units();
+        assert_eq!(count + leaf_units, self.space.taken_units() as usize, "every unit is accounted for");
+        let stored = self.table.iter().filter_map(|(_, slot)| slot.leaf);
+        let spare = self.hot.values().filter_map(|hot| hot.spare_leaf);
+        let blocks: u32 = stored.chain(spare).map(|leaf| u32::from(leaf.blocks)).sum();
+        assert_eq!(blocks, leaf_blocks, "every leaf is accounted for");
+    }
+}
+
+/// Runs of units that are in the first and not at the same place in the second.
+fn lost_units(before: &Units, now: &Units) -> Vec<(u32, u32)> {
+    let mut lost: Vec<(u32, u32)> = Vec::new();
+    for (_, unit) in before.iter().filter(|(index, unit)| now.get(*index) != Some(*unit)) {
+        match lost.last_mut() {
+            Some((first, count)) if *first + *count == unit => *count += 1,
+            _ => lost.push((unit, 1)),
+        }
+    }
+    lost
 }
 
 /// Bytes of `data` for block `at` of it.

@@ -3,8 +3,9 @@
 
 use crate::layout::PAYLOAD_BYTES;
 use crate::leaf::SUMS;
-use crate::slots::{RAW_DESCRIPTOR_BYTES, Slot};
-use pollux_base::{BlockChecksum, ExtentIndex, Generation, VolumeId};
+use crate::slots::{LayerId, Slot, checked};
+use crate::units::UnitRun;
+use pollux_base::{BlockChecksum, ExtentIndex, Generation};
 
 /// Checksums in one `Valid` record: short enough that records fill blocks of the journal well.
 pub const VALID_BLOCKS_MAX: usize = 128;
@@ -22,11 +23,13 @@ pub fn set_bit(map: &mut Bitmap, block: usize) {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// The extent may have writes in flight under this generation (W7).
-    Hot { volume: VolumeId, extent: ExtentIndex, generation: Generation },
+    Hot { layer: LayerId, extent: ExtentIndex, generation: Generation },
     /// The mark is taken back.
-    Cold { volume: VolumeId, extent: ExtentIndex },
+    Cold { layer: LayerId, extent: ExtentIndex },
     /// The slot's descriptor. What earlier records said of its blocks is over: the leaf it names is the truth.
-    Slot { slot: u32, descriptor: Slot },
+    Slot { slot: u32, descriptor: Box<Slot> },
+    /// Where these units of the slot's extent lie from now on; `NO_UNIT`: they are given back.
+    Unit { slot: u32, run: UnitRun },
     /// Blocks that held nothing were written, with these checksums. Until the journal says that a flush came after
     /// (`durable` of a later block), a block whose bytes do not match was lost with the power and still holds nothing.
     Valid { slot: u32, first: u16, checksums: Vec<BlockChecksum> },
@@ -64,6 +67,7 @@ const SLOT: u8 = 3;
 const VALID: u8 = 4;
 const ZERO: u8 = 5;
 const MASK: u8 = 6;
+const UNIT: u8 = 7;
 
 impl Record {
     /// Whether whoever asked for it waits until it is on stable storage, not just out of this process.
@@ -76,7 +80,8 @@ impl Record {
         match self {
             Record::Hot { .. } => 24,
             Record::Cold { .. } => 16,
-            Record::Slot { .. } => 8 + RAW_DESCRIPTOR_BYTES,
+            Record::Slot { descriptor, .. } => 8 + descriptor.record_len(),
+            Record::Unit { .. } => 16,
             Record::Valid { checksums, .. } => 12 + 8 * checksums.len(),
             Record::Zero { .. } => 12,
             Record::Mask(_) => 8 + 3 * SUMS / 8,
@@ -90,6 +95,7 @@ impl Record {
             Record::Hot { .. } => HOT,
             Record::Cold { .. } => COLD,
             Record::Slot { .. } => SLOT,
+            Record::Unit { .. } => UNIT,
             Record::Valid { .. } => VALID,
             Record::Zero { .. } => ZERO,
             Record::Mask(_) => MASK,
@@ -98,18 +104,24 @@ impl Record {
         out.extend_from_slice(&[kind, 0]);
         out.extend_from_slice(&len.to_le_bytes());
         match self {
-            Record::Hot { volume, extent, generation } => {
+            Record::Hot { layer, extent, generation } => {
                 out.extend_from_slice(&extent.0.to_le_bytes());
-                out.extend_from_slice(&volume.0.to_le_bytes());
+                out.extend_from_slice(&layer.0.to_le_bytes());
                 out.extend_from_slice(&generation.0.to_le_bytes());
             }
-            Record::Cold { volume, extent } => {
+            Record::Cold { layer, extent } => {
                 out.extend_from_slice(&extent.0.to_le_bytes());
-                out.extend_from_slice(&volume.0.to_le_bytes());
+                out.extend_from_slice(&layer.0.to_le_bytes());
             }
             Record::Slot { slot, descriptor } => {
                 out.extend_from_slice(&slot.to_le_bytes());
-                out.extend_from_slice(&descriptor.encode());
+                descriptor.encode_record(out);
+            }
+            Record::Unit { slot, run } => {
+                out.extend_from_slice(&slot.to_le_bytes());
+                out.extend_from_slice(&run.first.to_le_bytes());
+                out.extend_from_slice(&run.count.to_le_bytes());
+                out.extend_from_slice(&run.unit.to_le_bytes());
             }
             Record::Valid { slot, first, checksums } => {
                 out.extend_from_slice(&slot.to_le_bytes());
@@ -139,16 +151,21 @@ impl Record {
         let mut fields = Fields(record.get(4..)?);
         let record = match head[0] {
             HOT => {
-                let (extent, volume) = (ExtentIndex(fields.u32()?), VolumeId(fields.u64()?));
-                Record::Hot { volume, extent, generation: Generation(fields.u64()?) }
+                let (extent, layer) = (ExtentIndex(fields.u32()?), LayerId(fields.u64()?));
+                Record::Hot { layer, extent, generation: Generation(fields.u64()?) }
             }
             COLD => {
                 let extent = ExtentIndex(fields.u32()?);
-                Record::Cold { volume: VolumeId(fields.u64()?), extent }
+                Record::Cold { layer: LayerId(fields.u64()?), extent }
             }
             SLOT => {
                 let slot = fields.u32()?;
-                Record::Slot { slot, descriptor: Slot::decode(fields.take(RAW_DESCRIPTOR_BYTES)?)? }
+                let descriptor = Slot::decode_record(fields.take(fields.0.len())?)?;
+                Record::Slot { slot, descriptor: Box::new(descriptor) }
+            }
+            UNIT => {
+                let (slot, first, count) = (fields.u32()?, fields.u16()?, fields.u16()?);
+                Record::Unit { slot, run: checked(UnitRun { first, count, unit: fields.u32()? })? }
             }
             VALID => {
                 let (slot, first, count) = (fields.u32()?, fields.u16()?, fields.u16()?);
@@ -217,18 +234,25 @@ pub fn pack<'a>(records: impl Iterator<Item = &'a Record>, blocks_max: usize) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::LeafPlace;
     use crate::slots::SlotState;
+    use crate::units::NO_UNIT;
 
     fn examples() -> Vec<Record> {
         let mut mask = Mask::new(9);
         set_bit(&mut mask.stated, 3);
         set_bit(&mut mask.keep, 1023);
-        let (volume, extent) = (VolumeId(1), ExtentIndex(2));
-        let descriptor = Slot { state: SlotState::Data, volume: 1, extent: 2, leaf_place: Some(1), ..Slot::default() };
+        let (layer, extent) = (LayerId(1), ExtentIndex(2));
+        let leaf = Some(LeafPlace { unit: 77, block: 1, blocks: 3 });
+        let mut descriptor = Slot { state: SlotState::Data, layer, extent: 2, leaf, ..Slot::default() };
+        [(3, 8), (4, 9), (6, 2)].into_iter().for_each(|(index, unit)| descriptor.units.set(index, unit));
+        let descriptor = Box::new(descriptor);
         vec![
-            Record::Hot { volume, extent, generation: Generation(3) },
-            Record::Cold { volume, extent },
+            Record::Hot { layer, extent, generation: Generation(3) },
+            Record::Cold { layer, extent },
             Record::Slot { slot: 4, descriptor },
+            Record::Unit { slot: 4, run: UnitRun { first: 5, count: 2, unit: 100 } },
+            Record::Unit { slot: 4, run: UnitRun { first: 0, count: 9, unit: NO_UNIT } },
             Record::Valid { slot: 4, first: 1000, checksums: vec![BlockChecksum(5); 24] },
             Record::Zero { slot: 4, first: 0, count: 1024 },
             Record::Mask(Box::new(mask)),

@@ -5,14 +5,49 @@
 use crate::catalog::Catalog;
 use crate::hot::Recovered;
 use crate::lanes::Key;
-use crate::layout::{ANCHORS, BLOCK, CATALOGS, Geometry, JOURNAL};
+use crate::layout::{ANCHORS, BLOCK, CATALOGS, Geometry, JOURNAL, table_block_of};
 use crate::record::Record;
-use crate::slots::{Slot, SlotState, decode_block};
+use crate::slots::{Slot, SlotState, decode_block, table_blocks_for};
+use crate::space::Space;
 use crate::superblock::Anchor;
 use crate::{HOT_EXTENTS_MAX, OpenError, journal};
-use pollux_base::unit::{BLOCK_BYTES, EXTENT_BYTES};
+use pollux_base::unit::{BLOCK_BYTES, EXTENT_BYTES, VOLUME_BYTES_MAX};
 use pollux_base::{Generation, PoolId};
 use std::collections::BTreeMap;
+
+/// The slot table while it is read: decoded as it comes, because it may be large.
+pub struct TableFound {
+    slots: Vec<Slot>,
+    /// For each block what the two copies say of its age; `None`: not read, or damaged.
+    sequences: Vec<[Option<u64>; 2]>,
+}
+
+impl TableFound {
+    /// A table that holds `slots`.
+    pub fn new(slots: u32, geometry: &Geometry) -> TableFound {
+        let blocks = table_blocks_for(slots);
+        let end = if blocks == 0 { 0 } else { geometry.slots_of_block(blocks - 1).end };
+        TableFound { slots: vec![Slot::default(); end as usize], sequences: vec![[None; 2]; blocks as usize] }
+    }
+
+    /// Blocks of one copy that are to be read.
+    pub fn blocks(&self) -> u32 {
+        self.sequences.len() as u32
+    }
+
+    /// Takes in a block of a copy. Of two whole ones the newer counts.
+    pub fn take(&mut self, copy: usize, block: u32, bytes: &[u8], pool: PoolId, geometry: &Geometry) {
+        let Some((sequence, slots)) = decode_block(bytes, pool, geometry, block) else { return };
+        let Some(known) = self.sequences.get_mut(block as usize) else { return };
+        if known[1 - copy].is_none_or(|other| sequence > other || (sequence == other && copy == 0)) {
+            let start = geometry.slots_of_block(block).start as usize;
+            for (place, slot) in self.slots[start..].iter_mut().zip(slots) {
+                *place = slot;
+            }
+        }
+        known[copy] = Some(sequence);
+    }
+}
 
 /// Metadata as read, by offset.
 #[derive(Default)]
@@ -56,7 +91,7 @@ pub struct Found {
     /// Copies of the catalog that must be written anew.
     pub catalog_heal: [bool; 2],
     pub slots: Vec<Slot>,
-    pub sequences: Vec<u64>,
+    pub space: Space,
     /// Table blocks that must be written back, and which copy holds the better content now.
     pub table_heal: BTreeMap<u32, usize>,
     pub hot: BTreeMap<Key, FoundHot>,
@@ -64,7 +99,7 @@ pub struct Found {
     pub journal_end: u64,
 }
 
-pub fn recover(image: &Image, pool: PoolId, geometry: &Geometry) -> Result<Found, OpenError> {
+pub fn recover(image: &Image, table: TableFound, pool: PoolId, geometry: &Geometry) -> Result<Found, OpenError> {
     let damaged = OpenError::Damaged;
     let (anchor_copy, anchor) =
         find_anchor(image, pool).ok_or_else(|| damaged("both copies of the journal's anchor are unreadable".into()))?;
@@ -82,18 +117,19 @@ pub fn recover(image: &Image, pool: PoolId, geometry: &Geometry) -> Result<Found
         catalog,
         catalog_sequence,
         catalog_heal,
-        slots: Vec::with_capacity(geometry.slots as usize),
-        sequences: Vec::with_capacity(geometry.table_blocks as usize),
+        slots: Vec::new(),
+        space: Space::new(geometry.regions),
         table_heal: BTreeMap::new(),
         hot: BTreeMap::new(),
         journal_end: 0,
     };
-    read_table(image, pool, geometry, &mut found)?;
+    judge_table(table, &mut found)?;
     let end = (anchor.end != 0).then_some(anchor.end);
     let journal = journal::find(ring(image), pool, anchor.log_life, anchor.tail, anchor.durable, end)
         .map_err(OpenError::Damaged)?;
     found.journal_end = journal.end;
-    replay(journal, &mut found)?;
+    replay(journal, geometry, &mut found)?;
+    claim_space(&mut found)?;
     Ok(found)
 }
 
@@ -118,48 +154,55 @@ fn newer<T>(copies: [Option<(u64, T)>; 2]) -> Option<(usize, T)> {
     }
 }
 
-fn read_table(image: &Image, pool: PoolId, geometry: &Geometry, found: &mut Found) -> Result<(), OpenError> {
-    for block in 0..geometry.table_blocks {
-        let copies = [0, 1].map(|copy| {
-            let bytes = image.block(geometry.table_offset(copy, block).0)?;
-            decode_block(bytes, pool, geometry, block)
-        });
-        let sequences = [&copies[0], &copies[1]].map(|copy| copy.as_ref().map(|(sequence, _)| *sequence));
-        let (copy, slots) = newer(copies)
-            .ok_or_else(|| OpenError::Damaged(format!("both copies of slot table block {block} are unreadable")))?;
+fn judge_table(table: TableFound, found: &mut Found) -> Result<(), OpenError> {
+    for (block, sequences) in (0..).zip(&table.sequences) {
+        let copy = match sequences {
+            [None, None] => {
+                return Err(OpenError::Damaged(format!("both copies of slot table block {block} are unreadable")));
+            }
+            [first, second] => usize::from(second > first),
+        };
         if sequences[0] != sequences[1] {
             found.table_heal.insert(block, copy);
         }
-        found.sequences.push(sequences[copy].expect("the copy taken was readable"));
-        found.slots.extend(slots);
     }
+    found.slots = table.slots;
     Ok(())
 }
 
-fn replay(journal: journal::Found, found: &mut Found) -> Result<(), OpenError> {
+fn replay(journal: journal::Found, geometry: &Geometry, found: &mut Found) -> Result<(), OpenError> {
     let mut marks: BTreeMap<Key, Generation> = BTreeMap::new();
     let mut masks: BTreeMap<u32, Recovered> = BTreeMap::new();
-    let slots_len = found.slots.len() as u32;
     let known = |slot: u32| {
-        let damaged = || OpenError::Damaged(format!("the journal names slot {slot} of {slots_len}"));
-        if slot < slots_len { Ok(slot) } else { Err(damaged()) }
+        let damaged = || OpenError::Damaged(format!("the journal names slot {slot} of {}", geometry.slots));
+        if slot < geometry.slots { Ok(slot) } else { Err(damaged()) }
+    };
+    // Slots that were used since the last checkpoint are in the table from now on.
+    let grow = |found: &mut Found, slot: u32| {
+        let end = geometry.slots_of_block(table_block_of(slot)).end as usize;
+        if found.slots.len() < end {
+            found.slots.resize(end, Slot::default());
+        }
+        // Even if the first copy has it already, the second may not.
+        found.table_heal.entry(table_block_of(slot)).or_insert(0);
     };
     for (block, record) in journal.records {
         match record {
-            Record::Hot { volume, extent, generation } => {
-                let mark = marks.entry((volume, extent)).or_insert(generation);
+            Record::Hot { layer, extent, generation } => {
+                let mark = marks.entry((layer, extent)).or_insert(generation);
                 *mark = generation.max(*mark);
             }
-            Record::Cold { volume, extent } => {
-                marks.remove(&(volume, extent));
+            Record::Cold { layer, extent } => {
+                marks.remove(&(layer, extent));
             }
             Record::Slot { slot, descriptor } => {
-                let table_block = crate::layout::table_block_of(known(slot)?);
-                if found.slots[slot as usize] != descriptor {
-                    found.slots[slot as usize] = descriptor;
-                    found.table_heal.entry(table_block).or_insert(0);
-                }
+                grow(found, known(slot)?);
+                found.slots[slot as usize] = *descriptor;
                 masks.remove(&slot);
+            }
+            Record::Unit { slot, run } => {
+                grow(found, known(slot)?);
+                found.slots[slot as usize].units.set_run(run);
             }
             Record::Valid { slot, first, checksums } => {
                 masks.entry(known(slot)?).or_default().on_valid(first, &checksums, block);
@@ -173,21 +216,26 @@ fn replay(journal: journal::Found, found: &mut Found) -> Result<(), OpenError> {
         if slot.state == SlotState::Free {
             continue;
         }
-        let (volume, extent) = slot.owner();
-        // A deletion was under way: it is finished here.
-        let Some(known) = found.catalog.volumes.get(&volume) else {
+        let (layer, extent) = slot.owner();
+        // A layer was being given up: that is finished here.
+        if !found.catalog.layers.contains_key(&layer) {
             *slot = slot.freed();
-            found.table_heal.entry(crate::layout::table_block_of(number)).or_insert(0);
+            found.table_heal.entry(table_block_of(number)).or_insert(0);
             continue;
-        };
-        if u64::from(extent.0) * EXTENT_BYTES >= known.size.0 {
-            return Err(OpenError::Damaged(format!("slot {number} holds {extent:?} beyond the end of {volume}")));
         }
-        if let Some(other) = owners.insert((volume, extent), number) {
-            return Err(OpenError::Damaged(format!("slots {other} and {number} both hold {extent:?} of {volume}")));
+        if u64::from(extent.0) * EXTENT_BYTES >= VOLUME_BYTES_MAX {
+            return Err(OpenError::Damaged(format!("slot {number} holds {extent:?}, beyond any volume")));
+        }
+        if let Some(other) = owners.insert((layer, extent), number) {
+            return Err(OpenError::Damaged(format!("slots {other} and {number} both hold {extent:?} of {layer:?}")));
         }
     }
-    marks.retain(|(volume, _), _| found.catalog.volumes.contains_key(volume));
+    if let Some((volume, known)) =
+        found.catalog.volumes.iter().find(|(_, v)| !found.catalog.layers.contains_key(&v.layer))
+    {
+        return Err(OpenError::Damaged(format!("{volume} lies in {:?}, which is not there", known.layer)));
+    }
+    marks.retain(|(layer, _), _| found.catalog.layers.contains_key(layer));
     if marks.len() > HOT_EXTENTS_MAX {
         return Err(OpenError::Damaged(format!("{} extents are marked hot", marks.len())));
     }
@@ -196,6 +244,27 @@ fn replay(journal: journal::Found, found: &mut Found) -> Result<(), OpenError> {
         let mut recovered = slot.and_then(|slot| masks.remove(&slot)).unwrap_or_default();
         recovered.on_durable(journal.durable);
         found.hot.insert(key, FoundHot { generation, slot, recovered });
+    }
+    Ok(())
+}
+
+/// Every unit that a slot names, and every leaf, has one owner.
+fn claim_space(found: &mut Found) -> Result<(), OpenError> {
+    let damaged =
+        |slot: u32, what: String| OpenError::Damaged(format!("slot {slot} names {what}, which is not its own"));
+    for (number, slot) in (0..).zip(&found.slots) {
+        for (_, unit) in slot.units.iter() {
+            if !found.space.claim(unit) {
+                return Err(damaged(number, format!("unit {unit}")));
+            }
+        }
+    }
+    for (number, slot) in (0..).zip(&found.slots) {
+        if let Some(leaf) = slot.leaf
+            && !found.space.claim_leaf(leaf)
+        {
+            return Err(damaged(number, format!("{leaf:?}")));
+        }
     }
     Ok(())
 }

@@ -1,34 +1,44 @@
-//! The slot table: what each physical slot of 4 MiB holds. Kept whole in memory (32 bytes per slot, 8 MiB per TiB of
-//! pool), twice on disk.
+//! The slot table: which extents there are and where their units and leaves lie. A slot is a record of one extent, not a
+//! place. Kept in memory as far as slots are in use (72 bytes each, and 512 more for an extent whose units lie here and
+//! there), twice on disk.
 //!
-//! Invariants: `slots` is what the journal's queue says, `uncommitted` tells where that is ahead of what the journal has
-//! on disk; only the committed view is ever written to the table, so a table block never says what the journal might
-//! still lose. A slot in `vacant` is free, no
-//! discard of it is under way, and no write has taken it.
+//! Invariants: this is what the journal has on disk, never ahead of it, so that a table block never says what the journal
+//! might still lose. What is queued for the journal is with whoever queued it: the hot extent, or a deletion. A slot in
+//! `vacant` is free and no extent has taken it. Slots beyond `slots` were never used: on disk there is nothing of them.
 
-use crate::layout::{BlockKind, DESCRIPTOR_BYTES, DESCRIPTORS_PER_BLOCK, Geometry, HEADER_BYTES, Header};
-use crate::layout::{table_block_of, unseal};
+use crate::layout::{BLOCK, BlockKind, DESCRIPTOR_BYTES, DESCRIPTORS_PER_BLOCK, Geometry, HEADER_BYTES, Header};
+use crate::layout::{LeafPlace, UNIT_BLOCKS, UNITS, table_block_of, unseal};
 use crate::superblock::sealed;
-use pollux_base::{Data, ExtentIndex, Generation, PoolId, VolumeId};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::units::{NO_UNIT, UnitRun, Units};
+use pollux_base::{Data, ExtentIndex, Generation, PoolId};
+use std::collections::BTreeSet;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// One layer of a volume, by a number of this pool's own.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct LayerId(pub u64);
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct RawDescriptor {
-    volume: U64,
+    layer: U64,
     generation: U64,
     leaf_sequence: U64,
     extent: U32,
     state: u8,
-    leaf_place: u8,
-    reserved: [u8; 2],
+    leaf_blocks: u8,
+    leaf_block: u8,
+    reserved: u8,
+    leaf_unit: U32,
 }
 
-/// Bytes of a descriptor in a record of the journal; in the table it is followed by zeros.
+/// Bytes of a descriptor without its units.
 pub const RAW_DESCRIPTOR_BYTES: usize = size_of::<RawDescriptor>();
-const NO_PLACE: u8 = 255;
+const UNITS_OFFSET: usize = DESCRIPTOR_BYTES - 4 * UNITS;
+/// Bytes of a run of units in a record of the journal.
+const RUN_BYTES: usize = 8;
 
 /// What a slot is used for. Life: `Free` -> `Data` <-> `Empty` -> `Free`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -43,20 +53,18 @@ pub enum SlotState {
 
 /// A slot's descriptor. For a free slot only `leaf_sequence` means anything: it goes on, so that a leaf of an earlier
 /// owner is never taken for one of the next.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Slot {
     pub state: SlotState,
-    pub volume: VolumeIdOrNone,
+    pub layer: LayerId,
     pub extent: u32,
     /// Generation under which the extent was last changed.
     pub generation: Generation,
-    /// Which of the two places holds the leaf in use; `None`: no block is valid but those that the journal names.
-    pub leaf_place: Option<u8>,
+    /// Where the leaf in use lies; `None`: no block is valid but those that the journal names.
+    pub leaf: Option<LeafPlace>,
     pub leaf_sequence: u64,
+    pub units: Units,
 }
-
-/// A volume's number; 0 in free slots.
-pub type VolumeIdOrNone = u64;
 
 impl Slot {
     /// The same slot, given up.
@@ -64,9 +72,13 @@ impl Slot {
         Slot { leaf_sequence: self.leaf_sequence, ..Slot::default() }
     }
 
-    pub fn encode(&self) -> [u8; RAW_DESCRIPTOR_BYTES] {
+    pub fn owner(&self) -> (LayerId, ExtentIndex) {
+        (self.layer, ExtentIndex(self.extent))
+    }
+
+    fn raw(&self) -> [u8; RAW_DESCRIPTOR_BYTES] {
         let raw = RawDescriptor {
-            volume: self.volume.into(),
+            layer: self.layer.0.into(),
             generation: self.generation.0.into(),
             leaf_sequence: self.leaf_sequence.into(),
             extent: self.extent.into(),
@@ -75,13 +87,15 @@ impl Slot {
                 SlotState::Data => 1,
                 SlotState::Empty => 2,
             },
-            leaf_place: self.leaf_place.unwrap_or(NO_PLACE),
-            reserved: [0; 2],
+            leaf_blocks: self.leaf.map_or(0, |leaf| leaf.blocks),
+            leaf_block: self.leaf.map_or(0, |leaf| leaf.block),
+            reserved: 0,
+            leaf_unit: self.leaf.map_or(0, |leaf| leaf.unit).into(),
         };
         zerocopy::transmute!(raw)
     }
 
-    pub fn decode(bytes: &[u8]) -> Option<Slot> {
+    fn from_raw(bytes: &[u8]) -> Option<Slot> {
         let (raw, _) = RawDescriptor::ref_from_prefix(bytes).ok()?;
         let state = match raw.state {
             0 => SlotState::Free,
@@ -89,52 +103,98 @@ impl Slot {
             2 => SlotState::Empty,
             _ => return None,
         };
-        let leaf_place = match raw.leaf_place {
-            NO_PLACE => None,
-            place @ (0 | 1) => Some(place),
-            _ => return None,
-        };
+        let (unit, block, blocks) = (raw.leaf_unit.get(), raw.leaf_block, raw.leaf_blocks);
+        if usize::from(block) + usize::from(blocks) > UNIT_BLOCKS {
+            return None;
+        }
         Some(Slot {
             state,
-            volume: raw.volume.get(),
+            layer: LayerId(raw.layer.get()),
             extent: raw.extent.get(),
             generation: Generation(raw.generation.get()),
-            leaf_place,
+            leaf: (blocks > 0).then_some(LeafPlace { unit, block, blocks }),
             leaf_sequence: raw.leaf_sequence.get(),
+            units: Units::default(),
         })
     }
 
-    pub fn owner(&self) -> (VolumeId, ExtentIndex) {
-        (VolumeId(self.volume), ExtentIndex(self.extent))
+    /// Bytes in a record of the journal.
+    pub fn record_len(&self) -> usize {
+        RAW_DESCRIPTOR_BYTES + self.units.runs().len() * RUN_BYTES
+    }
+
+    /// For a record of the journal: the descriptor, then its units as runs.
+    pub fn encode_record(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.raw());
+        for run in self.units.runs() {
+            out.extend_from_slice(&run.first.to_le_bytes());
+            out.extend_from_slice(&run.count.to_le_bytes());
+            out.extend_from_slice(&run.unit.to_le_bytes());
+        }
+    }
+
+    pub fn decode_record(bytes: &[u8]) -> Option<Slot> {
+        let (raw, runs) = bytes.split_at_checked(RAW_DESCRIPTOR_BYTES)?;
+        let mut slot = Slot::from_raw(raw)?;
+        if runs.len() % RUN_BYTES != 0 {
+            return None;
+        }
+        for run in runs.chunks_exact(RUN_BYTES) {
+            let (first, rest) = run.split_first_chunk::<2>()?;
+            let (count, unit) = rest.split_first_chunk::<2>()?;
+            let (first, count) = (u16::from_le_bytes(*first), u16::from_le_bytes(*count));
+            let run = UnitRun { first, count, unit: u32::from_le_bytes(unit.try_into().ok()?) };
+            slot.units.set_run(checked(run).filter(|run| run.unit != NO_UNIT)?);
+        }
+        Some(slot)
+    }
+
+    /// For the table: the descriptor, zeros, then a number for each unit.
+    fn encode_table(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.extend_from_slice(&self.raw());
+        out.resize(start + UNITS_OFFSET, 0);
+        for index in 0..UNITS {
+            out.extend_from_slice(&self.units.get(index).unwrap_or(NO_UNIT).to_le_bytes());
+        }
+    }
+
+    fn decode_table(bytes: &[u8]) -> Option<Slot> {
+        let mut slot = Slot::from_raw(bytes)?;
+        for (index, unit) in bytes.get(UNITS_OFFSET..)?.chunks_exact(4).enumerate() {
+            let unit = u32::from_le_bytes(unit.try_into().ok()?);
+            if unit != NO_UNIT {
+                slot.units.set(index, unit);
+            }
+        }
+        Some(slot)
     }
 }
 
-/// A slot whose newest descriptor is not committed to the journal yet.
-struct Uncommitted {
-    committed: Slot,
-    records: u32,
+/// A run that lies in an extent and whose numbers do not run over.
+pub fn checked(run: UnitRun) -> Option<UnitRun> {
+    let inside = usize::from(run.first) + usize::from(run.count) <= UNITS;
+    let sane = run.unit == NO_UNIT || run.unit.checked_add(u32::from(run.count)).is_some();
+    (inside && sane).then_some(run)
 }
 
 pub struct SlotTable {
     geometry: Geometry,
     slots: Vec<Slot>,
-    /// Sequence of each table block, as last written.
-    sequences: Vec<u64>,
     vacant: BTreeSet<u32>,
-    discarding: BTreeSet<u32>,
-    uncommitted: BTreeMap<u32, Uncommitted>,
     /// Table blocks that differ from the disk.
     dirty: BTreeSet<u32>,
+    /// Of the table blocks that are written next: the life of the pool in the high half, so that it never falls.
+    sequence: u64,
 }
 
 impl SlotTable {
-    /// `slots` and `sequences` are as read from disk, with the journal applied.
-    pub fn new(geometry: Geometry, slots: Vec<Slot>, sequences: Vec<u64>) -> SlotTable {
-        assert!(slots.len() == geometry.slots as usize && sequences.len() == geometry.table_blocks as usize);
+    /// `slots` are as read from disk, with the journal applied.
+    pub fn new(geometry: Geometry, slots: Vec<Slot>, life: u64) -> SlotTable {
+        assert!(slots.len() <= geometry.slots as usize, "no more slots than there are");
         let free = slots.iter().zip(0..).filter(|(slot, _)| slot.state == SlotState::Free);
         let vacant = free.map(|(_, number)| number).collect();
-        let (discarding, uncommitted, dirty) = Default::default();
-        SlotTable { geometry, slots, sequences, vacant, discarding, uncommitted, dirty }
+        SlotTable { geometry, slots, vacant, dirty: BTreeSet::new(), sequence: life << 32 }
     }
 
     pub fn get(&self, slot: u32) -> &Slot {
@@ -145,64 +205,54 @@ impl SlotTable {
         (0..).zip(&self.slots)
     }
 
-    /// Slots that a write could take now.
+    /// Slots of which there is something on disk, or soon will be.
+    pub fn len(&self) -> u32 {
+        self.slots.len() as u32
+    }
+
+    /// Slots that an extent could take now.
     pub fn vacant(&self) -> usize {
-        self.vacant.len()
+        self.vacant.len() + (self.geometry.slots - self.len()) as usize
     }
 
-    /// Takes the lowest vacant slot, so that a pool in a file stays compact.
+    /// Takes the lowest vacant slot, so that little of the table is in use.
     pub fn take(&mut self) -> Option<u32> {
-        self.vacant.pop_first()
-    }
-
-    /// A new descriptor was queued for the journal.
-    pub fn queued(&mut self, slot: u32, descriptor: Slot) {
-        let old = std::mem::replace(&mut self.slots[slot as usize], descriptor);
-        self.uncommitted.entry(slot).or_insert(Uncommitted { committed: old, records: 0 }).records += 1;
-        self.settle_vacancy(slot);
-    }
-
-    /// The journal has this descriptor on disk now.
-    pub fn committed(&mut self, slot: u32, descriptor: Slot) {
-        self.dirty.insert(table_block_of(slot));
-        let entry = self.uncommitted.get_mut(&slot).expect("what is committed was queued");
-        entry.committed = descriptor;
-        entry.records -= 1;
-        if entry.records == 0 {
-            self.uncommitted.remove(&slot);
+        if let Some(slot) = self.vacant.pop_first() {
+            return Some(slot);
         }
+        let next = self.len();
+        (next < self.geometry.slots).then(|| {
+            self.slots.push(Slot::default());
+            // The next checkpoint makes this block of the table a part of what is read at open.
+            self.dirty.insert(table_block_of(next));
+            next
+        })
     }
 
-    pub fn discard_begins(&mut self, slot: u32) {
-        self.discarding.insert(slot);
-        self.vacant.remove(&slot);
-    }
-
-    pub fn discard_ended(&mut self, slot: u32) {
-        self.discarding.remove(&slot);
-        self.settle_vacancy(slot);
-    }
-
-    pub fn is_discarding(&self, slot: u32) -> bool {
-        self.discarding.contains(&slot)
-    }
-
-    fn settle_vacancy(&mut self, slot: u32) {
-        if self.slots[slot as usize].state == SlotState::Free && !self.discarding.contains(&slot) {
+    /// The journal has this descriptor on disk now. Gives the one before.
+    pub fn committed(&mut self, slot: u32, descriptor: Slot) -> Slot {
+        self.dirty.insert(table_block_of(slot));
+        if descriptor.state == SlotState::Free {
             self.vacant.insert(slot);
         }
+        std::mem::replace(&mut self.slots[slot as usize], descriptor)
     }
 
-    /// The table blocks that must be written back, with their committed content under a new sequence.
+    /// The journal says where these units lie now. Gives those that lay there before.
+    pub fn committed_units(&mut self, slot: u32, run: UnitRun) -> Vec<u32> {
+        self.dirty.insert(table_block_of(slot));
+        let units = &mut self.slots[slot as usize].units;
+        let places = usize::from(run.first)..usize::from(run.first + run.count);
+        let before = places.filter_map(|index| units.get(index)).collect();
+        units.set_run(run);
+        before
+    }
+
+    /// The table blocks that must be written back, under a new sequence.
     pub fn take_dirty(&mut self, pool: PoolId) -> Vec<(u32, Data)> {
+        self.sequence += 1;
         let dirty = std::mem::take(&mut self.dirty);
-        dirty
-            .into_iter()
-            .map(|block| {
-                self.sequences[block as usize] += 1;
-                (block, self.encode_block(block, pool))
-            })
-            .collect()
+        dirty.into_iter().map(|block| (block, self.encode_block(block, pool))).collect()
     }
 
     /// Makes a table block be written back although nothing of it was changed since it was read.
@@ -211,34 +261,26 @@ impl SlotTable {
     }
 
     fn encode_block(&self, block: u32, pool: PoolId) -> Data {
-        let mut payload = Vec::with_capacity(DESCRIPTORS_PER_BLOCK * DESCRIPTOR_BYTES);
+        let mut payload = Vec::with_capacity(BLOCK);
+        let unused = Slot::default();
         for number in self.geometry.slots_of_block(block) {
-            let slot = self.uncommitted.get(&number).map_or(self.get(number), |entry| &entry.committed);
-            payload.extend_from_slice(&slot.encode());
-            payload.resize(payload.len().next_multiple_of(DESCRIPTOR_BYTES), 0);
+            self.slots.get(number as usize).unwrap_or(&unused).encode_table(&mut payload);
         }
-        let sequence = self.sequences[block as usize];
-        let header = Header { kind: BlockKind::Table, part: block, sequence, one: 0, two: 0, len: payload.len() };
+        let header =
+            Header { kind: BlockKind::Table, part: block, sequence: self.sequence, one: 0, two: 0, len: payload.len() };
         sealed(pool, header, &payload)
     }
 
     pub fn check(&self) {
-        for (number, slot) in self.iter() {
-            let vacant = self.vacant.contains(&number);
-            let discarding = self.discarding.contains(&number);
-            assert!(!vacant || (slot.state == SlotState::Free && !discarding), "slot {number} is vacant and in use");
+        for number in &self.vacant {
+            assert!(self.get(*number).state == SlotState::Free, "slot {number} is vacant and in use");
         }
     }
 }
 
-/// The blocks of an empty table.
-pub fn empty_table(geometry: Geometry, pool: PoolId) -> impl Iterator<Item = Data> {
-    let table = SlotTable::new(
-        geometry,
-        vec![Slot::default(); geometry.slots as usize],
-        vec![1; geometry.table_blocks as usize],
-    );
-    (0..geometry.table_blocks).map(move |block| table.encode_block(block, pool))
+/// Blocks of the table that hold anything when so many slots do.
+pub fn table_blocks_for(slots: u32) -> u32 {
+    slots.div_ceil(DESCRIPTORS_PER_BLOCK as u32)
 }
 
 /// A table block as read: its sequence and descriptors.
@@ -249,6 +291,6 @@ pub fn decode_block(bytes: &[u8], pool: PoolId, geometry: &Geometry, block: u32)
         return None;
     }
     let payload = &bytes[HEADER_BYTES..HEADER_BYTES + header.len];
-    let slots: Option<Vec<Slot>> = payload.chunks_exact(DESCRIPTOR_BYTES).map(Slot::decode).collect();
+    let slots: Option<Vec<Slot>> = payload.chunks_exact(DESCRIPTOR_BYTES).map(Slot::decode_table).collect();
     Some((header.sequence, slots?))
 }

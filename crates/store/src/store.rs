@@ -1,13 +1,13 @@
 //! The store as its user sees it: being opened, open, or refused.
 
 use crate::catalog::Catalog;
-use crate::layout::{ANCHORS, CATALOGS, Geometry, JOURNAL, JOURNAL_BLOCKS, SUPERBLOCKS};
+use crate::layout::{ANCHORS, CATALOGS, Geometry, JOURNAL, JOURNAL_BLOCKS, SUPERBLOCKS, UNIT_BYTES};
 use crate::opening::{Opening, Progress};
 use crate::pool::Pool;
-use crate::slots::empty_table;
+use crate::slots::LayerId;
 use crate::superblock::{Anchor, Superblock};
 use crate::{FormatError, Input, Output, PoolIdentity, StoreError};
-use pollux_base::unit::{BLOCK_BYTES, BlockRange, EXTENT_BYTES};
+use pollux_base::unit::{BLOCK_BYTES, BlockRange};
 use pollux_base::{
     ByteCount, ClusterId, Data, DiskOp, DiskOpId, DiskOpKind, ExtentIndex, Generation, GroupId, Instant, NodeId,
     VolumeId,
@@ -47,20 +47,10 @@ impl Store {
         for at in (0..JOURNAL_BLOCKS * BLOCK_BYTES).step_by(FORMAT_CHUNK_BYTES as usize) {
             write(JOURNAL + at, zeros.clone());
         }
-        let blocks: Vec<Data> = empty_table(geometry, identity.pool).collect();
-        for copy in geometry.tables {
-            for (index, chunk) in blocks.chunks((FORMAT_CHUNK_BYTES / BLOCK_BYTES) as usize).enumerate() {
-                let offset = ByteCount(copy + index as u64 * FORMAT_CHUNK_BYTES);
-                kinds.push(DiskOpKind::Write { offset, data: chunk.to_vec(), sync: false });
-            }
-        }
-        let mut write = |offset: u64, data: Data| {
-            kinds.push(DiskOpKind::Write { offset: ByteCount(offset), data: vec![data], sync: false });
-        };
         for offset in CATALOGS {
             write(offset, Catalog::default().encode(1, identity.pool));
         }
-        let anchor = Anchor { sequence: 1, tail: 1, durable: 1, log_life: 1, life: 1, end: 0 };
+        let anchor = Anchor { sequence: 1, tail: 1, durable: 1, log_life: 1, life: 1, end: 0, slots: 0 };
         for offset in ANCHORS {
             write(offset, anchor.encode(identity.pool));
         }
@@ -154,21 +144,22 @@ impl Store {
 
     /// Whether a write may go to the extent now: it is hot, durably, under at least `generation`.
     pub fn is_hot(&self, volume: VolumeId, extent: ExtentIndex, generation: Generation) -> bool {
-        let hot = self.pool().and_then(|pool| pool.hot.get(&(volume, extent)));
-        hot.and_then(|hot| hot.marked).is_some_and(|marked| marked >= generation)
+        let marked = |pool: &Pool| pool.hot.get(&(pool.layer_of(volume)?, extent))?.marked;
+        self.pool().and_then(marked).is_some_and(|marked| marked >= generation)
     }
 
     /// Hot extents. Right after opening: those that were hot when the process or the power died.
     pub fn hot(&self, volume: VolumeId) -> Vec<ExtentIndex> {
-        let all = (volume, ExtentIndex(0))..=(volume, ExtentIndex(u32::MAX));
-        self.pool().into_iter().flat_map(|pool| pool.hot.range(all.clone()).map(|((_, extent), _)| *extent)).collect()
+        let Some((pool, layer)) = self.layer_of(volume) else { return Vec::new() };
+        let all = (layer, ExtentIndex(0))..=(layer, ExtentIndex(u32::MAX));
+        pool.hot.range(all).map(|((_, extent), _)| *extent).collect()
     }
 
     /// Extents last changed under a generation above `generation` (hot ones included), in order.
     pub fn changed_since(&self, volume: VolumeId, generation: Generation) -> Vec<ExtentIndex> {
-        let Some(pool) = self.pool() else { return Vec::new() };
+        let Some((pool, layer)) = self.layer_of(volume) else { return Vec::new() };
         let mut changed = self.hot(volume);
-        let mapped = pool.volumes.get(&volume).into_iter().flat_map(|map| &map.extents);
+        let mapped = pool.layers.get(&layer).into_iter().flat_map(|map| &map.extents);
         changed.extend(mapped.filter(|(_, slot)| pool.table.get(**slot).generation > generation).map(|(x, _)| *x));
         changed.sort_unstable();
         changed.dedup();
@@ -177,8 +168,13 @@ impl Store {
 
     /// Extents that hold or held data, in order.
     pub fn allocated(&self, volume: VolumeId) -> Vec<ExtentIndex> {
-        let map = self.pool().and_then(|pool| pool.volumes.get(&volume));
+        let map = self.layer_of(volume).and_then(|(pool, layer)| pool.layers.get(&layer));
         map.into_iter().flat_map(|map| map.extents.keys().copied()).collect()
+    }
+
+    fn layer_of(&self, volume: VolumeId) -> Option<(&Pool, LayerId)> {
+        let pool = self.pool()?;
+        Some((pool, pool.layer_of(volume)?))
     }
 
     /// The range as adjoining runs: the run, and whether it may hold data (`false`: reads as zeros).
@@ -186,21 +182,22 @@ impl Store {
         self.pool().map_or_else(Vec::new, |pool| pool.status(volume, range))
     }
 
-    /// Bytes of the pool that the group's extents take, those that are only remembered as changed included.
+    /// Bytes of the pool that the group's blocks and their checksums take on disk.
     pub fn used(&self, group: GroupId) -> ByteCount {
-        let volumes = self.volumes().filter(|(_, of, _)| *of == group);
-        let slots = volumes.filter_map(|(volume, _, _)| Some(self.pool()?.volumes.get(&volume)?.extents.len() as u64));
-        ByteCount(slots.sum::<u64>() * EXTENT_BYTES)
+        let layers = self.volumes().filter(|(_, of, _)| *of == group);
+        let maps = layers.filter_map(|(volume, _, _)| self.layer_of(volume)).filter_map(|(p, l)| p.layers.get(&l));
+        ByteCount(maps.map(|map| map.units * UNIT_BYTES + map.leaf_blocks * BLOCK_BYTES).sum())
     }
 
     /// Bytes that volumes can take in all.
     pub fn capacity(&self) -> ByteCount {
-        ByteCount(self.pool().map_or(0, |pool| u64::from(pool.geometry().slots)) * EXTENT_BYTES)
+        ByteCount(self.pool().map_or(0, |pool| u64::from(pool.geometry().units())) * UNIT_BYTES)
     }
 
-    /// Bytes that new extents can take.
+    /// Bytes that data can still take, in units of `UNIT_BYTES`. What was given back counts from when it can be taken
+    /// again.
     pub fn free(&self) -> ByteCount {
-        ByteCount(self.pool().map_or(0, |pool| pool.table.vacant() as u64) * EXTENT_BYTES)
+        ByteCount(self.pool().map_or(0, |pool| u64::from(pool.space.free())) * UNIT_BYTES)
     }
 
     /// Asserts the invariants; called by tests after every step. Debug builds check the cheap ones by themselves.

@@ -4,7 +4,7 @@
 //! anchor is written at open and at every checkpoint, one copy after the other, so that one of them is always whole.
 
 use crate::layout::{
-    BLOCK, BlockFault, BlockKind, FORMAT_VERSION, Geometry, HEADER_BYTES, Header, SUPERBLOCKS, seal, unseal,
+    BLOCK, BlockFault, BlockKind, FORMAT_VERSION, Geometry, HEADER_BYTES, Header, SUPERBLOCKS, UNIT_BYTES, seal, unseal,
 };
 use crate::{OpenError, PoolIdentity};
 use pollux_base::data::Buffer;
@@ -18,11 +18,12 @@ struct RawSuperblock {
     cluster: U128,
     node: U64,
     size: U64,
+    unit_bytes: U32,
+    regions: U32,
     slots: U32,
     table_blocks: U32,
     table_first: U64,
     table_second: U64,
-    leaves: U64,
     data: U64,
 }
 
@@ -40,11 +41,12 @@ impl Superblock {
             cluster: self.identity.cluster.0.into(),
             node: self.identity.node.0.into(),
             size: g.size.into(),
+            unit_bytes: (UNIT_BYTES as u32).into(),
+            regions: g.regions.into(),
             slots: g.slots.into(),
             table_blocks: g.table_blocks.into(),
             table_first: g.tables[0].into(),
             table_second: g.tables[1].into(),
-            leaves: g.leaves.into(),
             data: g.data.into(),
         };
         let len = size_of::<RawSuperblock>();
@@ -58,14 +60,14 @@ impl Superblock {
         let cluster = ClusterId(raw.cluster.get());
         let found = Geometry {
             size: raw.size.get(),
+            regions: raw.regions.get(),
             slots: raw.slots.get(),
             table_blocks: raw.table_blocks.get(),
             tables: [raw.table_first.get(), raw.table_second.get()],
-            leaves: raw.leaves.get(),
             data: raw.data.get(),
         };
         // The geometry follows from the size. It is on disk for whoever has to mend a pool by hand.
-        if Geometry::of(ByteCount(found.size)) != Ok(found) {
+        if Geometry::of(ByteCount(found.size)) != Ok(found) || u64::from(raw.unit_bytes.get()) != UNIT_BYTES {
             return Err(BlockFault::Misplaced);
         }
         Ok(Superblock { identity: PoolIdentity { cluster, node: NodeId(raw.node.get()), pool }, geometry: found })
@@ -121,6 +123,7 @@ struct RawAnchor {
     log_life: U64,
     life: U64,
     end: U64,
+    slots: U64,
 }
 
 /// Where the journal begins. A life is one opening of the pool; blocks of the journal carry theirs, so that what an
@@ -138,6 +141,8 @@ pub struct Anchor {
     pub life: u64,
     /// While the pool is being opened: where the journal of `log_life` ends. Otherwise 0: it ends where it ends.
     pub end: u64,
+    /// The slot table holds so many slots; those beyond were never used but by what the journal says.
+    pub slots: u32,
 }
 
 impl Anchor {
@@ -148,6 +153,7 @@ impl Anchor {
             log_life: self.log_life.into(),
             life: self.life.into(),
             end: self.end.into(),
+            slots: u64::from(self.slots).into(),
         };
         let len = size_of::<RawAnchor>();
         let header = Header { kind: BlockKind::Anchor, part: 0, sequence: self.sequence, one: 0, two: 0, len };
@@ -164,6 +170,7 @@ impl Anchor {
             log_life: raw.log_life.get(),
             life: raw.life.get(),
             end: raw.end.get(),
+            slots: u32::try_from(raw.slots.get()).ok()?,
         })
     }
 }

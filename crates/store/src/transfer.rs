@@ -1,108 +1,67 @@
-//! Reads, writes and zeroing, cut into one part per extent.
+//! Requests cut into one part per extent; writes and zeroing.
 //!
-//! A part claims its blocks (see `lanes`), has the extent's checksums loaded, does its disk operation, tells the journal if
+//! A part claims its blocks (see `lanes`), has the extent's checksums loaded, does its disk operations, tells the journal if
 //! the extent's blocks begin or cease to hold data, and ends. A write over blocks that hold data already is one disk
 //! write and nothing else.
 //!
 //! A write to a block for the first time is told to the journal after its data is on the disk, with its checksum: after a
-//! power cut a block whose bytes do not match never arrived, and what a recycled slot held before is never shown.
+//! power cut a block whose bytes do not match never arrived, and what a recycled unit held before is never shown. The
+//! unit that it lies in is told of before it, in the same batch.
 
-use crate::hot::{Base, Checksums, Fresh};
-use crate::lanes::{Key, PartId};
-use crate::layout::{BLOCK, LEAF_BLOCKS, LEAF_BYTES};
-use crate::leaf::{self, LOST_CHECKSUM, LeafOwner, SUMS, Sums};
-use crate::pool::{DiskThen, LogThen, Pool, block_of};
+use crate::hot::{Checksums, Fresh, HotExtent};
+use crate::lanes::{Key, LaneKey};
+use crate::layout::BLOCK;
+use crate::layout::{LEAF_BLOCKS_MAX, UNIT_BLOCKS};
+use crate::leaf::{LOST_CHECKSUM, SUMS};
+use crate::pool::{DiskThen, LogThen, Pool};
+use crate::reading::Reading;
 use crate::record::{Record, VALID_BLOCKS_MAX};
-use crate::slots::{Slot, SlotState};
+use crate::slab::SlabId;
+use crate::slots::{LayerId, SlotState};
+use crate::units::{NO_UNIT, UnitRun, Units, units_of};
 use crate::{StoreError, StoreReply, StoreRequestId};
-use pollux_base::data::Buffer;
 use pollux_base::unit::{BlockRange, EXTENT_BLOCKS};
-use pollux_base::{
-    BlockChecksum, BlockCount, BlockIndex, ByteCount, Data, DiskError, DiskOpKind, ExtentIndex, VolumeId,
-};
-use std::sync::Arc;
+use pollux_base::{BlockChecksum, BlockCount, BlockIndex, Data, DiskOpKind, ExtentIndex, VolumeId};
+use std::ops::Range;
+
+pub type RequestId = SlabId<Request>;
+/// Names a part of a request, the part that falls into one extent.
+pub type PartId = SlabId<Part>;
 
 /// A request under way.
 pub struct Request {
+    pub id: StoreRequestId,
     /// Things it waits for.
     pub left: usize,
     /// Whether it ends when the store fails.
     pub changes: bool,
     pub error: Option<StoreError>,
-    reading: Option<Reading>,
-}
-
-/// What a read has gathered.
-struct Reading {
-    whole_extent: bool,
-    checksums: Vec<BlockChecksum>,
-    /// Runs of blocks that hold data, by place in the request.
-    runs: Vec<(usize, Data)>,
-    corrupt: Vec<BlockRange>,
+    pub reading: Option<Reading>,
 }
 
 impl Request {
-    pub fn change(left: usize) -> Request {
-        Request { left, changes: true, error: None, reading: None }
+    pub fn change(id: StoreRequestId, left: usize) -> Request {
+        Request { id, left, changes: true, error: None, reading: None }
     }
 
-    fn read(left: usize, blocks: usize, whole_extent: bool) -> Request {
-        let checksums = vec![BlockChecksum::ZERO; blocks];
-        let reading = Reading { whole_extent, checksums, runs: Vec::new(), corrupt: Vec::new() };
-        Request { left, changes: false, error: None, reading: Some(reading) }
+    pub fn read(id: StoreRequestId, left: usize, reading: Reading) -> Request {
+        Request { id, left, changes: false, error: None, reading: Some(reading) }
     }
 
     pub fn result(self) -> Result<StoreReply, StoreError> {
-        if let Some(error) = self.error {
-            return Err(error);
-        }
-        match self.reading {
-            None => Ok(StoreReply::Done),
-            Some(reading) if reading.whole_extent => Ok(StoreReply::Checksums(reading.checksums)),
-            Some(reading) => reading.result(),
+        match (self.error, self.reading) {
+            (Some(error), _) => Err(error),
+            (None, Some(reading)) => reading.result(),
+            (None, None) => Ok(StoreReply::Done),
         }
     }
-}
-
-impl Reading {
-    fn result(mut self) -> Result<StoreReply, StoreError> {
-        if !self.corrupt.is_empty() {
-            self.corrupt.sort();
-            return Err(StoreError::Corrupt(joined(self.corrupt)));
-        }
-        let len = self.checksums.len() * BLOCK;
-        let data = match self.runs.as_slice() {
-            [(0, data)] if data.len() == len => data.clone(),
-            runs => {
-                let mut buffer = Buffer::zeroed(len);
-                for (at, data) in runs {
-                    buffer.as_mut_slice()[at * BLOCK..][..data.len()].copy_from_slice(data.as_slice());
-                }
-                buffer.freeze()
-            }
-        };
-        Ok(StoreReply::Read { data, checksums: self.checksums })
-    }
-}
-
-/// Sorted ranges, neighbours made one.
-fn joined(ranges: Vec<BlockRange>) -> Vec<BlockRange> {
-    let mut joined: Vec<BlockRange> = Vec::new();
-    for range in ranges {
-        match joined.last_mut() {
-            Some(last) if last.end() == range.start => last.count.0 += range.count.0,
-            _ => joined.push(range),
-        }
-    }
-    joined
 }
 
 /// What a part does.
 pub enum Work {
-    /// `expected` from the moment its disk read is under way; the read begins at `from` of the extent.
+    /// `expected` from the moment its disk reads are under way.
     Read {
         expected: Vec<BlockChecksum>,
-        from: u16,
     },
     Checksums,
     Write {
@@ -110,10 +69,6 @@ pub enum Work {
         checksums: Vec<BlockChecksum>,
     },
     Zero,
-    /// Gives back the space of an empty slot.
-    Discard {
-        slot: u32,
-    },
 }
 
 impl Work {
@@ -121,109 +76,151 @@ impl Work {
     pub fn changes(&self) -> bool {
         matches!(self, Work::Write { .. } | Work::Zero)
     }
-    fn is_exclusive(&self) -> bool {
-        !matches!(self, Work::Read { .. } | Work::Checksums)
-    }
 }
 
 /// The part of a request that falls into one extent.
 pub struct Part {
-    /// `None`: the store's own.
-    pub request: Option<StoreRequestId>,
+    pub request: RequestId,
     pub key: Key,
+    pub lane: LaneKey,
     pub first: u16,
     pub count: u16,
     /// Place in the request, in blocks.
-    at: usize,
+    pub at: usize,
     pub work: Work,
+    /// Disk operations under way.
+    pub ops_left: u32,
 }
 
-/// Checksums of an extent on their way into memory.
-pub struct Load {
-    slot: u32,
-    sums: Box<Sums>,
-    /// The leaf, when it had to be read block by block.
-    leaf: Vec<u8>,
-    reads_left: u32,
-    parts: Vec<PartId>,
+impl Part {
+    fn blocks(&self) -> Range<usize> {
+        usize::from(self.first)..usize::from(self.first) + usize::from(self.count)
+    }
+    fn units(&self) -> Range<usize> {
+        units_of(usize::from(self.first), usize::from(self.count))
+    }
 }
 
-/// Blocks of one read that rebuilds checksums.
-const REBUILD_BLOCKS: usize = 256;
+/// Blocks of an extent that lie side by side on the disk.
+pub struct Piece {
+    /// Blocks of the extent.
+    pub blocks: Range<usize>,
+    pub unit: u32,
+    /// Block of the unit with which it begins.
+    pub block: usize,
+}
+
+/// The range as pieces, without what has no unit.
+pub fn pieces(units: &Units, range: Range<usize>) -> impl Iterator<Item = Piece> {
+    let mut at = range.start;
+    std::iter::from_fn(move || {
+        loop {
+            if at >= range.end {
+                return None;
+            }
+            let index = at / UNIT_BLOCKS;
+            let Some(unit) = units.get(index) else {
+                at = (index + 1) * UNIT_BLOCKS;
+                continue;
+            };
+            let start = at;
+            let mut last = index;
+            while (last + 1) * UNIT_BLOCKS < range.end && units.get(last + 1) == Some(unit + (last + 1 - index) as u32)
+            {
+                last += 1;
+            }
+            at = range.end.min((last + 1) * UNIT_BLOCKS);
+            return Some(Piece { blocks: start..at, unit, block: start % UNIT_BLOCKS });
+        }
+    })
+}
 
 impl Pool {
-    pub fn begin_read(&mut self, id: StoreRequestId, volume: VolumeId, range: BlockRange) -> Result<(), StoreError> {
-        self.checked_range(volume, range)?;
-        let parts: Vec<BlockRange> = range.split_by_extent().collect();
-        if parts.is_empty() {
-            self.end(id, Ok(StoreReply::Read { data: Data::zeroed(0), checksums: Vec::new() }));
-            return Ok(());
-        }
-        self.requests.insert(id, Request::read(parts.len(), range.count.0 as usize, false));
-        for part in parts {
-            self.add_part(Some(id), volume, range, part, Work::Read { expected: Vec::new(), from: 0 });
-        }
-        Ok(())
-    }
-
-    pub fn begin_checksums(
-        &mut self,
-        id: StoreRequestId,
-        volume: VolumeId,
-        extent: ExtentIndex,
-    ) -> Result<(), StoreError> {
-        if u64::from(extent.0) * pollux_base::unit::EXTENT_BYTES >= self.known_volume(volume)?.size.0 {
-            return Err(StoreError::OutOfRange);
-        }
-        let range = BlockRange::new(extent.first_block(), BlockCount(EXTENT_BLOCKS));
-        self.requests.insert(id, Request::read(1, SUMS, true));
-        self.add_part(Some(id), volume, range, range, Work::Checksums);
-        Ok(())
-    }
-
     pub fn begin_write(
         &mut self,
         id: StoreRequestId,
         volume: VolumeId,
         range: BlockRange,
         data: Data,
-        checksums: Vec<BlockChecksum>,
+        mut checksums: Vec<BlockChecksum>,
     ) -> Result<(), StoreError> {
-        self.checked_range(volume, range)?;
+        let layer = self.checked_range(volume, range)?;
         assert_eq!(data.len() as u64, range.count.bytes().0, "a write brings its blocks, no more and no less");
         assert_eq!(checksums.len() as u64, range.count.0, "a write brings a checksum for each block");
         assert!(checksums.iter().all(|sum| !sum.is_zero()), "no written block has the checksum ZERO");
-        let parts: Vec<BlockRange> = range.split_by_extent().collect();
-        let keys: Vec<Key> = parts.iter().map(|part| (volume, part.start.extent())).collect();
-        let slotless = keys.iter().filter(|key| self.marked(key).slot.is_none()).count();
-        if slotless > self.table.vacant() {
-            return Err(StoreError::Full);
-        }
-        if parts.is_empty() {
+        self.has_room(layer, range)?;
+        let parts = range.split_by_extent().count();
+        if parts == 0 {
             self.end(id, Ok(StoreReply::Done));
             return Ok(());
         }
-        self.requests.insert(id, Request::change(parts.len()));
-        for (key, part) in keys.into_iter().zip(parts) {
-            self.give_slot(key);
-            self.writer_arrives(key);
+        let request = self.requests.insert(Request::change(id, parts));
+        for part in range.split_by_extent() {
+            let key = (layer, part.start.extent());
+            self.give_space(key, part);
             let at = (part.start.0 - range.start.0) as usize;
             let (from, to) = (at, at + part.count.0 as usize);
-            let work =
-                Work::Write { data: data.slice(from * BLOCK..to * BLOCK), checksums: checksums[from..to].to_vec() };
-            self.add_part(Some(id), volume, range, part, work);
+            let work = match parts {
+                1 => Work::Write { data: data.clone(), checksums: std::mem::take(&mut checksums) },
+                _ => {
+                    Work::Write { data: data.slice(from * BLOCK..to * BLOCK), checksums: checksums[from..to].to_vec() }
+                }
+            };
+            self.add_part(request, layer, range, part, work);
         }
         Ok(())
     }
 
+    /// Whether all that a write to the range still needs can be had: slots, units, places for leaves.
+    fn has_room(&self, layer: LayerId, range: BlockRange) -> Result<(), StoreError> {
+        let (mut slots, mut units, mut leaves) = (0, 0, 0);
+        for part in range.split_by_extent() {
+            let hot = marked(self.hot.get(&(layer, part.start.extent())), layer, part.start.extent());
+            slots += usize::from(hot.slot.is_none());
+            leaves += usize::from(hot.spare_leaf.is_none());
+            let wanted = units_of(part.start.in_extent(), part.count.0 as usize);
+            units += wanted.filter(|index| hot.descriptor.units.get(*index).is_none()).count();
+        }
+        let leaf_units = leaves.saturating_sub(self.space.leaf_room());
+        let fits = slots <= self.table.vacant() && units + leaf_units <= self.space.free() as usize;
+        if fits { Ok(()) } else { Err(StoreError::Full) }
+    }
+
+    /// Takes what `has_room` found.
+    fn give_space(&mut self, key: Key, part: BlockRange) {
+        self.writer_arrives(key);
+        let hot = self.hot.get_mut(&key).expect("it is marked");
+        if hot.slot.is_none() {
+            let slot = self.table.take().expect("vacant slots were counted");
+            hot.slot = Some(slot);
+            hot.descriptor.leaf_sequence = self.table.get(slot).leaf_sequence;
+            self.layers.get_mut(&key.0).expect("the layer is known").extents.insert(key.1, slot);
+        }
+        if matches!(hot.checksums, Checksums::Absent) {
+            hot.checksums = Checksums::Loaded(Box::new([BlockChecksum::ZERO; SUMS]));
+        }
+        if hot.spare_leaf.is_none() {
+            let place = self.space.take_leaf(LEAF_BLOCKS_MAX as u8);
+            hot.spare_leaf = Some(place.expect("room for leaves was counted"));
+        }
+        let units = units_of(part.start.in_extent(), part.count.0 as usize);
+        for index in units.clone() {
+            if hot.descriptor.units.get(index).is_none() {
+                let unit = self.space.take(index, hot.descriptor.units.nearest(index));
+                hot.descriptor.units.set(index, unit.expect("free units were counted"));
+            }
+        }
+        hot.pin(units);
+    }
+
     pub fn begin_zero(&mut self, id: StoreRequestId, volume: VolumeId, range: BlockRange) -> Result<(), StoreError> {
-        self.checked_range(volume, range)?;
+        let layer = self.checked_range(volume, range)?;
         // What has no slot reads as zeros already.
         let parts: Vec<BlockRange> = match range.count.0 {
             0 => Vec::new(),
             _ => {
                 let extents = range.start.extent()..=BlockIndex(range.end().0 - 1).extent();
-                let mapped = self.volumes[&volume].extents.range(extents);
+                let mapped = self.layers[&layer].extents.range(extents);
                 mapped.map(|(extent, _)| within(range, *extent)).collect()
             }
         };
@@ -231,32 +228,14 @@ impl Pool {
             self.end(id, Ok(StoreReply::Done));
             return Ok(());
         }
-        self.requests.insert(id, Request::change(parts.len()));
+        let request = self.requests.insert(Request::change(id, parts.len()));
         for part in parts {
-            let key = (volume, part.start.extent());
-            self.marked(&key);
+            let key = (layer, part.start.extent());
+            marked(self.hot.get(&key), key.0, key.1);
             self.writer_arrives(key);
-            self.add_part(Some(id), volume, range, part, Work::Zero);
+            self.add_part(request, layer, range, part, Work::Zero);
         }
         Ok(())
-    }
-
-    /// W7: the caller must have had the extent marked before it changes it.
-    fn marked(&self, key: &Key) -> &crate::hot::HotExtent {
-        let hot = self.hot.get(key).filter(|hot| hot.marked.is_some());
-        hot.unwrap_or_else(|| panic!("{key:?} is not marked hot: Heat must precede what changes it"))
-    }
-
-    fn give_slot(&mut self, key: Key) {
-        let hot = self.hot.get_mut(&key).expect("it is marked");
-        if hot.slot.is_none() {
-            let slot = self.table.take().expect("vacant slots were counted");
-            hot.slot = Some(slot);
-            self.volumes.get_mut(&key.0).expect("the volume is known").extents.insert(key.1, slot);
-        }
-        if matches!(hot.checksums, Checksums::Absent) {
-            hot.checksums = Checksums::Loaded(Box::new([BlockChecksum::ZERO; SUMS]));
-        }
     }
 
     fn writer_arrives(&mut self, key: Key) {
@@ -264,106 +243,56 @@ impl Pool {
         self.hot.get_mut(&key).expect("it is marked").writers += 1;
     }
 
-    pub fn add_part(
-        &mut self,
-        request: Option<StoreRequestId>,
-        volume: VolumeId,
-        whole: BlockRange,
-        part: BlockRange,
-        work: Work,
-    ) {
-        let id = PartId(self.count());
-        let key = (volume, part.start.extent());
+    pub fn add_part(&mut self, request: RequestId, layer: LayerId, whole: BlockRange, part: BlockRange, work: Work) {
+        let key = (layer, part.start.extent());
+        let lane = (self.catalog.layers[&layer].family, key.1);
         let (first, count) = (part.start.in_extent() as u16, part.count.0 as u16);
-        let exclusive = work.is_exclusive();
+        let exclusive = work.changes();
         let at = (part.start.0 - whole.start.0) as usize;
-        self.parts.insert(id, Part { request, key, first, count, at, work });
-        self.volumes.get_mut(&volume).expect("the volume is known").busy += 1;
-        if self.lanes.enter(key, id, first, count, exclusive) {
+        let id = self.parts.insert(Part { request, key, lane, first, count, at, work, ops_left: 0 });
+        self.layers.get_mut(&layer).expect("the layer is known").busy += 1;
+        if self.lanes.enter(lane, id, first, count, exclusive) {
             self.ready.push_back(id);
         }
     }
 
     /// The part goes on as far as it can; it holds its blocks.
     pub fn advance(&mut self, id: PartId) {
-        let Some(part) = self.parts.get(&id) else { return };
-        let (key, first, count) = (part.key, part.first, part.count);
-        let range = usize::from(first)..usize::from(first) + usize::from(count);
+        let Some(part) = self.parts.get(id) else { return };
+        let (key, range) = (part.key, part.blocks());
         match &part.work {
-            Work::Discard { slot } => self.advance_discard(id, key, *slot),
             _ if !self.is_loaded(key) => self.load(key, Some(id)),
             Work::Read { .. } | Work::Checksums => self.advance_read(id, key, range),
-            Work::Write { .. } => self.advance_write(id, key, first..first + count),
+            Work::Write { .. } => self.advance_write(id),
             Work::Zero => self.advance_zero(id, key, range),
         }
     }
 
-    /// Whether the checksums of the extent are in memory.
-    fn is_loaded(&self, key: Key) -> bool {
-        if let Some(hot) = self.hot.get(&key) {
-            return !matches!(hot.checksums, Checksums::Unloaded);
-        }
-        match self.volumes.get(&key.0).and_then(|map| map.extents.get(&key.1)) {
-            Some(slot) => self.table.get(*slot).state != SlotState::Data || self.leaves.peek(*slot).is_some(),
-            None => true,
-        }
-    }
-
-    /// The checksums of some blocks of an extent; they are in memory.
-    fn sums(&mut self, key: Key, range: std::ops::Range<usize>) -> Vec<BlockChecksum> {
-        if let Some(hot) = self.hot.get(&key) {
-            return match hot.loaded() {
-                Some(sums) => sums[range].to_vec(),
-                None => vec![BlockChecksum::ZERO; range.len()],
-            };
-        }
-        let slot = self.volumes.get(&key.0).and_then(|map| map.extents.get(&key.1));
-        match slot.filter(|slot| self.table.get(**slot).state == SlotState::Data) {
-            Some(slot) => self.leaves.get(*slot).expect("the leaf was loaded")[range].to_vec(),
-            None => vec![BlockChecksum::ZERO; range.len()],
-        }
-    }
-
-    fn advance_read(&mut self, id: PartId, key: Key, range: std::ops::Range<usize>) {
-        let sums = self.sums(key, range);
-        let part = self.parts.get_mut(&id).expect("the part is under way");
-        let first = part.first;
-        let request = part.request.and_then(|request| self.requests.get_mut(&request));
-        let reading = request.and_then(|request| request.reading.as_mut()).expect("reads belong to a request");
-        reading.checksums[part.at..part.at + sums.len()].copy_from_slice(&sums);
-        let is_data = |sum: &BlockChecksum| !sum.is_zero();
-        let held = sums.iter().position(is_data).zip(sums.iter().rposition(is_data));
-        let Some((from, to)) = held.filter(|_| matches!(part.work, Work::Read { .. })) else {
-            return self.finish_part(id);
-        };
-        let (from_block, len) = (first + from as u16, (to + 1 - from) * BLOCK);
-        part.work = Work::Read { expected: sums[from..=to].to_vec(), from: from_block };
-        let slot = self.volumes[&key.0].extents[&key.1];
-        let offset = self.geometry().data_offset(slot, from_block);
-        self.io.submit(DiskOpKind::Read { offset, len }, DiskThen::Part(id));
-    }
-
-    fn advance_write(&mut self, id: PartId, key: Key, range: std::ops::Range<u16>) {
-        let first = range.start;
+    fn advance_write(&mut self, id: PartId) {
         let recorded = self.journal.recorded();
-        let hot = self.hot.get_mut(&key).expect("what is written to stays hot");
-        if let Some(wanted) = hot.settle(range, recorded) {
+        let geometry = self.superblock.geometry;
+        let part = self.parts.get_mut(id).expect("the part is under way");
+        let hot = self.hot.get_mut(&part.key).expect("what is written to stays hot");
+        if let Some(wanted) = hot.settle(part.first..part.first + part.count, recorded) {
             self.journal.want_recorded(wanted);
             self.settling.push(id);
             return;
         }
         hot.dirty = true;
-        let slot = hot.slot.expect("a slot was given when the write arrived");
-        let Work::Write { data, .. } = &self.parts[&id].work else { unreachable!("told apart by the caller") };
-        let write = DiskOpKind::Write {
-            offset: self.geometry().data_offset(slot, first),
-            data: vec![data.clone()],
-            sync: false,
-        };
-        self.io.submit(write, DiskThen::Part(id));
+        let start = usize::from(part.first);
+        let Work::Write { data, .. } = &part.work else { unreachable!("told apart by the caller") };
+        for piece in pieces(&hot.descriptor.units, part.blocks()) {
+            let data = match piece.blocks.len() == usize::from(part.count) {
+                true => data.clone(),
+                false => data.slice((piece.blocks.start - start) * BLOCK..(piece.blocks.end - start) * BLOCK),
+            };
+            let offset = geometry.offset(piece.unit, piece.block);
+            part.ops_left += 1;
+            self.io.submit(DiskOpKind::Write { offset, data: vec![data], sync: false }, DiskThen::Written(id));
+        }
     }
 
-    fn advance_zero(&mut self, id: PartId, key: Key, range: std::ops::Range<usize>) {
+    fn advance_zero(&mut self, id: PartId, key: Key, range: Range<usize>) {
         let hot = self.hot.get_mut(&key).expect("what is written to stays hot");
         let Checksums::Loaded(sums) = &mut hot.checksums else { return self.finish_part(id) };
         let held = range.clone().find(|block| !sums[*block].is_zero());
@@ -374,96 +303,36 @@ impl Pool {
         hot.fresh.retain(|block, _| !(first..=last).contains(&usize::from(*block)));
         hot.dirty = true;
         let slot = hot.slot.expect("what holds data has a slot");
-        let (first, count) = (first as u16, (last + 1 - first) as u16);
-        self.journal.queue_then(Record::Zero { slot, first, count }, LogThen::Part(id));
-    }
-
-    fn advance_discard(&mut self, id: PartId, key: Key, slot: u32) {
-        let mapped = self.volumes.get(&key.0).and_then(|map| map.extents.get(&key.1));
-        let still_empty = mapped == Some(&slot) && self.table.get(slot).state == SlotState::Empty;
-        if !still_empty || self.hot.contains_key(&key) {
-            return self.finish_part(id);
-        }
-        self.table.discard_begins(slot);
-        let offset = self.geometry().data_offset(slot, 0);
-        self.io.submit(DiskOpKind::Discard { offset, len: pollux_base::unit::EXTENT_BYTES }, DiskThen::Part(id));
-    }
-
-    pub fn on_part_done(&mut self, id: PartId, result: Result<Option<Data>, DiskError>) {
-        let Some(part) = self.parts.get_mut(&id) else {
-            // It was dropped when the store failed.
-            return;
-        };
-        match &mut part.work {
-            Work::Read { expected, from } => {
-                let (expected, from) = (std::mem::take(expected), *from);
-                self.on_data_read(id, &expected, from, result);
-                self.finish_part(id);
+        let count = last + 1 - first;
+        let mut last_record = Record::Zero { slot, first: first as u16, count: count as u16 };
+        for (index, unit, told) in hot.drop_empty_units(units_of(first, count)) {
+            if !told {
+                self.space.drop_unit(unit);
+                continue;
             }
-            // Giving space back is a kindness to the file system; the slot is as good without it.
-            Work::Discard { slot } => {
-                let slot = *slot;
-                self.table.discard_ended(slot);
-                self.finish_part(id);
-            }
-            Work::Write { .. } => match result {
-                Err(error) => self.fail(&error),
-                Ok(_) if self.failed.is_some() => {}
-                Ok(_) => self.on_data_written(id),
-            },
-            Work::Checksums | Work::Zero => unreachable!("they have no disk operation of their own"),
-        }
-    }
-
-    fn on_data_read(
-        &mut self,
-        id: PartId,
-        expected: &[BlockChecksum],
-        from: u16,
-        result: Result<Option<Data>, DiskError>,
-    ) {
-        let part = &self.parts[&id];
-        let start = BlockIndex(part.key.1.first_block().0 + u64::from(from));
-        let at = part.at + usize::from(from - part.first);
-        let request = part.request.and_then(|request| self.requests.get_mut(&request));
-        let Some(request) = request else { return };
-        let reading = request.reading.as_mut().expect("reads belong to a read request");
-        let mut corrupt =
-            |at: usize| reading.corrupt.push(BlockRange::new(BlockIndex(start.0 + at as u64), BlockCount(1)));
-        let data = match result {
-            Ok(Some(data)) if data.len() == expected.len() * BLOCK => data,
-            Ok(_) => {
-                request.error = Some(StoreError::Disk("a read brought too few bytes".into()));
-                return;
-            }
-            // A spot of the medium that cannot be read is healed like one that reads wrong.
-            Err(DiskError::Io(_, errno)) if MEDIUM_ERRORS.contains(&errno) => {
-                (0..expected.len()).filter(|at| !expected[*at].is_zero()).for_each(corrupt);
-                return;
-            }
-            Err(error) => {
-                request.error = Some(StoreError::Disk(error.to_string()));
-                return;
-            }
-        };
-        let mut run_start = 0;
-        for at_run in 0..=expected.len() {
-            let held = expected.get(at_run).is_some_and(|sum| !sum.is_zero());
-            if held && BlockChecksum::of(block_of(&data, at_run)) != expected[at_run] {
-                corrupt(at_run);
-            }
-            if !held {
-                if at_run > run_start {
-                    reading.runs.push((at + run_start, data.slice(run_start * BLOCK..at_run * BLOCK)));
+            match &mut last_record {
+                Record::Unit { run, .. } if usize::from(run.first + run.count) == index => run.count += 1,
+                _ => {
+                    let run = UnitRun { first: index as u16, count: 1, unit: NO_UNIT };
+                    self.journal.queue(std::mem::replace(&mut last_record, Record::Unit { slot, run }));
                 }
-                run_start = at_run + 1;
             }
+        }
+        self.journal.queue_then(last_record, LogThen::Part(id));
+    }
+
+    pub fn on_piece_written(&mut self, id: PartId) {
+        // A part that is not there was dropped when the store failed.
+        let Some(part) = self.parts.get_mut(id) else { return };
+        part.ops_left -= 1;
+        if part.ops_left == 0 {
+            self.on_data_written(id);
         }
     }
 
     fn on_data_written(&mut self, id: PartId) {
-        let part = &self.parts[&id];
-        let (key, first) = (part.key, part.first);
+        let part = self.parts.get(id).expect("the part is under way");
+        let key = part.key;
         let Work::Write { checksums, .. } = &part.work else { unreachable!("told apart by the caller") };
         let hot = self.hot.get_mut(&key).expect("what is written to stays hot");
         let slot = hot.slot.expect("what is written to has a slot");
@@ -472,7 +341,7 @@ impl Pool {
             Checksums::Absent | Checksums::Unloaded => unreachable!("checksums are loaded before the data is written"),
         };
         let mut records: Vec<Record> = Vec::new();
-        for (block, sum) in (first..).zip(checksums) {
+        for (block, sum) in (part.first..).zip(checksums) {
             let old = std::mem::replace(&mut sums[usize::from(block)], *sum);
             if !old.is_zero() && old != LOST_CHECKSUM {
                 continue;
@@ -489,16 +358,17 @@ impl Pool {
             }
         }
         let Some(last) = records.pop() else { return self.finish_part(id) };
-        if !hot.slot_told {
+        if hot.slot_told {
+            for run in hot.tell_units(part.units()) {
+                self.journal.queue(Record::Unit { slot, run });
+            }
+        } else {
             hot.slot_told = true;
-            let descriptor = Slot {
-                state: SlotState::Data,
-                volume: key.0.0,
-                extent: key.1.0,
-                generation: hot.generation,
-                leaf_place: None,
-                leaf_sequence: self.table.get(slot).leaf_sequence,
-            };
+            hot.descriptor.state = SlotState::Data;
+            (hot.descriptor.layer, hot.descriptor.extent) = (key.0, key.1.0);
+            hot.descriptor.generation = hot.generation;
+            hot.all_units_told();
+            let descriptor = hot.descriptor.clone();
             self.log_slot(slot, descriptor);
         }
         for record in records {
@@ -509,7 +379,7 @@ impl Pool {
 
     /// What the part had to tell is in the journal, up to its block `last`.
     pub fn on_part_logged(&mut self, id: PartId, last: u64) {
-        let Some(part) = self.parts.get(&id) else { return };
+        let Some(part) = self.parts.get(id) else { return };
         let range = part.first..part.first + part.count;
         if let Some(hot) = self.hot.get_mut(&part.key) {
             for (_, fresh) in hot.fresh.range_mut(range).filter(|(_, fresh)| fresh.told == u64::MAX) {
@@ -519,188 +389,27 @@ impl Pool {
         self.finish_part(id);
     }
 
-    fn finish_part(&mut self, id: PartId) {
-        let part = self.parts.remove(&id).expect("a part ends once");
-        self.ready.extend(self.lanes.leave(part.key, id));
+    pub fn finish_part(&mut self, id: PartId) {
+        let part = self.parts.remove(id).expect("a part ends once");
+        self.ready.extend(self.lanes.leave(part.lane, id));
         if part.work.changes()
             && let Some(hot) = self.hot.get_mut(&part.key)
         {
             hot.writers -= 1;
+            if matches!(part.work, Work::Write { .. }) {
+                hot.unpin(part.units());
+            }
         }
-        if let Some(request) = part.request {
-            self.finish_one(request);
-        }
+        self.finish_one(part.request);
         self.no_longer_busy(part.key.0);
-    }
-
-    /// Brings the checksums of an extent with data into memory; the part goes on when they are there.
-    pub fn load(&mut self, key: Key, part: Option<PartId>) {
-        if let Some(load) = self.loads.get_mut(&key) {
-            load.parts.extend(part);
-            return;
-        }
-        let slot = self.volumes[&key.0].extents[&key.1];
-        let sums = Box::new([BlockChecksum::ZERO; SUMS]);
-        self.loads.insert(key, Load { slot, sums, leaf: Vec::new(), reads_left: 0, parts: part.into_iter().collect() });
-        self.volumes.get_mut(&key.0).expect("the volume is known").busy += 1;
-        match self.table.get(slot).leaf_place {
-            None => self.on_leaf_known(key),
-            Some(place) => {
-                let offset = self.geometry().leaf_offset(slot, place);
-                self.io.submit(DiskOpKind::Read { offset, len: LEAF_BYTES }, DiskThen::Leaf(key));
-            }
-        }
-    }
-
-    pub fn on_leaf_read(&mut self, key: Key, data: Option<Data>) {
-        let slot = self.loads[&key].slot;
-        if let Some(data) = data {
-            return self.on_leaf_bytes(key, data.as_slice());
-        }
-        // One bad block must not hide its neighbours.
-        let Some(place) = self.table.get(slot).leaf_place else { unreachable!("the leaf was just read there") };
-        let start = self.geometry().leaf_offset(slot, place).0;
-        let load = self.loads.get_mut(&key).expect("it was just there");
-        load.leaf = vec![0; LEAF_BYTES];
-        load.reads_left = LEAF_BLOCKS as u32;
-        for part in 0..LEAF_BLOCKS {
-            let offset = ByteCount(start + (part * BLOCK) as u64);
-            self.io.submit(DiskOpKind::Read { offset, len: BLOCK }, DiskThen::LeafBlock(key, part));
-        }
-    }
-
-    pub fn on_leaf_block(&mut self, key: Key, part: usize, data: Option<Data>) {
-        let load = self.loads.get_mut(&key).expect("a load is under way");
-        if let Some(data) = data {
-            load.leaf[part * BLOCK..(part + 1) * BLOCK].copy_from_slice(data.as_slice());
-        }
-        load.reads_left -= 1;
-        if load.reads_left == 0 {
-            let leaf = std::mem::take(&mut load.leaf);
-            self.on_leaf_bytes(key, &leaf);
-        }
-    }
-
-    fn on_leaf_bytes(&mut self, key: Key, bytes: &[u8]) {
-        let owner = self.leaf_owner(self.loads[&key].slot);
-        let sums = leaf::decode(bytes, owner, self.pool_id());
-        self.loads.get_mut(&key).expect("it was just there").sums = sums;
-        self.on_leaf_known(key);
-    }
-
-    /// As its descriptor names it.
-    fn leaf_owner(&self, slot: u32) -> LeafOwner {
-        let descriptor = self.table.get(slot);
-        LeafOwner { volume: descriptor.volume, extent: descriptor.extent, slot, sequence: descriptor.leaf_sequence }
-    }
-
-    /// The leaf is there. What was hot at the last crash may have been overwritten since: its data is read again.
-    fn on_leaf_known(&mut self, key: Key) {
-        let load = self.loads.get_mut(&key).expect("a load is under way");
-        let recovered = self.hot.get(&key).and_then(|hot| hot.recovered.as_ref());
-        let Some(recovered) = recovered else { return self.finish_load(key) };
-        let mut rebuild = vec![false; SUMS];
-        for (block, base) in recovered.base.iter().enumerate() {
-            let sum = &mut load.sums[block];
-            match base {
-                Base::Leaf => rebuild[block] = !sum.is_zero() && *sum != LOST_CHECKSUM,
-                Base::Zero => *sum = BlockChecksum::ZERO,
-                Base::Lost => *sum = LOST_CHECKSUM,
-                Base::Valid => {
-                    // Any value but zero, until the data was read.
-                    *sum = BlockChecksum(1);
-                    rebuild[block] = true;
-                }
-            }
-        }
-        let slot = load.slot;
-        let mut reads = Vec::new();
-        for start in (0..SUMS).step_by(REBUILD_BLOCKS) {
-            let piece = &rebuild[start..start + REBUILD_BLOCKS];
-            if let Some((from, to)) = piece.iter().position(|held| *held).zip(piece.iter().rposition(|held| *held)) {
-                reads.push(((start + from) as u16, (to + 1 - from) as u16));
-            }
-        }
-        load.reads_left = reads.len() as u32;
-        if reads.is_empty() {
-            return self.finish_load(key);
-        }
-        for (first, count) in reads {
-            let read =
-                DiskOpKind::Read { offset: self.geometry().data_offset(slot, first), len: usize::from(count) * BLOCK };
-            self.io.submit(read, DiskThen::Rebuild(key, first, count));
-        }
-    }
-
-    pub fn on_rebuilt(&mut self, key: Key, first: u16, count: u16, data: Option<Data>) {
-        let load = self.loads.get_mut(&key).expect("a load is under way");
-        if data.is_none() && count > 1 {
-            load.reads_left += u32::from(count) - 1;
-            let slot = load.slot;
-            for block in first..first + count {
-                let read = DiskOpKind::Read { offset: self.geometry().data_offset(slot, block), len: BLOCK };
-                self.io.submit(read, DiskThen::Rebuild(key, block, 1));
-            }
-            return;
-        }
-        for at in 0..usize::from(count) {
-            let sum = &mut load.sums[usize::from(first) + at];
-            if !sum.is_zero() && *sum != LOST_CHECKSUM {
-                *sum = data.as_ref().map_or(LOST_CHECKSUM, |data| BlockChecksum::of(block_of(data, at)));
-            }
-        }
-        load.reads_left -= 1;
-        if load.reads_left == 0 {
-            self.finish_load(key);
-        }
-    }
-
-    fn finish_load(&mut self, key: Key) {
-        let load = self.loads.remove(&key).expect("a load is under way");
-        self.ready.extend(load.parts);
-        match self.hot.get_mut(&key) {
-            Some(hot) if matches!(hot.checksums, Checksums::Unloaded) => {
-                hot.checksums = Checksums::Loaded(load.sums);
-                hot.recovered = None;
-            }
-            Some(_) => {}
-            None => self.leaves.insert(load.slot, Arc::from(load.sums)),
-        }
-        self.on_loaded(key);
-        self.no_longer_busy(key.0);
-    }
-
-    /// Runs of the range that may hold data and that do not.
-    pub fn status(&self, volume: VolumeId, range: BlockRange) -> Vec<(BlockRange, bool)> {
-        let mut runs: Vec<(BlockRange, bool)> = Vec::new();
-        let mut push = |run: BlockRange, held: bool| match runs.last_mut() {
-            Some((last, last_held)) if *last_held == held => last.count.0 += run.count.0,
-            _ => runs.push((run, held)),
-        };
-        for part in range.split_by_extent() {
-            let key = (volume, part.start.extent());
-            let slot = self.volumes.get(&volume).and_then(|map| map.extents.get(&key.1)).copied();
-            let hot = self.hot.get(&key);
-            let sums = match hot {
-                Some(hot) => hot.loaded(),
-                None => slot.and_then(|slot| self.leaves.peek(slot)),
-            };
-            match sums {
-                Some(sums) => {
-                    for at in 0..part.count.0 {
-                        let start = BlockIndex(part.start.0 + at);
-                        push(BlockRange::new(start, BlockCount(1)), !sums[start.in_extent()].is_zero());
-                    }
-                }
-                None => push(part, slot.is_some_and(|slot| self.table.get(slot).state == SlotState::Data)),
-            }
-        }
-        runs
     }
 }
 
-/// EIO, ENODATA, EILSEQ, EREMOTEIO: the disk works, this spot does not.
-const MEDIUM_ERRORS: [i32; 4] = [5, 61, 84, 121];
+/// W7: the caller must have had the extent marked before it changes it.
+fn marked(hot: Option<&HotExtent>, layer: LayerId, extent: ExtentIndex) -> &HotExtent {
+    let hot = hot.filter(|hot| hot.marked.is_some());
+    hot.unwrap_or_else(|| panic!("{extent:?} of {layer:?} is not marked hot: Heat must precede what changes it"))
+}
 
 /// The blocks of `range` that lie in `extent`.
 fn within(range: BlockRange, extent: ExtentIndex) -> BlockRange {

@@ -5,7 +5,9 @@ mod common;
 use common::*;
 use pollux_base::{BlockChecksum, ByteCount, DiskError, DiskOpKind, GroupId, VolumeId};
 use pollux_store::faulty_disk::OpClass;
-use pollux_store::{HOT_EXTENTS_MAX, LOST_CHECKSUM, NOTE_BYTES_MAX, StoreError, StoreOp, StoreReply};
+use pollux_store::{HOT_EXTENTS_MAX, LOST_CHECKSUM, NOTE_BYTES_MAX, StoreError, StoreOp, StoreReply, UNIT_BYTES};
+
+const UNIT_BLOCKS: u64 = UNIT_BYTES / BLOCK as u64;
 
 #[test]
 fn what_was_written_is_read_and_what_was_not_is_zeros() {
@@ -144,28 +146,105 @@ fn an_extent_that_is_written_to_while_it_cools_stays_hot() {
 #[test]
 fn a_full_pool_refuses_before_anything_is_changed_and_goes_on_when_there_is_room() {
     let mut rig = Rig::fresh();
+    rig.thorough = false;
+    let all = rig.store.free().0;
     let other = VolumeId(2);
     rig.done(StoreOp::Create { volume: other, group: GroupId(2), size: ByteCount(1 << 30) });
-    let slots = rig.store.free().0 >> 22;
-    for extent in 0..slots as u32 - 1 {
-        rig.done(StoreOp::Heat { volume: other, extents: vec![x(extent)], generation: gen_(1) });
-        rig.done(write_op(other, u64::from(extent) * 1024, filled(&[5])));
-    }
+    let extents: Vec<_> = (0..(all >> 22) as u32).map(x).collect();
+    rig.done(StoreOp::Heat { volume: other, extents: extents.clone(), generation: gen_(1) });
     rig.heat(&[0, 1], 1);
-    // Two extents are needed, one is free: nothing of it is written.
+    let mut at = 0;
+    while rig.store.free().0 > 2 * UNIT_BYTES {
+        rig.done(write_op(other, at, filled(&[5; UNIT_BLOCKS as usize])));
+        at += UNIT_BLOCKS;
+    }
+    // Two units and two places for leaves are needed, and there is not as much: nothing of it is written.
     assert_eq!(rig.end(write_op(VOLUME, 1023, filled(&[1, 1]))), Err(StoreError::Full));
     assert_eq!(rig.store.allocated(VOLUME), []);
     assert_eq!(rig.bytes(1023, 2), [0, 0]);
-    assert_eq!(rig.store.free().0, 4 << 20);
-    assert_eq!(rig.store.used(GroupId(2)).0, (slots - 1) << 22);
+    // What has its place already goes on, and reads do.
+    rig.done(write_op(other, 0, filled(&[6])));
+    rig.store.check();
+    rig.done(StoreOp::Cool { volume: other, extents });
+    rig.settle();
+    assert_eq!(rig.store.used(GroupId(2)).0 / UNIT_BYTES, at / UNIT_BLOCKS + leaf_units(at));
     rig.done(StoreOp::Delete { volume: other });
-    assert_eq!(rig.store.free().0, slots << 22);
+    assert_eq!(rig.store.free().0, all, "it is all free at once");
     rig.write(1023, &[1, 1]);
     assert_eq!(rig.bytes(1023, 2), [1, 1]);
+    rig.store.check();
+}
+
+/// Units that the leaves of so many blocks fill, if there were no gaps between them.
+fn leaf_units(blocks: u64) -> u64 {
+    let leaf_blocks = |blocks: u64| (blocks / UNIT_BLOCKS).div_ceil(62);
+    (blocks / 1024 * leaf_blocks(1024) + leaf_blocks(blocks % 1024)) / UNIT_BLOCKS
 }
 
 #[test]
-fn a_recycled_slot_shows_zeros_where_nothing_was_written() {
+fn scattered_writes_take_a_unit_each_and_what_is_filled_lies_in_line() {
+    let mut rig = Rig::fresh();
+    let free = rig.store.free().0;
+    rig.heat(&[0, 1], 1);
+    for unit in [7, 3, 100] {
+        rig.write(unit * UNIT_BLOCKS, &[unit as u8]);
+    }
+    // One more unit holds the places of leaves to be.
+    assert_eq!(rig.store.free().0, free - 4 * UNIT_BYTES);
+    let writes = |rig: &Rig| rig.issued.iter().filter(|kind| matches!(kind, DiskOpKind::Write { .. })).count();
+    rig.write(1024, &[1; 64]);
+    rig.write(1088, &[1; 64]);
+    rig.write(1024, &[2; 128]);
+    let before = writes(&rig);
+    rig.write(1024, &[3; 128]);
+    assert_eq!(writes(&rig), before + 1, "it lies side by side");
+    rig.cool(&[0, 1]);
+    assert_eq!(rig.store.used(GROUP).0, (3 + 128 / UNIT_BLOCKS) * UNIT_BYTES + 2 * 4096);
+    let mut rig = rig.reopen();
+    assert_eq!(rig.bytes(7 * UNIT_BLOCKS, 2), [7, 0]);
+    assert_eq!(rig.bytes(1024, 128), [3; 128]);
+}
+
+#[test]
+fn a_unit_is_free_when_its_last_block_is_zeroed_and_that_is_durable() {
+    let mut rig = Rig::fresh();
+    rig.heat(&[0], 1);
+    rig.write(0, &[1; 3 * UNIT_BLOCKS as usize]);
+    rig.flush();
+    let free = rig.store.free().0;
+    rig.zero(0, UNIT_BLOCKS - 1);
+    rig.flush();
+    rig.settle();
+    assert_eq!(rig.store.free().0, free);
+    rig.zero(UNIT_BLOCKS - 1, 2);
+    assert_eq!(rig.store.free().0, free, "a power cut might still bring it back");
+    rig.flush();
+    rig.settle();
+    assert_eq!(rig.store.free().0, free + UNIT_BYTES);
+    assert!(rig.issued.iter().any(|kind| matches!(kind, DiskOpKind::Discard { len: UNIT_BYTES, .. })));
+    assert_eq!(rig.bytes(0, UNIT_BLOCKS + 2), [vec![0; UNIT_BLOCKS as usize + 1], vec![1]].concat());
+    rig.write(1, &[9]);
+    assert_eq!(rig.reopen().bytes(0, 3), [0, 9, 0]);
+}
+
+#[test]
+fn a_unit_into_which_is_being_written_is_not_given_back() {
+    let mut rig = Rig::fresh();
+    rig.heat(&[0], 1);
+    rig.write(0, &[1]);
+    rig.flush();
+    let write = rig.ask(write_op(VOLUME, 3, filled(&[2])));
+    rig.zero(0, 1);
+    rig.flush();
+    rig.settle();
+    rig.ended.remove(&write).expect("it ended").expect("it succeeded");
+    rig.heat(&[1], 1);
+    rig.write(1024, &[7; 8]);
+    assert_eq!(rig.bytes(0, 5), [0, 0, 0, 2, 0]);
+}
+
+#[test]
+fn a_recycled_unit_shows_zeros_where_nothing_was_written() {
     let mut rig = Rig::fresh();
     rig.heat(&[0], 1);
     rig.write(0, &[9; 1024]);
@@ -205,9 +284,8 @@ fn an_emptied_extent_is_remembered_as_changed_until_it_is_reaped() {
     assert_eq!(rig.store.changed_since(VOLUME, gen_(3)), [x(0)]);
     assert_eq!(rig.bytes(0, 8), [0; 8]);
     assert_eq!(rig.store.status(VOLUME, range(0, 2048)), [(range(0, 2048), false)]);
-    let free = rig.store.free();
+    assert_eq!(rig.store.used(GROUP).0, 0);
     rig.done(StoreOp::Reap { group: GROUP });
-    assert_eq!(rig.store.free().0, free.0 + (4 << 20));
     let rig = rig.reopen();
     assert_eq!((rig.store.allocated(VOLUME), rig.store.changed_since(VOLUME, gen_(0))), (vec![], vec![]));
 }
@@ -274,11 +352,13 @@ fn a_misdirected_write_is_noticed_where_it_should_have_gone_and_where_it_went() 
 fn a_rotten_leaf_makes_its_blocks_corrupt_and_never_zeros() {
     let mut rig = Rig::fresh();
     rig.heat(&[0], 1);
-    rig.write(0, &[1, 2]);
+    for unit in 0..70 {
+        rig.write(unit * UNIT_BLOCKS, &[1, 2]);
+    }
     rig.write(1000, &[3]);
     rig.cool(&[0]);
     let leaf = rig.issued.iter().rev().find_map(|kind| match kind {
-        DiskOpKind::Write { offset, data, .. } if data[0].len() == 3 * BLOCK => Some(offset.0),
+        DiskOpKind::Write { offset, data, .. } if data[0].len() == 2 * BLOCK => Some(offset.0),
         _ => None,
     });
     rig.disk.rot(leaf.expect("cooling wrote a leaf") + 2000);

@@ -6,6 +6,7 @@
 
 use super::*;
 use pollux_base::unit::EXTENT_BLOCKS;
+use pollux_store::UNIT_BYTES;
 use pollux_store::faulty_disk::Luck;
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
@@ -14,12 +15,16 @@ type Sectors = [u64; 8];
 type BlockKey = (VolumeId, u64);
 type ExtentKey = (VolumeId, ExtentIndex);
 
-/// Extents of a volume that are written to; more in all than the pool has slots.
+/// Extents of a volume that are written to.
 const EXTENTS: u32 = 5;
 /// Blocks of an extent that are written to: at its start, around the seam of two leaf blocks, at its end.
-const PLACES: [(u64, u64); 3] = [(0, 8), (340, 6), (1016, 8)];
+const PLACES: [(u64, u64); 3] = [(0, 8), (492, 8), (1016, 8)];
 const OUTSTANDING_MAX: usize = 8;
 const VOLUME_BYTES: u64 = 24 << 20;
+/// Takes most of the pool, so that it is full at times.
+const BALLAST: VolumeId = VolumeId(1 << 40);
+/// What it leaves, in units: less than what is written to can take.
+const ROOM_UNITS: u64 = 56;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Crash {
@@ -128,7 +133,7 @@ impl History {
             must_be_hot: BTreeSet::new(),
             full: 0,
         };
-        for (volume, _, _) in history.rig.store.volumes() {
+        for (volume, _, _) in history.rig.store.volumes().filter(|(volume, _, _)| *volume != BALLAST) {
             history.volumes.insert(volume, true);
             history.next_volume += 1;
         }
@@ -140,6 +145,17 @@ impl History {
         for volume in 1..=3 {
             rig.done(StoreOp::Create { volume: VolumeId(volume), group: GROUP, size: ByteCount(VOLUME_BYTES) });
         }
+        let size = ByteCount(SIZE);
+        rig.done(StoreOp::Create { volume: BALLAST, group: GroupId(1 << 40), size });
+        let all = (0..(SIZE >> 22) as u32).map(x).collect();
+        rig.done(StoreOp::Heat { volume: BALLAST, extents: all, generation: gen_(1) });
+        let unit = (UNIT_BYTES / BLOCK as u64) as usize;
+        let mut at = 0;
+        while rig.store.free().0 > ROOM_UNITS * UNIT_BYTES {
+            rig.done(write_op(BALLAST, at, Data::zeroed(unit * BLOCK)));
+            at += unit as u64;
+        }
+        rig.done(StoreOp::Cool { volume: BALLAST, extents: (0..(SIZE >> 22) as u32).map(x).collect() });
         rig.disk
     }
 
@@ -466,7 +482,8 @@ impl History {
     /// After a crash: acknowledged (kill) or flushed (power cut) values are there, 512 bytes at a time, or newer ones that
     /// were asked for; what may differ between replicas is hot or changed; volumes and notes are what they were.
     fn verify(&mut self, crash: Crash) -> Result<(), String> {
-        let found: BTreeSet<VolumeId> = self.rig.store.volumes().map(|(volume, _, _)| volume).collect();
+        let found = self.rig.store.volumes().map(|(volume, _, _)| volume).filter(|volume| *volume != BALLAST);
+        let found: BTreeSet<VolumeId> = found.collect();
         for (volume, created) in self.volumes.clone() {
             match (found.contains(&volume), created, self.deleting.contains(&volume)) {
                 (false, true, false) => return Err(format!("{volume} is gone")),

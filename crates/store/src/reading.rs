@@ -1,0 +1,237 @@
+//! Reads: what is asked for is put together from pieces that lie here and there, each block checked.
+
+use crate::lanes::Key;
+use crate::layout::{BLOCK, UNIT_BLOCKS};
+use crate::leaf::SUMS;
+use crate::pool::{DiskThen, Pool, block_of};
+use crate::slots::SlotState;
+use crate::transfer::{PartId, Request, Work, pieces};
+use crate::{StoreError, StoreReply, StoreRequestId};
+use pollux_base::data::Buffer;
+use pollux_base::unit::{BlockRange, EXTENT_BLOCKS, EXTENT_BYTES};
+use pollux_base::{BlockChecksum, BlockCount, BlockIndex, Data, DiskError, DiskOpKind, ExtentIndex, VolumeId};
+use std::ops::Range;
+
+/// What a read has gathered.
+pub struct Reading {
+    whole_extent: bool,
+    checksums: Vec<BlockChecksum>,
+    /// Runs of blocks that hold data, by place in the request.
+    runs: Vec<(usize, Data)>,
+    corrupt: Vec<BlockRange>,
+}
+
+impl Reading {
+    fn new(blocks: usize, whole_extent: bool) -> Reading {
+        let checksums = vec![BlockChecksum::ZERO; blocks];
+        Reading { whole_extent, checksums, runs: Vec::new(), corrupt: Vec::new() }
+    }
+
+    pub fn result(mut self) -> Result<StoreReply, StoreError> {
+        if self.whole_extent {
+            return Ok(StoreReply::Checksums(self.checksums));
+        }
+        if !self.corrupt.is_empty() {
+            self.corrupt.sort();
+            return Err(StoreError::Corrupt(joined(self.corrupt)));
+        }
+        let len = self.checksums.len() * BLOCK;
+        let data = match self.runs.as_slice() {
+            [(0, data)] if data.len() == len => data.clone(),
+            runs => {
+                let mut buffer = Buffer::zeroed(len);
+                for (at, data) in runs {
+                    buffer.as_mut_slice()[at * BLOCK..][..data.len()].copy_from_slice(data.as_slice());
+                }
+                buffer.freeze()
+            }
+        };
+        Ok(StoreReply::Read { data, checksums: self.checksums })
+    }
+}
+
+/// Sorted ranges, neighbours made one.
+fn joined(ranges: Vec<BlockRange>) -> Vec<BlockRange> {
+    let mut joined: Vec<BlockRange> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if last.end() == range.start => last.count.0 += range.count.0,
+            _ => joined.push(range),
+        }
+    }
+    joined
+}
+
+impl Pool {
+    pub fn begin_read(&mut self, id: StoreRequestId, volume: VolumeId, range: BlockRange) -> Result<(), StoreError> {
+        let layer = self.checked_range(volume, range)?;
+        let parts = range.split_by_extent().count();
+        if parts == 0 {
+            self.end(id, Ok(StoreReply::Read { data: Data::zeroed(0), checksums: Vec::new() }));
+            return Ok(());
+        }
+        let reading = Reading::new(range.count.0 as usize, false);
+        let request = self.requests.insert(Request::read(id, parts, reading));
+        for part in range.split_by_extent() {
+            self.add_part(request, layer, range, part, Work::Read { expected: Vec::new() });
+        }
+        Ok(())
+    }
+
+    pub fn begin_checksums(
+        &mut self,
+        id: StoreRequestId,
+        volume: VolumeId,
+        extent: ExtentIndex,
+    ) -> Result<(), StoreError> {
+        let known = self.known_volume(volume)?;
+        if u64::from(extent.0) * EXTENT_BYTES >= known.size.0 {
+            return Err(StoreError::OutOfRange);
+        }
+        let range = BlockRange::new(extent.first_block(), BlockCount(EXTENT_BLOCKS));
+        let request = self.requests.insert(Request::read(id, 1, Reading::new(SUMS, true)));
+        self.add_part(request, known.layer, range, range, Work::Checksums);
+        Ok(())
+    }
+
+    /// The checksums of some blocks of an extent; they are in memory.
+    fn sums(&mut self, key: Key, range: Range<usize>) -> Vec<BlockChecksum> {
+        let nothing = vec![BlockChecksum::ZERO; range.len()];
+        if let Some(hot) = self.hot.get(&key) {
+            return hot.loaded().map_or(nothing, |sums| sums[range].to_vec());
+        }
+        let slot = self.view(key).filter(|(_, slot)| slot.state == SlotState::Data).map(|(number, _)| number);
+        match slot {
+            Some(slot) => self.leaves.get(slot).expect("the leaf was loaded")[range].to_vec(),
+            None => nothing,
+        }
+    }
+
+    pub fn advance_read(&mut self, id: PartId, key: Key, range: Range<usize>) {
+        let sums = self.sums(key, range.clone());
+        let geometry = self.superblock.geometry;
+        let part = self.parts.get(id).expect("the part is under way");
+        let request = part.request;
+        let reading = self.requests.get_mut(request).and_then(|request| request.reading.as_mut());
+        let reading = reading.expect("reads belong to a read request");
+        reading.checksums[part.at..part.at + sums.len()].copy_from_slice(&sums);
+        let holds_data = |block: &usize| !sums[block - range.start].is_zero();
+        if matches!(part.work, Work::Checksums) || !sums.iter().any(|sum| !sum.is_zero()) {
+            return self.finish_part(id);
+        }
+        // What has lost its checksum may have no place either.
+        let units = self.view(key).map(|(_, slot)| slot.units.clone()).unwrap_or_default();
+        let placeless = range.clone().filter(|block| holds_data(block) && units.get(block / UNIT_BLOCKS).is_none());
+        let corrupt = |block: usize| BlockRange::new(BlockIndex(key.1.first_block().0 + block as u64), BlockCount(1));
+        let placeless: Vec<BlockRange> = placeless.map(corrupt).collect();
+        let mut reads = Vec::new();
+        for piece in pieces(&units, range.clone()) {
+            let held = piece.blocks.clone().find(holds_data).zip(piece.blocks.clone().rfind(holds_data));
+            let Some((from, to)) = held else { continue };
+            let block = piece.block + from - piece.blocks.start;
+            let offset = geometry.offset(piece.unit + (block / UNIT_BLOCKS) as u32, block % UNIT_BLOCKS);
+            reads.push((from, to + 1 - from, offset));
+        }
+        if let Some(reading) = self.requests.get_mut(request).and_then(|request| request.reading.as_mut()) {
+            reading.corrupt.extend(placeless);
+        }
+        if reads.is_empty() {
+            return self.finish_part(id);
+        }
+        let part = self.parts.get_mut(id).expect("it was just there");
+        part.ops_left = reads.len() as u32;
+        part.work = Work::Read { expected: sums };
+        for (from, count, offset) in reads {
+            let read = DiskOpKind::Read { offset, len: count * BLOCK };
+            self.io.submit(read, DiskThen::Read(id, from as u16, count as u16));
+        }
+    }
+
+    pub fn on_piece_read(&mut self, id: PartId, first: u16, count: u16, result: Result<Option<Data>, DiskError>) {
+        self.check_piece(id, first, count, result);
+        let part = self.parts.get_mut(id).expect("a read goes on when the store has failed");
+        part.ops_left -= 1;
+        if part.ops_left == 0 {
+            self.finish_part(id);
+        }
+    }
+
+    fn check_piece(&mut self, id: PartId, first: u16, count: u16, result: Result<Option<Data>, DiskError>) {
+        let part = self.parts.get(id).expect("a read goes on when the store has failed");
+        let start = BlockIndex(part.key.1.first_block().0 + u64::from(first));
+        let within = usize::from(first - part.first);
+        let at = part.at + within;
+        let Work::Read { expected } = &part.work else { unreachable!("only reads have pieces to read") };
+        let expected = &expected[within..within + usize::from(count)];
+        let Some(request) = self.requests.get_mut(part.request) else { return };
+        let reading = request.reading.as_mut().expect("reads belong to a read request");
+        let mut corrupt =
+            |at: usize| reading.corrupt.push(BlockRange::new(BlockIndex(start.0 + at as u64), BlockCount(1)));
+        let data = match result {
+            Ok(Some(data)) if data.len() == expected.len() * BLOCK => data,
+            Ok(_) => {
+                request.error = Some(StoreError::Disk("a read brought too few bytes".into()));
+                return;
+            }
+            // A spot of the medium that cannot be read is healed like one that reads wrong.
+            Err(DiskError::Io(_, errno)) if MEDIUM_ERRORS.contains(&errno) => {
+                (0..expected.len()).filter(|at| !expected[*at].is_zero()).for_each(corrupt);
+                return;
+            }
+            Err(error) => {
+                request.error = Some(StoreError::Disk(error.to_string()));
+                return;
+            }
+        };
+        let mut run_start = 0;
+        for at_run in 0..=expected.len() {
+            let held = expected.get(at_run).is_some_and(|sum| !sum.is_zero());
+            if held && BlockChecksum::of(block_of(&data, at_run)) != expected[at_run] {
+                corrupt(at_run);
+            }
+            if !held {
+                if at_run > run_start {
+                    reading.runs.push((at + run_start, data.slice(run_start * BLOCK..at_run * BLOCK)));
+                }
+                run_start = at_run + 1;
+            }
+        }
+    }
+
+    /// Runs of the range that may hold data and that do not.
+    pub fn status(&self, volume: VolumeId, range: BlockRange) -> Vec<(BlockRange, bool)> {
+        let Some(known) = self.catalog.volumes.get(&volume) else { return Vec::new() };
+        let mut runs: Vec<(BlockRange, bool)> = Vec::new();
+        let mut push = |run: BlockRange, held: bool| match runs.last_mut() {
+            Some((last, last_held)) if *last_held == held => last.count.0 += run.count.0,
+            _ => runs.push((run, held)),
+        };
+        for part in range.split_by_extent() {
+            let key = (known.layer, part.start.extent());
+            let view = self.view(key);
+            let sums = match self.hot.get(&key) {
+                Some(hot) => hot.loaded(),
+                None => view.and_then(|(slot, _)| self.leaves.peek(slot)),
+            };
+            for (run, has_unit) in
+                part.split_by(|block| view.is_some_and(|(_, slot)| slot.units.get(unit_of(block)).is_some()))
+            {
+                match sums.filter(|_| has_unit) {
+                    Some(sums) => {
+                        let held = |block: BlockIndex| !sums[block.in_extent()].is_zero();
+                        run.split_by(held).into_iter().for_each(|(run, held)| push(run, held));
+                    }
+                    None => push(run, has_unit),
+                }
+            }
+        }
+        runs
+    }
+}
+
+fn unit_of(block: BlockIndex) -> usize {
+    block.in_extent() / UNIT_BLOCKS
+}
+
+/// EIO, ENODATA, EILSEQ, EREMOTEIO: the disk works, this spot does not.
+const MEDIUM_ERRORS: [i32; 4] = [5, 61, 84, 121];
