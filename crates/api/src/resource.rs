@@ -83,9 +83,35 @@ pub struct Node {
     pub api: Vec<String>,
     /// Whether a power switch is configured for it.
     pub power_switch: bool,
+    /// Connections between its data plane and that of the node that answers; none for that node itself.
+    pub replication: Vec<ReplicationPath>,
+    /// Whether replication is encrypted, as the node that answers is configured; none: not known yet.
+    pub replication_encrypted: Option<bool>,
     /// Memory that guests may have together, and what the VMs placed here have.
     pub memory_bytes: u64,
     pub memory_used_bytes: u64,
+}
+
+/// A connection over which replicas follow each other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ReplicationPath {
+    /// Where the node with the higher id listens.
+    pub address: String,
+    pub state: PathState,
+    /// Why, when it is not `up`.
+    pub reason: Option<String>,
+}
+
+words! {
+    PathState {
+        /// Works in both directions.
+        Up = "up",
+        /// Does not answer; another one is used.
+        Silent = "silent",
+        Down = "down",
+        /// The other side is there, but is not talked to.
+        Refused = "refused",
+    }
 }
 
 words! {

@@ -24,6 +24,12 @@ pub struct NodeConfig {
     /// What NBD clients from other machines must show. Those on the node's own socket need nothing.
     #[serde(default)]
     pub nbd_tls: NbdTls,
+    /// Whether what the replicas send each other is encrypted. All nodes of a cluster are set alike: nothing is negotiated.
+    #[serde(default)]
+    pub replication_encryption: Encryption,
+    /// How the addresses under `replication` are used.
+    #[serde(default)]
+    pub replication_paths: PathUse,
     /// 32 or more random bytes shared by the nodes: signs heartbeats and control messages between peers.
     pub secret_file: PathBuf,
     /// The bearer token of the API, as text.
@@ -104,6 +110,26 @@ pub enum NbdTls {
     AnyClient,
     /// In the clear, for a network of one's own.
     Plain,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Encryption {
+    /// With keys that the nodes' `noded` agree on.
+    #[default]
+    On,
+    /// For a cable that joins two nodes and nothing else: who can reach it can read and change everything.
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PathUse {
+    /// The first that works; the others stand by.
+    #[default]
+    Failover,
+    /// Large frames over all that work: for cables of the same kind, whose bandwidth is to be added up.
+    Spread,
 }
 
 /// How QEMU runs guests.

@@ -94,6 +94,11 @@ impl Data {
     pub fn as_slice(&self) -> &[u8] {
         &self.buffer.bytes[self.range.clone()]
     }
+    /// The whole buffer, to be written anew, if nobody else holds a part of it.
+    pub fn reclaim(self) -> Result<Buffer, Data> {
+        let Data { buffer, range } = self;
+        Arc::try_unwrap(buffer).map_err(|buffer| Data { buffer, range })
+    }
     /// How many bytes.
     pub fn len(&self) -> usize {
         self.range.len()
@@ -166,6 +171,9 @@ mod tests {
         assert!(second.is_aligned());
         assert_eq!(second.as_slice()[0], 7);
         assert_eq!(second.slice(0..1).as_slice(), &[7]);
+        let data = data.reclaim().err().expect("a part of it is still held");
+        drop(second);
+        assert_eq!(data.reclaim().ok().expect("nobody else holds it").as_slice().len(), 3 * ALIGNMENT);
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod id;
 pub mod order;
 pub mod pool;
 pub mod record;
+pub mod secret;
 pub mod time;
 pub mod timing;
 pub mod unit;
@@ -25,5 +26,6 @@ pub use id::{ClusterId, GroupId, ImageId, NodeId, PoolId, Session, VmId, VolumeI
 pub use order::{Order, Report};
 pub use pool::{PoolLevel, PoolReport};
 pub use record::{GroupRecord, Stamp};
+pub use secret::Secret;
 pub use time::Instant;
 pub use unit::{BlockCount, BlockIndex, ByteCount, Epoch, ExtentIndex, Generation, Incarnation};

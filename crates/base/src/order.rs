@@ -4,6 +4,7 @@
 use crate::id::{GroupId, NodeId, VolumeId};
 use crate::pool::PoolReport;
 use crate::record::{GroupSpec, Stamp};
+use crate::secret::Secret;
 use crate::unit::{BlockRange, Generation};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +22,9 @@ pub enum Order {
     Fenced { node: NodeId },
     /// Where peers listen for replication, most wanted first. Complete: a peer not named is gone.
     Peers { addresses: BTreeMap<NodeId, Vec<String>> },
+    /// A key that this node's and the peer's `noded` have agreed on, newer than all before. Of the earlier ones the last
+    /// still counts, for the peer may not have this one yet.
+    LinkKey { peer: NodeId, key: u64, secret: Secret },
     /// Offer these volumes under these names at the node's NBD addresses. Complete: a name not given is withdrawn. Front
     /// ends serve a volume only while this node is primary of its group.
     Exports { names: BTreeMap<String, Offer> },
@@ -56,6 +60,34 @@ pub enum Report {
     PoolFailed { reason: String },
     /// How the pool is doing; sent when that has changed noticeably.
     Pool(PoolReport),
+    /// The connections to the peers, all of them, whenever one has changed.
+    Paths { is_encrypted: bool, paths: Vec<PathReport> },
+}
+
+/// A connection to a peer: one for each address at which the node with the higher id listens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathReport {
+    pub peer: NodeId,
+    /// The address of the node with the higher id, be it this one or the peer.
+    pub address: String,
+    #[serde(flatten)]
+    pub state: PathState,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum PathState {
+    /// Works in both directions.
+    Up,
+    /// Does not answer; another one is used.
+    Silent,
+    Down {
+        reason: String,
+    },
+    /// The peer is there, but is not talked to: a human must mend it.
+    Refused {
+        reason: String,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -208,7 +240,8 @@ mod tests {
             lineage: Lineage(BTreeMap::from([(stamp.epoch, stamp.generation)])),
         };
         let addresses = BTreeMap::from([(NodeId(2), vec!["192.0.2.2:7001".to_string()])]);
-        for order in [Order::Group(group), Order::Peers { addresses }] {
+        let key = Order::LinkKey { peer: NodeId(2), key: 7, secret: Secret::new([9; 32]) };
+        for order in [Order::Group(group), Order::Peers { addresses }, key] {
             let text = serde_json::to_string(&order).expect("an order always becomes text");
             assert_eq!(serde_json::from_str::<Order>(&text).map_err(|error| error.to_string()), Ok(order));
         }
@@ -236,6 +269,11 @@ mod tests {
             }],
             connected: BTreeSet::new(),
         });
+        let path = |state| PathReport { peer: NodeId(2), address: "192.0.2.2:7001".to_string(), state };
+        let down = PathState::Down { reason: "no answer".to_string() };
+        let paths = Report::Paths { is_encrypted: true, paths: vec![path(PathState::Up), path(down)] };
+        let text = serde_json::to_string(&paths).expect("a report always becomes text");
+        assert_eq!(serde_json::from_str::<Report>(&text).map_err(|error| error.to_string()), Ok(paths));
         let text = serde_json::to_string(&report).expect("a report always becomes text");
         assert_eq!(serde_json::from_str::<Report>(&text).map_err(|error| error.to_string()), Ok(report));
     }

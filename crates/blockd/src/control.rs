@@ -8,6 +8,7 @@ use pollux_host::link::Socket;
 use pollux_host::reactor::Op;
 use std::io;
 use tracing::{info, warn};
+use zeroize::Zeroize;
 
 /// Longest order: the names of some ten thousand exports.
 const LINE_BYTES_MAX: usize = 4 << 20;
@@ -60,7 +61,7 @@ impl Control {
         &mut self,
         turn: &mut Turn<'_>,
         id: u64,
-        buffer: Vec<u8>,
+        mut buffer: Vec<u8>,
         result: io::Result<usize>,
     ) -> Vec<Order> {
         let mut orders = Vec::new();
@@ -85,7 +86,8 @@ impl Control {
                 }
                 None => continue,
             };
-            current.line.clear();
+            // It may have held a key.
+            current.line.zeroize();
             match parsed {
                 None => {}
                 Some(Ok(order)) => orders.push(order),
@@ -98,6 +100,7 @@ impl Control {
                 }
             }
         }
+        buffer[..len].zeroize();
         current.buffer = Some(buffer);
         orders
     }

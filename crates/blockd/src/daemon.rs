@@ -114,7 +114,7 @@ impl Daemon {
             while let Some(output) = self.plane.poll() {
                 match output {
                     Output::Disk(op) => self.disk_ops.push(op),
-                    Output::Send { peer, session, frame } => self.peers.send(&mut turn, peer, session, &frame),
+                    Output::Send { peer, session, frame } => self.peers.send(&mut turn, peer, session, frame),
                     Output::Disconnect { peer, session, reason } => {
                         self.peers.disconnect(&mut turn, peer, session, reason);
                     }
@@ -137,6 +137,9 @@ impl Daemon {
             self.clients.on_time(&mut turn, self.directory.exports());
             // The kernel begins what it is given in this order, and what goes to a peer has the longest way.
             self.peers.flush(&mut turn);
+            if let Some(report) = self.peers.take_report(now) {
+                self.control.report(&report);
+            }
             self.clients.flush(&mut turn);
             for op in self.disk_ops.drain(..) {
                 turn.reactor.submit(Ticket::Disk.token(), Op::Disk(op));
@@ -152,8 +155,12 @@ impl Daemon {
 
     /// How long to sleep at most.
     fn patience(&self) -> Option<Duration> {
-        let deadlines =
-            [self.plane.deadline(), self.peers.deadline(), self.clients.deadline(), self.control.deadline()];
+        let deadlines = [
+            self.plane.deadline(),
+            self.peers.deadline(clock::now()),
+            self.clients.deadline(),
+            self.control.deadline(),
+        ];
         deadlines.into_iter().flatten().min().map(|deadline| deadline.since(clock::now()))
     }
 
@@ -169,6 +176,17 @@ impl Daemon {
                     for order in self.control.on_received(&mut turn, id, buffer, result) {
                         if let Order::Peers { addresses } = &order {
                             self.peers.set_addresses(&mut turn, addresses);
+                        }
+                        let order = match order {
+                            // Not the core's: it lives nowhere but where it is used.
+                            Order::LinkKey { peer, key, secret } => {
+                                self.peers.set_key(turn.now, peer, key, secret);
+                                continue;
+                            }
+                            order => order,
+                        };
+                        if order == Order::ReportAll {
+                            self.peers.report_again();
                         }
                         if self.directory.on_order(&order) {
                             self.clients.on_exports(&mut turn, self.directory.exports());

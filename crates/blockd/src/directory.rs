@@ -53,6 +53,7 @@ impl Directory {
             Order::Exports { names } => self.names = Some(names.clone()),
             Order::Fenced { .. }
             | Order::Peers { .. }
+            | Order::LinkKey { .. }
             | Order::Discard { .. }
             | Order::Scrub { .. }
             | Order::ReportAll => return false,

@@ -9,18 +9,28 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod clients;
+mod connection;
 pub mod control;
 pub mod daemon;
 pub mod dialer;
 pub mod directory;
 mod door;
+pub mod keyring;
 pub mod peers;
 pub mod pool;
+pub mod sealed;
 pub mod ticket;
 
 use pollux_base::Instant;
 use pollux_host::reactor::Reactor;
 use pollux_replica::Input;
+
+/// Random bytes for what must never be the same twice.
+pub(crate) fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    aws_lc_rs::rand::fill(&mut bytes).expect("the kernel gives random bytes to every process once it has booted");
+    bytes
+}
 
 /// One turn of the loop, as its parts see it.
 pub struct Turn<'a> {

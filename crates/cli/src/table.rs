@@ -64,7 +64,21 @@ pub fn node(node: &Node) -> String {
         ("power switch", if node.power_switch { "yes" } else { "no" }.into()),
         ("guest memory", format!("{} of {}", size(node.memory_used_bytes), size(node.memory_bytes))),
         ("api", list(&node.api)),
+        ("replication", or_dash(replication(node).as_ref())),
     ])
+}
+
+/// Each path and how it is, one a line.
+fn replication(node: &Node) -> Option<String> {
+    let protection = match node.replication_encrypted? {
+        true => "encrypted",
+        false => "NOT encrypted (replication_encryption: off)",
+    };
+    let paths = node.replication.iter().map(|path| {
+        let reason = path.reason.as_ref().map_or_else(String::new, |reason| format!(" ({reason})"));
+        format!("\n  {} {}{reason}", path.address, path.state)
+    });
+    Some(protection.to_owned() + &paths.collect::<String>())
 }
 
 fn role(node: &Node) -> &'static str {

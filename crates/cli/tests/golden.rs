@@ -48,6 +48,14 @@ fn node(name: &str, state: NodeState) -> Node {
         api: vec![format!("10.76.0.{id}:7443"), format!("10.75.0.{id}:7443")],
         power_switch: true,
         memory_bytes: 4 << 30,
+        replication: match id {
+            1 => Vec::new(),
+            _ => vec![
+                path("10.75.0.2:7001", PathState::Up, None),
+                path("10.76.0.2:7001", PathState::Down, Some("no answer")),
+            ],
+        },
+        replication_encrypted: Some(true),
         memory_used_bytes: if id == 1 { 256 << 20 } else { 0 },
     }
 }
@@ -68,6 +76,10 @@ fn scrub() -> Scrub {
             lost_blocks: 0,
         }),
     }
+}
+
+fn path(address: &str, state: PathState, reason: Option<&str>) -> ReplicationPath {
+    ReplicationPath { address: address.into(), state, reason: reason.map(Into::into) }
 }
 
 fn group(name: &str, kind: GroupKind) -> Group {

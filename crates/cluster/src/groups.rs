@@ -7,8 +7,8 @@ use crate::core::Cluster;
 use crate::entry::{Change, FenceProof, NodePhase, Subject};
 use crate::scrubs::SentScrubs;
 use crate::seam::Output;
-use crate::state::Owner;
-use pollux_base::order::{GroupReport, Offer};
+use crate::state::{Event, Owner};
+use pollux_base::order::{GroupReport, Offer, PathReport, PathState};
 use pollux_base::pool::{PoolLevel, PoolReport};
 use pollux_base::record::GroupSpec;
 use pollux_base::{Epoch, Generation, GroupId, Instant, NodeId, Order, Report, Stamp};
@@ -23,6 +23,9 @@ pub(crate) struct Groups {
     pub pool: Option<PoolReport>,
     /// The worst level since the pool was last well, and what the event of it says.
     pool_told: Option<(PoolLevel, String)>,
+    /// Connections to the peers' data planes, as last reported, and whether they are encrypted.
+    pub paths: BTreeMap<NodeId, Vec<PathReport>>,
+    pub is_encrypted: Option<bool>,
     /// The primary here is frozen until these are out of the in-sync set.
     lost: BTreeMap<(GroupId, NodeId), (Generation, String)>,
     /// The primary here writes to these too: they may enter the in-sync set.
@@ -54,6 +57,7 @@ impl Cluster {
         self.groups.reports.clear();
         self.groups.pool_failure = None;
         self.groups.pool = None;
+        self.groups.paths.clear();
         self.output(Output::Data(Order::ReportAll));
         let others = self.setup.nodes.iter().filter(|(node, _)| **node != self.me);
         let addresses = others.map(|(node, spec)| (*node, spec.replication.clone())).collect();
@@ -66,6 +70,7 @@ impl Cluster {
                 self.groups.is_connected = false;
                 self.groups.sent = Sent::default();
                 self.groups.pool = None;
+                self.groups.paths.clear();
                 // A restarted data plane reports what still holds.
                 self.groups.lost.clear();
                 self.groups.current.clear();
@@ -83,6 +88,13 @@ impl Cluster {
             }
             Some(Report::PoolFailed { reason }) => self.groups.pool_failure = Some(reason),
             Some(Report::Pool(report)) => self.groups.pool = Some(report),
+            Some(Report::Paths { is_encrypted, paths }) => {
+                self.groups.is_encrypted = Some(is_encrypted);
+                self.groups.paths.clear();
+                for path in paths {
+                    self.groups.paths.entry(path.peer).or_default().push(path);
+                }
+            }
         }
     }
 
@@ -106,6 +118,7 @@ impl Cluster {
             self.hand_over_to_data(now);
             self.tell_of_pool(now);
             self.reconcile_scrubs(now);
+            self.tell_of_paths(now);
         }
         if self.groups.is_connected && self.is_awake {
             self.order_groups();
@@ -215,6 +228,36 @@ impl Cluster {
         // Proposals may be lost: it is told when the log has it.
         if !self.state.events.iter().any(|event| event.subject == subject && event.text == text) {
             self.propose(now, ("pool", self.me.0, level as u64), Change::Note { subject, text });
+        }
+    }
+
+    /// A path that is refused, or that failed while another works, becomes an event, and so does that it works again.
+    fn tell_of_paths(&mut self, now: Instant) {
+        let mut news = Vec::new();
+        for (peer, path) in self.groups.paths.iter().flat_map(|(peer, paths)| paths.iter().map(|path| (*peer, path))) {
+            let (name, address, subject) = (self.name_of(peer), &path.address, Subject::Node(peer));
+            let is_about = |event: &&Event| event.subject == subject && event.text.contains(address.as_str());
+            let last = self.state.events.iter().rev().find(is_about).map(|event| event.text.as_str());
+            let works = self.groups.paths[&peer].iter().any(|path| path.state == PathState::Up);
+            // One of the two nodes tells what both see.
+            let tells = self.me < peer;
+            let text = match &path.state {
+                PathState::Refused { reason } => {
+                    format!("replication with `{name}` over {address} is refused: {reason}")
+                }
+                PathState::Silent | PathState::Down { .. } if works && tells => {
+                    format!("the path over {address} to `{name}` has failed; replication goes on over another")
+                }
+                PathState::Up if tells && last.is_some() => format!("the path over {address} to `{name}` works again"),
+                PathState::Silent | PathState::Down { .. } | PathState::Up => continue,
+            };
+            // Proposals may be lost: it is told when the log has it.
+            if last != Some(&text) {
+                news.push((peer, Change::Note { subject, text }));
+            }
+        }
+        for (number, (peer, change)) in (0..).zip(news) {
+            self.propose(now, ("path", peer.0, number), change);
         }
     }
 

@@ -7,6 +7,7 @@ use crate::entry::{NodePhase, Wanted};
 use crate::requests::bytes_text;
 use crate::state::{Owner, State, Vm};
 use pollux_base::NodeId;
+use pollux_base::order::{PathReport, PathState};
 use pollux_base::pool::{PoolLevel, PoolReport};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -45,6 +46,10 @@ pub struct Sight {
     pub guard: bool,
     /// Pools, of this node and of those that are heard.
     pub pools: BTreeMap<NodeId, PoolReport>,
+    /// Connections between this node's data plane and its peers'.
+    pub paths: BTreeMap<NodeId, Vec<PathReport>>,
+    /// Whether they are encrypted.
+    pub is_encrypted: bool,
     /// `blockd` is connected and its pool works.
     pub data_plane: bool,
     /// Why nobody may decide here.
@@ -66,7 +71,11 @@ pub fn headline(state: &State, sight: &Sight) -> Headline {
         .or_else(|| space_trouble(state, sight, PoolLevel::Scarce));
     let (protection, reason, fix) = match worst {
         Some(trouble) => trouble,
-        None => (Protection::Protected, format!("yes; {}; {}", restart_text(state), room_text(state)), None),
+        None => {
+            let (paths, fix) = path_texts(state, sight);
+            let text = format!("yes; {}; {}{paths}", restart_text(state), room_text(state));
+            (Protection::Protected, text, fix)
+        }
     };
     let word = match protection {
         Protection::Unprotected => "unprotected",
@@ -162,6 +171,33 @@ fn space_trouble(state: &State, sight: &Sight, at_least: PoolLevel) -> Option<Tr
     let (node, pool) = sight.pools.iter().find(|(_, pool)| pool.level() >= at_least)?;
     let name = state.node_name(*node);
     trouble(Protection::Degraded, pool_text(&name, pool), &format!("pollux pool show {name}"))
+}
+
+/// What is not as it should be between the data planes, though it takes nothing from what is promised; and what mends it.
+fn path_texts(state: &State, sight: &Sight) -> (String, Option<String>) {
+    let failed = sight.paths.iter().find_map(|(peer, paths)| {
+        let name = state.node_name(*peer);
+        Some((path_text(&name, paths)?, format!("pollux node show {name}")))
+    });
+    let plain = if sight.is_encrypted { "" } else { "; replication is not encrypted" };
+    match failed {
+        Some((text, fix)) => (format!("; {text}{plain}"), Some(fix)),
+        None => (plain.to_owned(), None),
+    }
+}
+
+/// The trouble with the paths to a node in a sentence, if there is any.
+pub fn path_text(node: &str, paths: &[PathReport]) -> Option<String> {
+    let is_up = |path: &&PathReport| path.state == PathState::Up;
+    let (up, all) = (paths.iter().filter(is_up).count(), paths.len());
+    let first = paths.iter().find(|path| path.state != PathState::Up)?;
+    let reason = match &first.state {
+        PathState::Up => return None,
+        PathState::Silent => "does not answer".to_owned(),
+        PathState::Down { reason } => format!("is down: {reason}"),
+        PathState::Refused { reason } => format!("is refused: {reason}"),
+    };
+    Some(format!("{up} of {all} replication paths to `{node}` work, {} {reason}", first.address))
 }
 
 /// A pool's trouble in a sentence.

@@ -7,7 +7,7 @@ use crate::entry::{Holder, NodePhase, Subject, VmPhase};
 use crate::headline::Sight;
 use crate::seam::Register;
 use pollux_base::NodeId;
-use pollux_base::order::ReplicaState;
+use pollux_base::order::{PathReport, ReplicaState};
 use pollux_base::pool::{PoolLevel, PoolReport};
 use std::collections::BTreeMap;
 
@@ -21,6 +21,8 @@ impl Cluster {
             peers_heard: self.peers.each.iter().map(|(node, peer)| (*node, peer.is_up)).collect(),
             guard: self.guard.is_some(),
             pools: self.pools(),
+            paths: self.groups.paths.clone(),
+            is_encrypted: self.groups.is_encrypted.unwrap_or(true),
             data_plane: self.groups.is_connected && self.groups.pool_failure.is_none(),
             isolated: self.why_not_acting(),
             isolated_fix: self.partner().and_then(|node| self.confirm_fix(node)),
@@ -35,6 +37,16 @@ impl Cluster {
             Some((*node, hello.pool.clone()?))
         });
         own.into_iter().chain(others).collect()
+    }
+
+    /// Connections between this node's data plane and that of a peer.
+    pub fn paths(&self, peer: NodeId) -> &[PathReport] {
+        self.groups.paths.get(&peer).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether replication is encrypted here; `None`: `blockd` has not said so yet.
+    pub fn is_replication_encrypted(&self) -> Option<bool> {
+        self.groups.is_encrypted
     }
 
     fn right_register(&self) -> Register {
@@ -99,6 +111,12 @@ impl Cluster {
             let name = self.name_of(*node);
             let text = crate::headline::pool_text(&name, pool);
             alert(Subject::Node(*node), text, Some(format!("pollux pool show {name}")));
+        }
+        for (peer, paths) in &self.groups.paths {
+            let name = self.name_of(*peer);
+            if let Some(text) = crate::headline::path_text(&name, paths) {
+                alert(Subject::Node(*peer), text, Some(format!("pollux node show {name}")));
+            }
         }
         // A pool that could not be opened says nothing else.
         if let Some(reason) = self.groups.pool_failure.as_ref().filter(|_| self.groups.pool.is_none()) {

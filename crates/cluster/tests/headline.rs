@@ -25,6 +25,8 @@ impl Case {
             register_is_right: true,
             peers_heard: [(B, true)].into(),
             pools: Default::default(),
+            paths: Default::default(),
+            is_encrypted: true,
             guard: true,
             data_plane: true,
             isolated: None,

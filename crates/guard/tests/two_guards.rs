@@ -4,7 +4,7 @@
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use pollux_base::config::{Accelerator, NodeAddresses, NodeConfig, PoolConfig, TlsFiles};
+use pollux_base::config::{Accelerator, Encryption, NodeAddresses, NodeConfig, PathUse, PoolConfig, TlsFiles};
 use pollux_base::guard::{GuardCommand, GuardView, Network};
 use pollux_base::timing::{GUARD_KILL, GUARD_LEASE};
 use pollux_base::{ClusterId, Epoch, NodeId, PoolId};
@@ -90,6 +90,8 @@ impl Site {
             witness: None,
             tls: TlsFiles { ca: none.clone(), certificate: none.clone(), key: none.clone() },
             nbd_tls: pollux_base::config::NbdTls::default(),
+            replication_encryption: Encryption::On,
+            replication_paths: PathUse::Failover,
             secret_file,
             token_file: none,
             guest_cgroup: None,

@@ -13,6 +13,7 @@ pub mod fill;
 pub mod greet;
 pub mod hands;
 pub mod lines;
+pub mod link_keys;
 pub mod log;
 pub mod logging;
 pub mod node;

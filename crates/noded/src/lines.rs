@@ -11,6 +11,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::mpsc;
+use zeroize::Zeroize;
 
 /// Pause between two attempts. Not noticed by people, and next to nothing in CPU time.
 const CONNECT_PAUSE: Duration = Duration::from_millis(300);
@@ -65,7 +66,10 @@ where
                     let Some(value) = value else { return };
                     let mut line = serde_json::to_vec(&value).expect("what is sent always becomes JSON");
                     line.push(b'\n');
-                    match tokio::time::timeout(WRITE_TIMEOUT, writer.write_all(&line)).await {
+                    let written = tokio::time::timeout(WRITE_TIMEOUT, writer.write_all(&line)).await;
+                    // It may hold a key.
+                    line.zeroize();
+                    match written {
                         Ok(Ok(())) => {}
                         Ok(Err(error)) => break error.to_string(),
                         Err(_) => break "it takes nothing".to_string(),

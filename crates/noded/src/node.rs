@@ -6,6 +6,7 @@ use crate::core::{self, Core, GuardSight};
 use crate::greet::{self, Heard};
 use crate::hands::{Hands, save_records};
 use crate::lines::{self, LineEvent};
+use crate::link_keys::{self, LinkKeys};
 use crate::log::engine;
 use crate::log::network::PeerTransport;
 use crate::log::store::Store;
@@ -13,7 +14,7 @@ use crate::peers::{Gate, Peers, secret_header};
 use crate::witness_client::WitnessClient;
 use crate::{server, tls, vms};
 use anyhow::{Context, Result, bail};
-use pollux_base::config::{NodeAddresses, NodeConfig};
+use pollux_base::config::{Encryption, NodeAddresses, NodeConfig};
 use pollux_base::guard::{GuardCommand, GuardView};
 use pollux_base::{Order, Report};
 use pollux_cluster::entry::NodeSpec;
@@ -55,8 +56,8 @@ pub fn init(config: &NodeConfig) -> Result<bool> {
     }
     // What would stop the node later is better said now.
     Secrets::read(config)?;
-    tls::acceptor(&config.tls.certificate, &config.tls.key)?;
-    tls::connector(&config.tls.ca)?;
+    tls::node_acceptor(&config.tls)?;
+    tls::node_connector(&config.tls)?;
     Ok(Store::prepare(&store_file(config), config.cluster, config.node)?)
 }
 
@@ -65,7 +66,7 @@ pub async fn run(config: NodeConfig) -> Result<String> {
     let config = Arc::new(config);
     let own = config.own().context("this node is not among its `nodes`")?.clone();
     let secrets = Secrets::read(&config)?;
-    let acceptor = tls::acceptor(&config.tls.certificate, &config.tls.key)?;
+    let acceptor = tls::node_acceptor(&config.tls)?;
     let connector = tls::connector(&config.tls.ca)?;
     crate::fill::lay_out_certificates(&config).with_context(|| format!("cannot use {}", config.run_dir.display()))?;
     let mut listeners = Vec::new();
@@ -84,7 +85,7 @@ pub async fn run(config: NodeConfig) -> Result<String> {
     let (fatal, mut fatally) = mpsc::channel(4);
 
     let gate = Arc::new(Gate::new(config.cluster, config.node, store.lineage()?));
-    let peers = Arc::new(Peers::new(&config, connector.clone(), secret_header(&secrets.cluster)));
+    let peers = Arc::new(Peers::new(&config, tls::node_connector(&config.tls)?, secret_header(&secrets.cluster)));
     let heard = Arc::new(Heard::new(config.peers().map(|peer| peer.node)));
     let transport = Arc::new(PeerTransport { peers: peers.clone(), gate: gate.clone() });
     // The core's task runs first: it takes what the log replays.
@@ -97,6 +98,7 @@ pub async fn run(config: NodeConfig) -> Result<String> {
         Arc::new(WitnessClient::new(witness.address, config.cluster, token, connector.clone()))
     });
     let (log, log_task) = engine::prepare(config.node, store.clone(), gate.clone());
+    let link_keys = Arc::new(LinkKeys::new(config.clone(), data.clone()));
     let hands = Hands {
         config: config.clone(),
         core: core.clone(),
@@ -117,9 +119,12 @@ pub async fn run(config: NodeConfig) -> Result<String> {
     tokio::spawn(save_records(store, records_in, core.clone(), fatal.clone()));
     log_task.start(transport, core.inputs.clone(), fatal).await?;
     tokio::spawn(talk_to_guard(config.guard_socket(), guard_commands, guard_sight));
-    tokio::spawn(talk_to_data_plane(config.data_socket(), orders, core.clone()));
+    tokio::spawn(talk_to_data_plane(config.data_socket(), orders, core.clone(), link_keys.clone()));
     tokio::spawn(vms::run(vm_shell.clone(), vm_events, vm_commands_in, core.clone()));
     for peer in config.peers() {
+        if config.replication_encryption == Encryption::On {
+            tokio::spawn(link_keys::run(peer.node, link_keys.clone(), peers.clone(), gate.clone()));
+        }
         tokio::spawn(greet::run(peer.node, peers.clone(), gate.clone(), heard.clone(), core.clone()));
     }
 
@@ -129,6 +134,7 @@ pub async fn run(config: NodeConfig) -> Result<String> {
         log,
         gate,
         heard,
+        link_keys,
         vms: vm_shell,
         witness,
         tasks: Tasks::new(config.node, core),
@@ -188,8 +194,11 @@ async fn talk_to_guard(path: PathBuf, commands: mpsc::Receiver<GuardCommand>, si
     .await;
 }
 
-async fn talk_to_data_plane(path: PathBuf, orders: mpsc::Receiver<Order>, core: Core) {
+async fn talk_to_data_plane(path: PathBuf, orders: mpsc::Receiver<Order>, core: Core, keys: Arc<LinkKeys>) {
     lines::run(&path, orders, |event: LineEvent<Report>| {
+        if matches!(event, LineEvent::Up) {
+            keys.hand_over_all();
+        }
         let input = match event {
             LineEvent::Up => Input::DataConnected,
             LineEvent::Line(report) => Input::Data(Some(report)),

@@ -4,6 +4,7 @@
 //! secret is refused before the body is read. A node is tried at one address after the other; an attempt that is given up
 //! half-way leaves the next address for the next attempt, so a dead path costs one call, not all.
 
+use crate::link_keys::link_secret;
 use crate::log::store::Lineage;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -11,7 +12,7 @@ use hyper::Request;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use pollux_base::config::NodeConfig;
-use pollux_base::{ClusterId, Epoch, NodeId};
+use pollux_base::{ClusterId, Epoch, NodeId, Secret};
 use rustls::pki_types::ServerName;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// Header that proves knowledge of the cluster's secret.
 pub const SECRET_HEADER: &str = "x-pollux-peer";
@@ -177,10 +179,7 @@ impl Peers {
         let body = serde_json::to_vec(call).map_err(|error| CallError::BadAnswer(error.to_string()))?;
         let answered = tokio::time::timeout(timeout, self.post(node, path, Bytes::from(body)));
         let bytes = answered.await.map_err(|_| CallError::TimedOut(timeout))??;
-        match serde_json::from_slice(&bytes).map_err(|error| CallError::BadAnswer(error.to_string()))? {
-            Answer::Done(body) => Ok(body),
-            Answer::Refused(refusal) => Err(refusal.into()),
-        }
+        parsed(&bytes)
     }
 
     async fn post(&self, node: NodeId, path: &str, body: Bytes) -> Result<Bytes, CallError> {
@@ -198,10 +197,21 @@ impl Peers {
     async fn post_on(
         &self,
         peer: &Peer,
-        mut sender: SendRequest<Full<Bytes>>,
+        sender: SendRequest<Full<Bytes>>,
         path: &str,
         body: Bytes,
     ) -> Result<Bytes, CallError> {
+        let (bytes, sender) = self.ask_on(sender, path, body).await?;
+        peer.keep(sender);
+        Ok(bytes)
+    }
+
+    async fn ask_on(
+        &self,
+        mut sender: SendRequest<Full<Bytes>>,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(Bytes, SendRequest<Full<Bytes>>), CallError> {
         let lost = |error: hyper::Error| CallError::Unreachable(error.to_string());
         sender.ready().await.map_err(lost)?;
         let request = Request::post(path)
@@ -217,11 +227,43 @@ impl Peers {
         if !status.is_success() {
             return Err(CallError::BadAnswer(format!("HTTP status {status}")));
         }
-        peer.keep(sender);
-        Ok(bytes)
+        Ok((bytes, sender))
+    }
+
+    /// Asks a node over a connection made for this one call, of which both ends know a secret: `make` makes the call of
+    /// it.
+    pub async fn call_with_secret<T: Serialize, R: DeserializeOwned>(
+        &self,
+        node: NodeId,
+        path: &str,
+        make: impl FnOnce(&Secret) -> Envelope<T>,
+        timeout: Duration,
+    ) -> Result<(R, Secret), CallError> {
+        let peer = self.peers.get(&node).ok_or(CallError::Unknown(node))?;
+        let ask = async {
+            let stream = self.open(peer).await?;
+            let secret = link_secret(stream.get_ref().1)
+                .ok_or_else(|| CallError::BadAnswer("its TLS gives no secret; both nodes need TLS 1.3".into()))?;
+            let body = serde_json::to_vec(&make(&secret)).map_err(|error| CallError::BadAnswer(error.to_string()))?;
+            let unreachable = |error: hyper::Error| CallError::Unreachable(error.to_string());
+            let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(unreachable)?;
+            let carrying = tokio::spawn(connection);
+            let answer = self.ask_on(sender, path, Bytes::from(body)).await.map(|(bytes, _)| bytes);
+            carrying.abort();
+            Ok::<_, CallError>((parsed(&answer?)?, secret))
+        };
+        tokio::time::timeout(timeout, ask).await.map_err(|_| CallError::TimedOut(timeout))?
     }
 
     async fn connect(&self, peer: &Peer) -> Result<SendRequest<Full<Bytes>>, CallError> {
+        let stream = self.open(peer).await?;
+        let unreachable = |error: hyper::Error| CallError::Unreachable(error.to_string());
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(unreachable)?;
+        tokio::spawn(connection);
+        Ok(sender)
+    }
+
+    async fn open(&self, peer: &Peer) -> Result<TlsStream<TcpStream>, CallError> {
         if peer.addresses.is_empty() {
             return Err(CallError::Unreachable("it has no address".into()));
         }
@@ -234,10 +276,8 @@ impl Peers {
         let _ = stream.set_nodelay(true);
         let name = ServerName::from(address.ip());
         let stream = self.connector.connect(name, stream).await.map_err(|error| unreachable(&error))?;
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(&error))?;
-        tokio::spawn(connection);
         peer.next.store(turn, Ordering::Relaxed);
-        Ok(sender)
+        Ok(stream)
     }
 }
 
@@ -252,6 +292,13 @@ impl Peer {
         if idle.len() < IDLE_MAX {
             idle.push(sender);
         }
+    }
+}
+
+fn parsed<R: DeserializeOwned>(bytes: &[u8]) -> Result<R, CallError> {
+    match serde_json::from_slice(bytes).map_err(|error| CallError::BadAnswer(error.to_string()))? {
+        Answer::Done(body) => Ok(body),
+        Answer::Refused(refusal) => Err(refusal.into()),
     }
 }
 

@@ -3,8 +3,9 @@
 //! Nobody can hold the server up: handshakes, headers and the number of connections are bounded, and whatever is not TLS
 //! or not HTTP ends its own connection only.
 
+use crate::link_keys::Caller;
 use anyhow::{Context, Result};
-use axum::Router;
+use axum::{Extension, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use std::net::SocketAddr;
@@ -54,6 +55,11 @@ async fn serve_connection(stream: TcpStream, acceptor: TlsAcceptor, router: Rout
     let _ = stream.set_nodelay(true);
     let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await else {
         return;
+    };
+    // A node that has shown its certificate can agree on keys over this connection.
+    let router = match Caller::of(stream.get_ref().1) {
+        Some(caller) => router.layer(Extension(caller)),
+        None => router,
     };
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())

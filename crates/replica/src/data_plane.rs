@@ -439,8 +439,8 @@ impl DataPlane {
                     self.touched.insert(*id);
                 }
             }
-            // For the shell: who listens where.
-            Order::Peers { .. } | Order::Exports { .. } => {}
+            // For the shell: who listens where, and with which keys.
+            Order::Peers { .. } | Order::LinkKey { .. } | Order::Exports { .. } => {}
         }
     }
 

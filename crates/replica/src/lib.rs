@@ -9,6 +9,7 @@ mod data_plane;
 mod group;
 mod handshake;
 mod lease;
+pub mod links;
 mod local;
 mod loss;
 mod memory;

@@ -1,10 +1,10 @@
 //! The replication wire: `docs/wire-format.md`.
 //!
-//! A connection begins with a `Hello` each way, then frames. A frame is a fixed header with its own checksum, a small
-//! body (postcard), then block checksums, then blocks. The codec is pure: bytes in, frames out.
+//! A connection begins with a `Hello` each way, then frames and words of the links. A frame is a fixed header with its
+//! own checksum, a small body (postcard), then block checksums, then blocks. The codec is pure: bytes in, frames out.
 //!
 //! Within one session frames arrive in the order in which they were sent, each at most once; a session may end at any
-//! point. That is all that is asked of the carrier, and the order is relied upon.
+//! point. The numbers in the headers see to that over several connections (`links`), and the order is relied upon.
 //!
 //! Nothing a peer sends is trusted further than this: lengths are bounded before memory is taken, bodies are parsed, and
 //! ranges are held against the volume's size by whoever handles the message.
@@ -12,8 +12,8 @@
 mod codec;
 mod hello;
 
-pub use codec::{Decoder, WireError, encode, encode_onto};
-pub use hello::{HELLO_BYTES, Hello, agree, decode_hello, encode_hello};
+pub use codec::{Decoder, WireError, encode, encode_onto, encode_word};
+pub use hello::{HELLO_BYTES, Hello, KEYS_MAX, KeyId, agree, check_start, decode_hello, encode_hello};
 
 use pollux_base::record::GroupSpec;
 use pollux_base::unit::{BlockRange, EXTENT_BYTES};
@@ -58,6 +58,52 @@ impl Frame {
         }
         Ok(())
     }
+}
+
+/// Where a frame stands in its channel, and what of the other direction has arrived at its sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub number: u64,
+    /// Frames below this number have arrived.
+    pub received: u64,
+}
+
+/// What a connection carries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Carried {
+    pub place: Place,
+    pub what: What,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "nearly all are frames")]
+pub enum What {
+    Frame(Frame),
+    Word(Word),
+}
+
+/// What the links of two nodes say to each other, unnumbered, of the connection on which it is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Word {
+    /// From the node with the lower id: this connection is to carry the channel. `fresh`: the receiver may not know it yet.
+    /// Answered by the same or by `Unknown`.
+    Begin {
+        channel: u64,
+        fresh: bool,
+    },
+    /// The channel is over here.
+    Unknown {
+        channel: u64,
+    },
+    /// Answered at once by `Pong`.
+    Ping,
+    Pong,
+    /// Only to say what has been received.
+    Ack,
+    /// Said on another path: on those of this rank nothing is heard. What is heard on them proves nothing then.
+    Silent {
+        rank: u8,
+    },
 }
 
 /// Matches an answer to its question: unique among all questions of one sender's run.

@@ -5,14 +5,22 @@
 mod world;
 
 use pollux_base::record::{GroupRecord, GroupSpec, LagBound, Lineage, Mode};
-use pollux_base::{BlockChecksum, ByteCount, ClusterId, ExtentIndex, NodeId, Session};
+use pollux_base::{BlockChecksum, ByteCount, ClusterId, ExtentIndex, NodeId};
 use pollux_replica::wire::*;
 use pollux_store::faulty_disk::Luck;
 use std::collections::{BTreeMap, BTreeSet};
 use world::{GROUP, VOLUME, blocks, range, stamp};
 
 fn hello() -> Hello {
-    Hello { cluster: ClusterId(0xabcd), node: NodeId(2), session: Session(9), version_min: 2, version_max: 2 }
+    Hello {
+        cluster: ClusterId(0xabcd),
+        node: NodeId(2),
+        is_protected: true,
+        keys: [0x1122_3344_5566_7788, 0],
+        nonce: std::array::from_fn(|index| index as u8),
+        version_min: 2,
+        version_max: 2,
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -20,7 +28,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn bytes_of(frame: &Frame) -> Vec<u8> {
-    encode(frame).iter().flat_map(|segment| segment.as_slice().to_vec()).collect()
+    encode(Place { number: 6, received: 300 }, frame).iter().flat_map(|segment| segment.as_slice().to_vec()).collect()
 }
 
 /// One of each message.
@@ -70,6 +78,22 @@ fn messages() -> Vec<Message> {
     ]
 }
 
+const WORDS: [Word; 6] = [
+    Word::Begin { channel: 0x1234, fresh: true },
+    Word::Unknown { channel: 0x1234 },
+    Word::Ping,
+    Word::Pong,
+    Word::Ack,
+    Word::Silent { rank: 1 },
+];
+
+fn frame_of(carried: Carried) -> Frame {
+    match carried.what {
+        What::Frame(frame) => frame,
+        What::Word(word) => panic!("a word where a frame should be: {word:?}"),
+    }
+}
+
 #[test]
 #[allow(clippy::disallowed_methods)] // a test may read its environment and write its golden file
 fn the_bytes_of_version_two_do_not_change() {
@@ -87,6 +111,11 @@ fn the_bytes_of_version_two_do_not_change() {
     };
     let bytes = bytes_of(&frame);
     text += &format!("blocks {} + {} bytes\n", hex(&bytes[..bytes.len() - 8192]), 8192);
+    for word in WORDS {
+        let mut segments = Vec::new();
+        encode_word(300, &word, &mut segments);
+        text += &format!("word {}\n", hex(segments[0].as_slice()));
+    }
     if std::env::var_os("POLLUX_BLESS").is_some() {
         std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/wire-v2.txt"), &text).unwrap();
     }
@@ -109,7 +138,9 @@ fn whatever_is_encoded_is_decoded_in_any_split() {
         while !rest.is_empty() {
             let (now, later) = rest.split_at((1 + luck.below(3000) as usize).min(rest.len()));
             decoder.push(now);
-            while let Some(frame) = decoder.next_frame().unwrap() {
+            while let Some(carried) = decoder.next_frame().unwrap() {
+                assert_eq!(carried.place, Place { number: 6, received: 300 });
+                let frame = frame_of(carried);
                 assert!(frame.data.as_ref().is_none_or(pollux_base::Data::is_aligned));
                 frame.verify().unwrap();
                 decoded.push(frame);
@@ -133,7 +164,7 @@ fn garbage_and_every_changed_bit_is_an_error_or_found_by_a_checksum() {
         let mut decoder = Decoder::new();
         decoder.push(&bytes);
         match decoder.next_frame() {
-            Ok(Some(frame)) => assert!(frame.verify().is_err(), "bit {bit} was not noticed"),
+            Ok(Some(carried)) => assert!(frame_of(carried).verify().is_err(), "bit {bit} was not noticed"),
             Ok(None) => panic!("bit {bit}: a header was believed that is not the one sent"),
             Err(error) => assert!(!error.to_string().is_empty()),
         }
@@ -155,6 +186,10 @@ fn another_programs_bytes_are_told_at_once() {
     decoder.push(&bytes_of(&Frame::bare(Message::LeaseAsk { number: 1 })));
     assert_eq!(decoder.next_frame().unwrap_err(), error, "and stay told");
     assert_eq!(decode_hello(&[b'G'; HELLO_BYTES]), Err(WireError::NotPollux));
+    assert_eq!(check_start(b"GE"), Err(WireError::NotPollux));
+    assert_eq!(check_start(b"pollux-r\x02\x00\x02"), Ok(()));
+    // A hello of version 1 is shorter, and would otherwise be waited for.
+    assert!(matches!(check_start(b"pollux-r\x01\x00\x01\x00"), Err(WireError::NoCommonVersion { .. })));
 }
 
 #[test]
@@ -163,8 +198,8 @@ fn lengths_are_held_against_their_bounds_before_memory_is_taken() {
     for field in [8, 12, 16] {
         let mut bytes = bytes_of(&Frame::bare(Message::LeaseAsk { number: 1 }));
         bytes[field..field + 4].copy_from_slice(&u32::MAX.to_le_bytes());
-        let crc = pollux_base::checksum::crc32c(&bytes[..24]);
-        bytes[24..28].copy_from_slice(&crc.to_le_bytes());
+        let crc = pollux_base::checksum::crc32c(&bytes[..40]);
+        bytes[40..44].copy_from_slice(&crc.to_le_bytes());
         let mut decoder = Decoder::new();
         decoder.push(&bytes);
         assert!(matches!(decoder.next_frame(), Err(WireError::TooLong { .. })), "field at {field}");

@@ -9,6 +9,7 @@ use pollux_base::{GroupId, NodeId, RequestId, Stamp, VmId, VolumeId};
 use pollux_cluster::{Cluster, Entry, EpochRecord, PeerHello, State};
 use pollux_guard::{Guard, Left};
 use pollux_replica::DataPlane;
+use pollux_replica::links::Links;
 use pollux_store::faulty_disk::FaultyDisk;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -35,11 +36,18 @@ impl<C> Running<C> {
     }
 }
 
+/// The two cores of a data plane.
+pub struct Blockd {
+    pub plane: DataPlane,
+    pub links: Links,
+}
+
 /// What is handed to a process.
 #[derive(Clone, Debug)]
 pub enum Input {
     Guard(pollux_guard::Input),
     Blockd(pollux_replica::Input),
+    Links(pollux_replica::links::Input),
     Core(pollux_cluster::Input),
     Log(NodeId, Message<Entry>),
     Timer,
@@ -83,7 +91,7 @@ pub struct Node {
     pub guests: BTreeMap<VmId, Guest>,
 
     pub guard: Option<Running<Guard>>,
-    pub blockd: Option<Running<DataPlane>>,
+    pub blockd: Option<Running<Blockd>>,
     pub noded: Option<Running<Cluster>>,
     /// Processes that are stopped (SIGSTOP), with what waits for them.
     pub stopped: BTreeMap<Process, Vec<Input>>,

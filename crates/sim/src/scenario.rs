@@ -4,12 +4,12 @@
 //! `cargo test -p pollux-sim` runs each under several seeds; a failing seed of a batch that taught something is told here.
 
 use crate::faults::Fault;
-use crate::net::{NETWORKS, STORAGE};
+use crate::net::{MANAGEMENT, NETWORKS, STORAGE};
 use crate::node::Process;
 use crate::run::{Scenario, Script};
 use crate::world::{Run, Settings, World};
 use pollux_base::guard::Network;
-use pollux_base::{NodeId, VmId};
+use pollux_base::{NodeId, Stamp, VmId};
 use std::time::Duration;
 
 type Told = fn(&mut World) -> Result<(), String>;
@@ -17,6 +17,9 @@ type Told = fn(&mut World) -> Result<(), String>;
 /// Promised: the guests of a dead node run elsewhere within this, with and without a power switch.
 const RESTART_WITH_SWITCH: Duration = Duration::from_secs(5);
 const RESTART_WITHOUT_SWITCH: Duration = Duration::from_secs(15);
+
+/// Promised: what a cut of one of two networks may cost (verdict 1).
+const CUT_PATH_PAUSE: Duration = Duration::from_millis(600);
 
 /// What is special about the world of a scenario.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -27,6 +30,7 @@ enum Has {
 
 const SCENARIOS: &[(&str, Has, Told)] = &[
     ("01_replication_moves_to_the_other_network", Has::Witness, replication_moves),
+    ("01_a_cut_path_is_a_short_pause_and_drops_no_replica", Has::Witness, paths_cut_one_after_the_other),
     ("02_all_links_lost_one_side_goes_on", Has::Witness, all_links_lost),
     ("02_all_links_lost_with_switches", Has::WitnessAndSwitches, all_links_lost),
     ("03_a_node_dies_with_its_switch", Has::Witness, a_node_dies_without_switch),
@@ -130,6 +134,46 @@ fn replication_moves(world: &mut World) -> Result<(), String> {
     world.pass(seconds(10));
     world.expect_same_run(run)?;
     world.expect_io(a, seconds(1))?;
+    crate::run::is_healthy(world)
+}
+
+/// Each network in turn, both ways and one way: nothing is decided, because nothing is lost.
+fn paths_cut_one_after_the_other(world: &mut World) -> Result<(), String> {
+    let ((a, b), run) = (world.runner()?, world.last_run()?);
+    let stamps = |world: &World| -> Vec<Stamp> {
+        let state = world.nodes[&a].noded.as_ref().map(|noded| noded.core.state());
+        state.into_iter().flat_map(|state| state.groups.values()).map(|group| group.record.stamp).collect()
+    };
+    // The replication of a new cluster may still be settling.
+    world.pass(seconds(4));
+    let before = stamps(world);
+    let ways = [(a, b), (b, a)];
+    let cuts: [(Network, &[(NodeId, NodeId)]); 6] = [
+        (STORAGE, &ways),
+        (MANAGEMENT, &ways),
+        (STORAGE, &ways[..1]),
+        (STORAGE, &ways[1..]),
+        (MANAGEMENT, &ways[..1]),
+        (STORAGE, &ways),
+    ];
+    for (network, ways) in cuts {
+        for (from, to) in ways {
+            world.on_fault(Fault::Cut { network, from: *from, to: *to });
+        }
+        let answered = world.answered(a);
+        world.expect_within(CUT_PATH_PAUSE, "the guest's I/O goes on", |world| world.answered(a) > answered + 3)?;
+        world.pass(seconds(4));
+        for (from, to) in ways {
+            world.on_fault(Fault::Join { network, from: *from, to: *to });
+        }
+        // Sometimes before the mended one is wanted again.
+        let held = world.between(Duration::from_millis(500), seconds(5));
+        world.pass(held);
+    }
+    world.expect_same_run(run)?;
+    if stamps(world) != before {
+        return Err(format!("a record was changed: {before:?}, now {:?}", stamps(world)));
+    }
     crate::run::is_healthy(world)
 }
 

@@ -4,7 +4,7 @@
 use crate::content::value_of;
 use crate::guest::{Ask, Guest};
 use crate::history::{ALL, Seen, Value};
-use crate::node::{Input, Process, Running};
+use crate::node::{Blockd, Input, Process, Running};
 use crate::sabotage::Sabotage;
 use crate::shell_guard::LOCAL;
 use crate::world::{CLUSTER, Event, POOL_BYTES, World};
@@ -14,6 +14,8 @@ use pollux_base::{
     BlockCount, BlockError, ByteCount, DiskDone, DiskOpId, DiskOpKind, Incarnation, NodeId, Reply, Request, RequestId,
     VmId, VolumeId,
 };
+use pollux_replica::links::{self, Links, Use};
+use pollux_replica::wire::{Carried, Place, What};
 use pollux_replica::{Config, DataPlane, Output};
 use std::time::Duration;
 
@@ -24,7 +26,9 @@ impl World {
         let now = self.nodes[&id].clock.read(self.now);
         let boot = self.nodes[&id].boot;
         let config = Config { cluster: CLUSTER, node: id, pool_size: ByteCount(POOL_BYTES), boot };
-        self.node(id).blockd = Some(Running::new(life, DataPlane::new(config, now)));
+        let usage = if self.luck.one_in(3) { Use::Spread } else { Use::Best };
+        let core = Blockd { plane: DataPlane::new(config, now), links: Links::new(id, usage, now) };
+        self.node(id).blockd = Some(Running::new(life, core));
         self.drain_blockd(id);
         self.connect_blockd(id);
     }
@@ -58,27 +62,63 @@ impl World {
 
     pub fn step_blockd(&mut self, id: NodeId, input: Input) {
         let now = self.nodes[&id].clock.read(self.now);
-        let Some(running) = self.node(id).blockd.as_mut() else { return };
+        let Some(Running { core: Blockd { plane, links }, .. }) = self.node(id).blockd.as_mut() else { return };
         match input {
-            Input::Blockd(input) => running.core.handle(now, input),
-            _ => running.core.handle(now, pollux_replica::Input::Tick),
+            Input::Blockd(input) => plane.handle(now, input),
+            Input::Links(input) => links.handle(now, input),
+            _ => {
+                links.handle(now, links::Input::Tick);
+                plane.handle(now, pollux_replica::Input::Tick);
+            }
         }
-        running.core.check();
         self.drain_blockd(id);
+        if let Some(Running { core: Blockd { plane, links }, .. }) = &self.node(id).blockd {
+            plane.check();
+            links.check();
+        }
+    }
+
+    /// Carries out what the links want, among it what the data plane is to hear.
+    fn drain_links(&mut self, id: NodeId) {
+        let now = self.nodes[&id].clock.read(self.now);
+        while let Some(Running { core: Blockd { plane, links }, .. }) = self.node(id).blockd.as_mut()
+            && let Some(output) = links.poll()
+        {
+            match output {
+                links::Output::Plane(input) => plane.handle(now, input),
+                links::Output::Send { path, number } => {
+                    let Some((place, frame)) = links.frame(path, number) else { continue };
+                    let carried = Carried { place, what: What::Frame(frame.clone()) };
+                    self.send(id, path, carried);
+                }
+                links::Output::Word { path, received, word } => {
+                    self.send(id, path, Carried { place: Place { number: 0, received }, what: What::Word(word) });
+                }
+                links::Output::Close { path, reason } => {
+                    self.trace.line(self.now, || format!("{id} closes {path:?}: {reason}"));
+                    self.close(id, path);
+                }
+                links::Output::Changed { path, state } => {
+                    self.trace.line(self.now, || format!("{id} {path:?} is {state:?}"));
+                }
+            }
+        }
     }
 
     fn drain_blockd(&mut self, id: NodeId) {
-        while let Some(output) = self.node(id).blockd.as_mut().and_then(|running| running.core.poll()) {
+        let now = self.nodes[&id].clock.read(self.now);
+        loop {
+            self.drain_links(id);
+            let Some(Running { core: Blockd { plane, links }, .. }) = self.node(id).blockd.as_mut() else { return };
+            let Some(output) = plane.poll() else { break };
             match output {
                 Output::Disk(op) => self.submit(id, op),
-                Output::Send { peer: _, session, frame } => self.send(id, session, frame),
+                Output::Send { peer, session, frame } => {
+                    links.handle(now, links::Input::Send { peer, session, frame });
+                }
                 Output::Disconnect { peer, session, reason } => {
+                    links.handle(now, links::Input::Disconnect { peer, session });
                     self.trace.line(self.now, || format!("{id} disconnects {peer}: {reason}"));
-                    self.close(id, session);
-                    if let Some(life) = self.nodes[&id].life(Process::Blockd) {
-                        let input = Input::Blockd(pollux_replica::Input::LinkDown { peer, session });
-                        self.at(Duration::ZERO, Event::Input { node: id, process: Process::Blockd, life, input });
-                    }
                 }
                 Output::Report(report) => self.on_report(id, report),
                 Output::Reply(request, reply) => self.on_answer(id, request, reply),
@@ -86,7 +126,10 @@ impl World {
             }
         }
         let node = &self.nodes[&id];
-        let deadline = node.blockd.as_ref().and_then(|running| running.core.deadline());
+        let deadline = node.blockd.as_ref().and_then(|running| {
+            let Blockd { plane, links } = &running.core;
+            plane.deadline().into_iter().chain(links.deadline()).min()
+        });
         if let Some(deadline) = deadline {
             let at = node.clock.when(deadline);
             self.set_timer(id, Process::Blockd, at);

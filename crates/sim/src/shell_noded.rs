@@ -132,7 +132,7 @@ impl World {
                     node.log.tick(world_now);
                 }
             }
-            Input::Guard(_) | Input::Blockd(_) => {}
+            Input::Guard(_) | Input::Blockd(_) | Input::Links(_) => {}
         }
         if let Some(running) = &self.node(id).noded {
             running.core.check();

@@ -1,13 +1,15 @@
-//! Connections between data planes: what is sent arrives whole, once and in order, or the connection ends. A cut holds
-//! back what is under way; the power of one end going off leaves the other end to notice by itself.
+//! Connections between data planes, one per pair and network: what is sent arrives whole, once and in order, or the
+//! connection ends. A cut holds back what is under way; the power of one end going off leaves the other end to notice by
+//! itself. They are the paths of `pollux_replica::links`.
 
-use crate::net::{MANAGEMENT, STORAGE};
+use crate::net::NETWORKS;
 use crate::node::{Input, Process};
 use crate::time::Time;
 use crate::world::{Event, World};
+use pollux_base::NodeId;
 use pollux_base::guard::Network;
-use pollux_base::{NodeId, Session};
-use pollux_replica::wire::Frame;
+use pollux_replica::links::{Input as Links, PathId};
+use pollux_replica::wire::{Carried, What};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -19,7 +21,7 @@ const UNACKNOWLEDGED: Duration = Duration::from_millis(400);
 #[derive(Clone, Debug)]
 pub enum Item {
     Up,
-    Frame(Box<Frame>),
+    Carried(Box<Carried>),
     /// The other end closed it.
     End,
 }
@@ -62,12 +64,12 @@ impl Streams {
 }
 
 impl World {
-    /// Sends on the session, if this end of it is still open.
-    pub fn send(&mut self, from: NodeId, session: Session, frame: Frame) {
-        let Some(stream) = self.streams.streams.get(&session.0) else { return };
+    /// Sends on the path, if this end of it is still open.
+    pub fn send(&mut self, from: NodeId, path: PathId, carried: Carried) {
+        let Some(stream) = self.streams.streams.get(&path.0) else { return };
         if stream.ends.contains_key(&from) {
             let to = stream.other(from);
-            self.send_item(session.0, to, Item::Frame(Box::new(frame)));
+            self.send_item(path.0, to, Item::Carried(Box::new(carried)));
         }
     }
 
@@ -107,22 +109,27 @@ impl World {
             }
             return;
         };
-        let session = Session(session);
+        let (path, network) = (PathId(session), stream.network);
         let input = match item {
-            Item::Up => pollux_replica::Input::LinkUp { peer: from, session },
-            Item::Frame(mut frame) => {
-                if let Some(sabotage) = self.settings.sabotage {
-                    sabotage.alter(&mut frame);
+            Item::Up => {
+                let rank = network.0;
+                Links::PathUp { path, peer: from, rank, random: self.luck.draw() }
+            }
+            Item::Carried(mut carried) => {
+                if let What::Frame(frame) = &mut carried.what {
+                    if let Some(sabotage) = self.settings.sabotage {
+                        sabotage.alter(frame);
+                    }
+                    self.trace.line(now, || format!("{from} -> {to} {path:?} {:?}", frame.message));
                 }
-                self.trace.line(now, || format!("{from} -> {to} {session:?} {:?}", frame.message));
-                pollux_replica::Input::Frame { peer: from, session, frame: *frame }
+                Links::Arrived { path, carried: *carried }
             }
             Item::End => {
                 stream.ends.remove(&to);
-                pollux_replica::Input::LinkDown { peer: from, session }
+                Links::PathDown { path }
             }
         };
-        self.give(to, Process::Blockd, life, Input::Blockd(input));
+        self.give(to, Process::Blockd, life, Input::Links(input));
         self.streams.streams.retain(|_, stream| !stream.ends.is_empty());
     }
 
@@ -147,18 +154,18 @@ impl World {
     }
 
     /// This end is closed; the other end is told.
-    pub fn close(&mut self, node: NodeId, session: Session) {
-        let Some(stream) = self.streams.streams.get_mut(&session.0) else { return };
+    pub fn close(&mut self, node: NodeId, path: PathId) {
+        let Some(stream) = self.streams.streams.get_mut(&path.0) else { return };
         if stream.ends.remove(&node).is_some() {
             let other = stream.other(node);
-            self.send_item(session.0, other, Item::End);
+            self.send_item(path.0, other, Item::End);
         }
     }
 
     /// The node's data plane is gone, its kernel is not.
     pub fn close_streams(&mut self, node: NodeId) {
         for session in self.streams.ended_by(node) {
-            self.close(node, Session(session));
+            self.close(node, PathId(session));
         }
     }
 
@@ -173,15 +180,14 @@ impl World {
                 if now.since(*since) > UNACKNOWLEDGED
                     && let Some(life) = stream.ends.get(&from)
                 {
-                    given_up.push((*session, from, *to, *life));
+                    given_up.push((*session, from, *life));
                 }
             }
         }
-        for (session, node, peer, life) in given_up {
+        for (session, node, life) in given_up {
             if let Some(stream) = self.streams.streams.get_mut(&session) {
                 stream.ends.remove(&node);
-                let input = pollux_replica::Input::LinkDown { peer, session: Session(session) };
-                self.give(node, Process::Blockd, life, Input::Blockd(input));
+                self.give(node, Process::Blockd, life, Input::Links(Links::PathDown { path: PathId(session) }));
             }
         }
         self.streams.streams.retain(|_, stream| !stream.ends.is_empty());
@@ -195,7 +201,13 @@ impl World {
 
     /// Whether the data planes of both are connected.
     pub fn is_linked(&self, a: NodeId, b: NodeId) -> bool {
-        self.streams.streams.values().any(|stream| stream.ends.contains_key(&a) && stream.ends.contains_key(&b))
+        NETWORKS.iter().any(|network| self.is_linked_on(*network, a, b))
+    }
+
+    fn is_linked_on(&self, network: Network, a: NodeId, b: NodeId) -> bool {
+        let holds =
+            |stream: &Stream| stream.network == network && stream.ends.contains_key(&a) && stream.ends.contains_key(&b);
+        self.streams.streams.values().any(holds)
     }
 
     fn connect_pair(&mut self, a: NodeId, b: NodeId) {
@@ -203,21 +215,15 @@ impl World {
         if !active(&a) || !active(&b) {
             return;
         }
-        if self.is_linked(a, b) {
-            return;
-        }
-        let Some(network) = self.net.path([STORAGE, MANAGEMENT], a, b) else { return };
-        // An end that does not know yet that the other is gone gives way to the new session.
-        for (session, stream) in std::mem::take(&mut self.streams.streams) {
-            if stream.pair != [a, b] {
-                self.streams.streams.insert(session, stream);
-                continue;
-            }
-            for (node, life) in &stream.ends {
-                let input = pollux_replica::Input::LinkDown { peer: stream.other(*node), session: Session(session) };
-                self.give(*node, Process::Blockd, *life, Input::Blockd(input));
+        for network in NETWORKS {
+            if !self.is_linked_on(network, a, b) && self.net.both_ways(network, a, b) {
+                self.connect_on(network, a, b);
             }
         }
+    }
+
+    /// An end of an earlier connection that does not know yet that the other is gone stays as it is.
+    fn connect_on(&mut self, network: Network, a: NodeId, b: NodeId) {
         let session = self.number();
         let life = |node: &NodeId| self.nodes[node].life(Process::Blockd).expect("active, as just seen");
         let stream = Stream {

@@ -32,6 +32,7 @@ use client::Client;
 use floor::Floor;
 use pair::{Pair, Volume};
 use plain::PlainExport;
+use pollux_base::config::Encryption;
 use serde::Serialize;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -54,6 +55,9 @@ pub struct BenchArgs {
     /// Only these servers
     #[arg(long, value_delimiter = ',', default_values = ["floor", "qemu-nbd", "pollux"])]
     servers: Vec<String>,
+    /// Whether what Pollux' nodes send each other is encrypted: on or off
+    #[arg(long, default_value = "on")]
+    replication_encryption: String,
     /// Size of the volume and of the plain files, in MiB
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(64..=1 << 20))]
     size_mib: u64,
@@ -66,6 +70,16 @@ pub struct BenchArgs {
     /// Write every figure here, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+impl BenchArgs {
+    fn encryption(&self) -> Result<Encryption> {
+        match self.replication_encryption.as_str() {
+            "on" => Ok(Encryption::On),
+            "off" => Ok(Encryption::Off),
+            other => bail!("replication encryption is on or off, not `{other}`"),
+        }
+    }
 }
 
 /// Rows beside those of `COMPARED`: Pollux against itself, or alone.
@@ -159,7 +173,7 @@ impl Servers {
                 "pollux" => {
                     // The rows that need more volumes than one need no more space than that.
                     let bytes = (2 * size_bytes).max(size_bytes + (args.wide_mib << 20));
-                    let mut pair = Pair::start(scratch, bytes, cgroup)?;
+                    let mut pair = Pair::start(scratch, bytes, args.encryption()?, cgroup)?;
                     let volume = pair.create(size_bytes)?;
                     servers.pair = Some((pair, volume));
                 }
@@ -263,7 +277,8 @@ impl Servers {
 fn memory() -> Result<()> {
     const SIZE_BYTES: u64 = 1 << 40;
     let servers = Servers::none()?;
-    let mut pair = Pair::start(&servers.scratch.0, SIZE_BYTES + SIZE_BYTES / 64, servers.cgroup("pollux")?)?;
+    let mut pair =
+        Pair::start(&servers.scratch.0, SIZE_BYTES + SIZE_BYTES / 64, Encryption::On, servers.cgroup("pollux")?)?;
     let before = quiet::memory_mib(&pair)?;
     let volume = pair.create(SIZE_BYTES)?;
     let mut client = pair.client(&volume)?;

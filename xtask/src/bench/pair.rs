@@ -4,10 +4,10 @@ use super::cgroup::Cgroup;
 use super::client::Client;
 use super::process::{Running, wait_for};
 use anyhow::{Context, Result, ensure};
-use pollux_base::config::{Accelerator, NodeAddresses, NodeConfig, PoolConfig, TlsFiles};
+use pollux_base::config::{Accelerator, Encryption, NodeAddresses, NodeConfig, PathUse, PoolConfig, TlsFiles};
 use pollux_base::order::Offer;
 use pollux_base::record::{GroupRecord, GroupSpec, LagBound, Lineage, Stamp};
-use pollux_base::{ByteCount, ClusterId, Epoch, Generation, GroupId, NodeId, Order, PoolId, VolumeId};
+use pollux_base::{ByteCount, ClusterId, Epoch, Generation, GroupId, NodeId, Order, PoolId, Secret, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read, Write};
@@ -35,7 +35,7 @@ pub struct Node {
 
 impl Pair {
     /// With pools (sparse files) that hold so many bytes of volumes.
-    pub fn start(scratch: &Path, bytes: u64, cgroup: Cgroup) -> Result<Pair> {
+    pub fn start(scratch: &Path, bytes: u64, encryption: Encryption, cgroup: Cgroup) -> Result<Pair> {
         let mut held = Vec::new();
         let mut addresses = Vec::new();
         for node in 1..=2u8 {
@@ -46,9 +46,20 @@ impl Pair {
         }
         drop(held);
         let pool_bytes = bytes + POOL_EXTRA_BYTES;
-        let start = |node| Node::start(&scratch.join(format!("node-{node}")), node, &addresses, pool_bytes, &cgroup);
+        let start = |node| {
+            let config = config(&scratch.join(format!("node-{node}")), node, &addresses, encryption);
+            Node::start(config, pool_bytes, &cgroup)
+        };
         let nodes = [start(1)?, start(2)?];
-        Ok(Pair { nodes, exports: BTreeMap::new(), volumes_made: 0, _cgroup: cgroup })
+        let mut pair = Pair { nodes, exports: BTreeMap::new(), volumes_made: 0, _cgroup: cgroup };
+        if encryption == Encryption::On {
+            let secret = Secret::new(std::array::from_fn(|index| index as u8));
+            for (node, peer) in [(0, 2), (1, 1)] {
+                let order = Order::LinkKey { peer: NodeId(peer), key: 1, secret: secret.clone() };
+                pair.nodes[node].order(&order)?;
+            }
+        }
+        Ok(pair)
     }
 
     /// A new thin volume with nothing in it.
@@ -87,12 +98,7 @@ impl Pair {
     }
 
     fn order(&mut self, order: &Order) -> Result<()> {
-        let mut line = serde_json::to_vec(order)?;
-        line.push(b'\n');
-        for node in &mut self.nodes {
-            node.control.write_all(&line).context("giving an order to blockd")?;
-        }
-        Ok(())
+        self.nodes.iter_mut().try_for_each(|node| node.order(order))
     }
 }
 
@@ -106,10 +112,16 @@ impl Node {
         self.config.own().map_or(0, |own| own.replication[0].port())
     }
 
-    fn start(home: &Path, node: u64, addresses: &[SocketAddr], pool_bytes: u64, cgroup: &Cgroup) -> Result<Node> {
+    fn order(&mut self, order: &Order) -> Result<()> {
+        let mut line = serde_json::to_vec(order)?;
+        line.push(b'\n');
+        self.control.write_all(&line).context("giving an order to blockd")
+    }
+
+    fn start(config: NodeConfig, pool_bytes: u64, cgroup: &Cgroup) -> Result<Node> {
+        let home = &config.state_dir;
         let _ = fs::remove_dir_all(home);
         fs::create_dir_all(home)?;
-        let config = config(home, node, addresses);
         let file = home.join("node.json");
         fs::write(&file, serde_json::to_vec_pretty(&config)?)?;
         let program = crate::target().join("release/blockd");
@@ -137,7 +149,7 @@ impl Node {
     }
 }
 
-fn config(home: &Path, node: u64, addresses: &[SocketAddr]) -> NodeConfig {
+fn config(home: &Path, node: u64, addresses: &[SocketAddr], encryption: Encryption) -> NodeConfig {
     let none: PathBuf = home.join("none");
     let nodes = addresses.iter().zip(1..).map(|(address, number)| NodeAddresses {
         node: NodeId(number),
@@ -159,6 +171,8 @@ fn config(home: &Path, node: u64, addresses: &[SocketAddr]) -> NodeConfig {
         witness: None,
         tls: TlsFiles { ca: none.clone(), certificate: none.clone(), key: none.clone() },
         nbd_tls: pollux_base::config::NbdTls::default(),
+        replication_encryption: encryption,
+        replication_paths: PathUse::Failover,
         secret_file: none.clone(),
         token_file: none,
         guest_cgroup: None,

@@ -4,10 +4,10 @@
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use pollux_base::config::{Accelerator, NodeAddresses, NodeConfig, PoolConfig, TlsFiles};
+use pollux_base::config::{Accelerator, Encryption, NodeAddresses, NodeConfig, PathUse, PoolConfig, TlsFiles};
 use pollux_base::order::{GroupReport, Offer, ReplicaState};
 use pollux_base::record::{GroupRecord, GroupSpec, LagBound, Lineage, Stamp};
-use pollux_base::{ByteCount, ClusterId, Epoch, Generation, GroupId, NodeId, Order, PoolId, Report, VolumeId};
+use pollux_base::{ByteCount, ClusterId, Epoch, Generation, GroupId, NodeId, Order, PoolId, Report, Secret, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -52,7 +52,8 @@ impl Site {
                 node: NodeId(node),
                 name: ["a", "b"][node as usize - 1].to_owned(),
                 api: Vec::new(),
-                replication: vec![address(node)?],
+                // Two paths.
+                replication: vec![address(node)?, address(node)?],
                 nbd: vec![address(node)?],
                 guard: Vec::new(),
                 power: None,
@@ -76,6 +77,8 @@ impl Site {
                 witness: None,
                 tls: TlsFiles { ca: none.clone(), certificate: none.clone(), key: none.clone() },
                 nbd_tls: pollux_base::config::NbdTls::Plain,
+                replication_encryption: Encryption::On,
+                replication_paths: PathUse::Failover,
                 secret_file: none.clone(),
                 token_file: none,
                 guest_cgroup: None,
@@ -111,8 +114,14 @@ impl Site {
         Ok(Command::new(env!("CARGO_BIN_EXE_blockd")).arg("--config").arg(config).args(arguments).output()?)
     }
 
-    /// Starts the node's daemon and connects to it as `noded` would.
+    /// Starts the node's daemon, connects to it as `noded` would, and gives it the key that both nodes have.
     pub fn start(&self, node: u64) -> Outcome<Node> {
+        let mut node = self.start_without_key(node)?;
+        node.order(&key(node.config.node, 1))?;
+        Ok(node)
+    }
+
+    pub fn start_without_key(&self, node: u64) -> Outcome<Node> {
         let config = self.configs[&node].clone();
         // Of a killed run, which may still be listening: its sockets live until the kernel has torn down its ring.
         let _ = std::fs::remove_file(config.data_socket());
@@ -168,6 +177,16 @@ impl Node {
                 }
             }
         }
+    }
+
+    /// `noded` goes away, and comes back.
+    pub fn hang_up(&mut self) {
+        self.control = None;
+    }
+
+    pub fn take_up(&mut self) -> Outcome {
+        self.control = Some(self.connect()?);
+        Ok(())
     }
 
     pub fn log(&self) -> String {
@@ -291,6 +310,11 @@ pub fn group(generation: u64, primary: u64, in_sync: &[u64]) -> Order {
         },
         lineage,
     })
+}
+
+/// The key of this number that the node shares with the other.
+pub fn key(node: NodeId, number: u64) -> Order {
+    Order::LinkKey { peer: NodeId(3 - node.0), key: number, secret: Secret::new([number as u8; 32]) }
 }
 
 pub fn exports() -> Order {

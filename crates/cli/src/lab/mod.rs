@@ -21,6 +21,7 @@ use crate::failure::{Code, Failure, Outcome};
 use crate::output::{Output, Table};
 use control::{Answer, Ask, MachineView};
 use down::Keep;
+use pollux_base::config::Encryption;
 use serde_json::json;
 use site::{DIR_DEFAULT, NODES_MAX, Site};
 use std::ffi::OsString;
@@ -42,6 +43,9 @@ pub enum LabCommand {
         /// Where the lab keeps its state
         #[arg(long, default_value = DIR_DEFAULT, value_name = "DIR")]
         dir: PathBuf,
+        /// Encrypt what the nodes' replicas send each other: on or off
+        #[arg(long, default_value = "on", value_parser = on_or_off, value_name = "ON")]
+        replication_encryption: Encryption,
     },
     /// Show what of the lab is on, off, and cut
     Status,
@@ -113,9 +117,9 @@ pub fn run(command: LabCommand, output: &Output) -> Outcome {
     // Only what builds and removes must be alone; a cut is one change of the kernel's.
     let _alone = if matches!(command, LabCommand::Up { .. } | LabCommand::Down { .. }) { Some(alone()?) } else { None };
     match command {
-        LabCommand::Up { nodes, pool_size, dir } => {
+        LabCommand::Up { nodes, pool_size, dir, replication_encryption } => {
             let started = Instant::now();
-            let options = up::Options { nodes, pool_bytes: pool_size, dir };
+            let options = up::Options { nodes, pool_bytes: pool_size, dir, replication_encryption };
             let site = up::up(&options, &mut |line| output.progress(&format!("lab: {line}")))?;
             output.say(&format!(
                 "lab: up and protected after {:.1} s\n{}",
@@ -134,6 +138,14 @@ pub fn run(command: LabCommand, output: &Output) -> Outcome {
             output.say(if was_there { "lab: down" } else { "lab: there is none" })
         }
         LabCommand::Supervise { .. } | LabCommand::Exec { .. } | LabCommand::Demo(_) => Ok(()),
+    }
+}
+
+fn on_or_off(text: &str) -> Result<Encryption, String> {
+    match text {
+        "on" => Ok(Encryption::On),
+        "off" => Ok(Encryption::Off),
+        _ => Err("it is on or off".to_owned()),
     }
 }
 

@@ -330,6 +330,7 @@ mod tests {
             cluster: ClusterId(1),
             pool_bytes: 1,
             guest_memory_bytes: 1,
+            replication_encryption: Default::default(),
             nodes: vec![node(1, "a"), node(2, "b")],
         }
     }

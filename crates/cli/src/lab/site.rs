@@ -3,7 +3,9 @@
 //! A lab has fixed names and addresses, so there is at most one on a machine. What a reboot would keep lies in the
 //! site's directory, what it would lose under `RUN`.
 
-use pollux_base::config::{Accelerator, NodeAddresses, NodeConfig, PoolConfig, PowerConfig, TlsFiles, WitnessConfig};
+use pollux_base::config::{
+    Accelerator, Encryption, NodeAddresses, NodeConfig, PathUse, PoolConfig, PowerConfig, TlsFiles, WitnessConfig,
+};
 use pollux_base::{ClusterId, NodeId, PoolId};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -89,6 +91,8 @@ pub struct Site {
     pub cluster: ClusterId,
     pub pool_bytes: u64,
     pub guest_memory_bytes: u64,
+    #[serde(default)]
+    pub replication_encryption: Encryption,
     pub nodes: Vec<SiteNode>,
 }
 
@@ -267,6 +271,8 @@ impl Site {
             witness: Some(WitnessConfig { address: witness_address(), token_file: self.witness_token_file() }),
             tls: TlsFiles { ca: self.ca_file(), certificate, key },
             nbd_tls: pollux_base::config::NbdTls::default(),
+            replication_encryption: self.replication_encryption,
+            replication_paths: PathUse::Failover,
             secret_file: self.keys().join("cluster.secret"),
             token_file: self.token_file(),
             guest_cgroup: Some(self.guests_cgroup(node)),
@@ -297,6 +303,7 @@ mod tests {
             cluster: ClusterId(1),
             pool_bytes: 8 << 30,
             guest_memory_bytes: 1 << 30,
+            replication_encryption: Encryption::On,
             nodes: vec![node(1), node(2)],
         }
     }

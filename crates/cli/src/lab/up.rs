@@ -15,6 +15,7 @@ use crate::context::{self, Context, client_of, lab_context_file};
 use crate::failure::{Code, Doing, Failure, Outcome};
 use nix::mount::{MsFlags, mount};
 use pollux_api::Protection;
+use pollux_base::config::Encryption;
 use pollux_base::{ClusterId, PoolId};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -35,6 +36,7 @@ pub struct Options {
     pub nodes: u8,
     pub pool_bytes: u64,
     pub dir: PathBuf,
+    pub replication_encryption: Encryption,
 }
 
 /// Builds the lab. `progress` gets a line per step.
@@ -153,6 +155,7 @@ fn plan(options: &Options, executables: PathBuf) -> Outcome<Site> {
         cluster: ClusterId(keys::random_id()?),
         pool_bytes: options.pool_bytes,
         guest_memory_bytes: GUEST_MEMORY_BYTES,
+        replication_encryption: options.replication_encryption,
         nodes,
     })
 }

@@ -1,14 +1,15 @@
 //! Calls of the other nodes. Only who holds the cluster's secret gets this far.
 
 use super::routes::Api;
+use crate::link_keys::{Caller, LinkKeyCall};
 use crate::log::network::LogCall;
 use crate::peers::{Answer, Envelope, Refusal, SECRET_HEADER};
-use axum::Json;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use pollux_cluster::{Entry, PeerHello};
 use std::sync::Arc;
 
@@ -41,6 +42,15 @@ pub async fn on_hello(State(api): State<Arc<Api>>, Json(call): Json<Envelope<Pee
         }
         api.core.hello().borrow().clone()
     }))
+}
+
+pub async fn on_link_key(
+    State(api): State<Arc<Api>>,
+    caller: Option<Extension<Caller>>,
+    Json(call): Json<Envelope<LinkKeyCall>>,
+) -> Json<Answer<()>> {
+    let checked = api.gate.check_address(&call);
+    answer(checked.and_then(|()| api.link_keys.on_call(call.from, call.body, caller.map(|Extension(caller)| caller))))
 }
 
 fn answer<T>(result: Result<T, Refusal>) -> Json<Answer<T>> {

@@ -5,6 +5,7 @@ use super::view::{self, Frame};
 use super::{Refused, images, peer};
 use crate::core::{Core, unix_ms};
 use crate::greet::Heard;
+use crate::link_keys::LinkKeys;
 use crate::log::engine::Log;
 use crate::peers::{CALL_BYTES_MAX, Gate};
 use crate::witness_client::WitnessClient;
@@ -52,6 +53,7 @@ pub struct Api {
     pub log: Log,
     pub gate: Arc<Gate>,
     pub heard: Arc<Heard>,
+    pub link_keys: Arc<LinkKeys>,
     pub vms: Vms,
     pub witness: Option<Arc<WitnessClient>>,
     pub tasks: Tasks,
@@ -182,6 +184,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/peer/v1/log", post(peer::on_log))
         .route("/peer/v1/propose", post(peer::on_propose))
         .route("/peer/v1/hello", post(peer::on_hello))
+        .route(crate::link_keys::PATH, post(peer::on_link_key))
         .layer(DefaultBodyLimit::max(CALL_BYTES_MAX))
         .layer(from_fn_with_state(api.clone(), peer::check_secret));
     let clients = Router::new()

@@ -6,7 +6,7 @@ use crate::fill::escape;
 use pollux_api as api;
 use pollux_api::{GroupKind, GroupState, NodeState, PoolState, Protection, SubjectKind, VmState};
 use pollux_base::config::{NbdTls, NodeConfig};
-use pollux_base::order::{FreezeReason, GroupReport, ReplicaState};
+use pollux_base::order::{FreezeReason, GroupReport, PathReport, PathState, ReplicaState};
 use pollux_base::pool::{PoolLevel, PoolReport};
 use pollux_base::{GroupId, ImageId, NodeId, VmId, VolumeId};
 use pollux_cluster::entry::{NodePhase, Subject, VmPhase, Wanted};
@@ -96,9 +96,21 @@ pub fn node(cluster: &Cluster, frame: &Frame, id: NodeId) -> Option<api::Node> {
         voter,
         api: node.spec.api.clone(),
         power_switch: node.spec.power.is_some(),
+        replication: cluster.paths(id).iter().map(path).collect(),
+        replication_encrypted: cluster.is_replication_encrypted(),
         memory_bytes: node.spec.memory_bytes,
         memory_used_bytes: state.memory_taken(id).0,
     })
+}
+
+fn path(path: &PathReport) -> api::ReplicationPath {
+    let (state, reason) = match &path.state {
+        PathState::Up => (api::PathState::Up, None),
+        PathState::Silent => (api::PathState::Silent, Some("it does not answer".to_owned())),
+        PathState::Down { reason } => (api::PathState::Down, Some(reason.clone())),
+        PathState::Refused { reason } => (api::PathState::Refused, Some(reason.clone())),
+    };
+    api::ReplicationPath { address: path.address.clone(), state, reason }
 }
 
 fn fence_text(proof: &pollux_cluster::entry::FenceProof) -> String {

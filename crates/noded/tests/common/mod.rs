@@ -3,7 +3,9 @@
 #![allow(dead_code)]
 
 use pollux_api::Client;
-use pollux_base::config::{Accelerator, NodeAddresses, NodeConfig, PoolConfig, TlsFiles, WitnessConfig};
+use pollux_base::config::{
+    Accelerator, Encryption, NodeAddresses, NodeConfig, PathUse, PoolConfig, TlsFiles, WitnessConfig,
+};
 use pollux_base::{ClusterId, NodeId, PoolId};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use std::fs;
@@ -97,17 +99,25 @@ impl Site {
         fs::read(self.path("ca.pem")).expect("the CA")
     }
 
+    /// One more certificate of the cluster's CA, `NAME.pem` and `NAME.key`, that holds for these names.
+    fn certificate(&self, authority: &CertifiedIssuer<'_, KeyPair>, file: &str, names: &[&str]) {
+        let key = KeyPair::generate().expect("a key");
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let params = CertificateParams::new(names).expect("parameters");
+        let certificate = params.signed_by(&key, authority).expect("a certificate");
+        fs::write(self.path(&format!("{file}.pem")), certificate.pem()).expect("written");
+        fs::write(self.path(&format!("{file}.key")), key.serialize_pem()).expect("written");
+    }
+
     fn make_keys(&self) {
         let mut params = CertificateParams::new(Vec::new()).expect("parameters");
         params.distinguished_name.push(DnType::CommonName, "test");
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("a CA");
         fs::write(self.path("ca.pem"), authority.pem()).expect("written");
-        let key = KeyPair::generate().expect("a key");
-        let params = CertificateParams::new(vec!["127.0.0.1".to_string()]).expect("parameters");
-        let certificate = params.signed_by(&key, &authority).expect("a certificate");
-        fs::write(self.path("certificate.pem"), certificate.pem()).expect("written");
-        fs::write(self.path("key.pem"), key.serialize_pem()).expect("written");
+        self.certificate(&authority, "certificate", &["127.0.0.1", "a", "b", "c"]);
+        // Of the same CA, but no node's.
+        self.certificate(&authority, "stranger", &["127.0.0.1", "witness"]);
     }
 
     pub fn start_witness(&self) -> Daemon {
@@ -118,7 +128,7 @@ impl Site {
 
     pub fn spawn_witness(&self, state: &str) -> Daemon {
         let (listen, tokens) = (self.witness.to_string(), self.text("witness.tokens"));
-        let (certificate, key) = (self.text("certificate.pem"), self.text("key.pem"));
+        let (certificate, key) = (self.text("certificate.pem"), self.text("certificate.key"));
         let arguments =
             ["--listen", &listen, "--state", state, "--cert", &certificate, "--key", &key, "--tokens", &tokens];
         Daemon::start(env!("CARGO_BIN_EXE_pollux-witness"), &arguments, &self.path("witness.log"))
@@ -146,9 +156,11 @@ impl Site {
             tls: TlsFiles {
                 ca: self.path("ca.pem"),
                 certificate: self.path("certificate.pem"),
-                key: self.path("key.pem"),
+                key: self.path("certificate.key"),
             },
             nbd_tls: pollux_base::config::NbdTls::default(),
+            replication_encryption: Encryption::On,
+            replication_paths: PathUse::Failover,
             secret_file: self.path("secret"),
             token_file: self.path("token"),
             guest_cgroup: None,
@@ -166,7 +178,13 @@ impl Site {
     }
 
     pub fn start_node(&self, node: usize) -> Daemon {
-        let config = self.write_config(node);
+        self.write_config(node);
+        self.start_written_node(node)
+    }
+
+    /// With the configuration that lies there.
+    pub fn start_written_node(&self, node: usize) -> Daemon {
+        let config = self.text(&format!("node-{node}.json"));
         let init = Command::new(env!("CARGO_BIN_EXE_noded")).args(["init", "--config", &config]).output();
         assert!(init.expect("noded init runs").status.success());
         let log = self.path(&format!("node-{node}.log"));

@@ -1,20 +1,31 @@
 //! The first bytes of a connection, both ways: who speaks, for which cluster, in which versions. Fixed length, so that
 //! another program's bytes on our port are known after as many.
 
-use super::WireError;
+use super::{WIRE_VERSION, WireError};
 use pollux_base::checksum::crc32c;
-use pollux_base::{ClusterId, NodeId, Session};
+use pollux_base::{ClusterId, NodeId};
 use zerocopy::byteorder::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 const MAGIC: [u8; 8] = *b"pollux-r";
 
-/// Who speaks. `session` is the sender's number for this connection, for its own and the peer's log.
+/// Names a key that two nodes share, without telling anything of it. 0 is none.
+pub type KeyId = u64;
+/// Keys that a hello can offer: the newest and the one before, while its successor is on its way to the peer.
+pub const KEYS_MAX: usize = 2;
+
+/// Who speaks. All of it is public; both hellos together go into the keys of a protected connection, so that a changed
+/// bit in either leaves two sides that do not understand each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello {
     pub cluster: ClusterId,
     pub node: NodeId,
-    pub session: Session,
+    /// Whether everything after the hellos is encrypted. Not negotiated: both are set alike or the connection ends.
+    pub is_protected: bool,
+    /// From who dials: the keys it has, the best first. From who is dialled: the one that it has taken.
+    pub keys: [KeyId; KEYS_MAX],
+    /// Random, never the same twice.
+    pub nonce: [u8; 32],
     pub version_min: u16,
     pub version_max: u16,
 }
@@ -25,10 +36,12 @@ struct Layout {
     magic: [u8; 8],
     version_min: U16,
     version_max: U16,
-    reserved: U32,
+    is_protected: u8,
+    reserved: [u8; 3],
     cluster: U128,
     node: U64,
-    session: U64,
+    keys: [U64; KEYS_MAX],
+    nonce: [u8; 32],
     /// CRC-32C of all bytes before.
     crc: U32,
 }
@@ -42,16 +55,34 @@ pub fn encode_hello(hello: &Hello) -> [u8; HELLO_BYTES] {
         magic: MAGIC,
         version_min: hello.version_min.into(),
         version_max: hello.version_max.into(),
-        reserved: 0.into(),
+        is_protected: hello.is_protected.into(),
+        reserved: [0; 3],
         cluster: hello.cluster.0.into(),
         node: hello.node.0.into(),
-        session: hello.session.0.into(),
+        keys: hello.keys.map(U64::from),
+        nonce: hello.nonce,
         crc: 0.into(),
     };
     layout.crc = crc32c(&layout.as_bytes()[..HELLO_BYTES - 4]).into();
     let mut bytes = [0; HELLO_BYTES];
     bytes.copy_from_slice(layout.as_bytes());
     bytes
+}
+
+/// Whether bytes may still become a hello of a version that is spoken here. Another program, or another version, whose
+/// hello may be of another length, is told by its first bytes.
+pub fn check_start(bytes: &[u8]) -> Result<(), WireError> {
+    let len = bytes.len().min(MAGIC.len());
+    if bytes[..len] != MAGIC[..len] {
+        return Err(WireError::NotPollux);
+    }
+    if let Some([min_low, min_high, max_low, max_high]) = bytes.get(8..12) {
+        let peer = (u16::from_le_bytes([*min_low, *min_high]), u16::from_le_bytes([*max_low, *max_high]));
+        if peer.1 < WIRE_VERSION || peer.0 > WIRE_VERSION {
+            return Err(WireError::NoCommonVersion { own: (WIRE_VERSION, WIRE_VERSION), peer });
+        }
+    }
+    Ok(())
 }
 
 /// Reads a hello.
@@ -67,7 +98,9 @@ pub fn decode_hello(bytes: &[u8; HELLO_BYTES]) -> Result<Hello, WireError> {
     Ok(Hello {
         cluster: ClusterId(layout.cluster.get()),
         node: NodeId(layout.node.get()),
-        session: Session(layout.session.get()),
+        is_protected: layout.is_protected != 0,
+        keys: layout.keys.map(|key| key.get()),
+        nonce: layout.nonce,
         version_min: layout.version_min.get(),
         version_max: layout.version_max.get(),
     })

@@ -9,7 +9,7 @@ use pollux_base::{
     BlockChecksum, BlockCount, BlockIndex, ByteCount, ClusterId, Data, DiskOpId, Epoch, Generation, GroupId, Instant,
     NodeId, Op, Order, PoolId, Reply, Report, Request, RequestId, Session, Stamp, VolumeId,
 };
-use pollux_replica::wire::{Decoder, Frame, Message, encode};
+use pollux_replica::wire::{Carried, Decoder, Frame, Message, Place, What, encode};
 use pollux_replica::{Config, DataPlane, Input, Output};
 use pollux_store::faulty_disk::{FaultyDisk, Luck};
 use pollux_store::{PoolIdentity, Store, StoreOp, StoreReply, StoreRequestId};
@@ -409,7 +409,8 @@ impl World {
         }
         let at = *last;
         // Through the codec, in two pieces.
-        let bytes: Vec<u8> = encode(&frame).iter().flat_map(|segment| segment.as_slice().to_vec()).collect();
+        let place = Place { number: self.next, received: session };
+        let bytes: Vec<u8> = encode(place, &frame).iter().flat_map(|segment| segment.as_slice().to_vec()).collect();
         if !matches!(frame.message, Message::LeaseAsk { .. } | Message::LeaseGrant { .. }) {
             self.wire_bytes += bytes.len() as u64;
         }
@@ -418,9 +419,9 @@ impl World {
         decoder.push(first);
         decoder.push(second);
         let decoded = decoder.next_frame().expect("what was encoded is decoded").expect("it is whole");
-        assert_eq!(decoded, frame);
+        assert_eq!(decoded, Carried { place, what: What::Frame(frame.clone()) });
         self.next += 1;
-        self.events.insert((at, self.next), Event::Frame { to, from, session, frame: decoded });
+        self.events.insert((at, self.next), Event::Frame { to, from, session, frame });
     }
 
     fn on_report(&mut self, node: NodeId, report: Report) {
