@@ -39,14 +39,14 @@ fn every_sabotage_is_noticed() {
         scenario.settings.sabotage = sabotage;
         scenario.run(Trace::Off).failure.is_some()
     };
-    // What fails without the sabotage too notices nothing.
+    // Some are rare: an early takeover shows in one seed of a hundred. What fails without the sabotage too notices nothing.
     let blames =
         |scenario: &dyn Fn() -> Scenario, sabotage| fails(scenario(), Some(sabotage)) && !fails(scenario(), None);
     let is_noticed = |sabotage: Sabotage| {
         let by_seed = |seed| blames(&|| Scenario::of_seed(seed, None), sabotage);
         let stories = scenario::named(1).len();
         let by_story = |(seed, story): (u64, usize)| blames(&|| scenario::named(seed).swap_remove(story), sabotage);
-        (1..=400).any(by_seed) || (1..=10).flat_map(|seed| (0..stories).map(move |story| (seed, story))).any(by_story)
+        (1..=1200).any(by_seed) || (1..=10).flat_map(|seed| (0..stories).map(move |story| (seed, story))).any(by_story)
     };
     let missed: Vec<Sabotage> = sabotage::ALL.into_iter().filter(|sabotage| !is_noticed(*sabotage)).collect();
     assert!(missed.is_empty(), "not noticed: {missed:?}");
