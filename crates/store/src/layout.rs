@@ -142,7 +142,7 @@ pub const JOURNAL_BLOCKS: u64 = 2048;
 const TABLE: u64 = JOURNAL + JOURNAL_BLOCKS * BLOCK_BYTES;
 
 /// Data space is taken in units of this size. Small, so that scattered writes take little; large enough that the map of
-/// an extent that lies here and there stays small (see the measured table in `docs/design/0001-store.md`).
+/// an extent that lies here and there stays small. Reckoned, not measured yet against 16, 64 and 128 KiB.
 pub const UNIT_BYTES: u64 = 32 << 10;
 pub const UNIT_BLOCKS: usize = (UNIT_BYTES / BLOCK_BYTES) as usize;
 /// Units of an extent, and of a region: the stretch of the disk in which an extent likes to lie.
