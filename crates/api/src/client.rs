@@ -4,8 +4,13 @@
 //! tried at another node only when it certainly never reached the first. Every call is bounded in time.
 
 use crate::error::{ApiError, ErrorCode};
-use crate::request::{Accepted, ConfirmDown, CreateVm, CreateVolume, ExportVolume, ScrubVolume};
-use crate::resource::{ConfirmToken, Event, Group, Image, Node, Pool, Status, Task, TaskState, Vm, Volume, Witness};
+use crate::request::{
+    Accepted, AddReplica, ConfirmDown, CreateVm, CreateVolume, ExportVolume, MoveReplica, Promote, ScrubVolume, SetLag,
+    SetMode,
+};
+use crate::resource::{
+    ConfirmToken, Event, Group, Image, Node, Pool, PromoteToken, Status, Task, TaskState, Vm, Volume, Witness,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io::Read;
@@ -202,6 +207,33 @@ impl Client {
     }
     pub fn delete_image(&self, image: &str) -> Result<Accepted, ClientError> {
         self.delete(&format!("/v1/images/{}", escape(image)))
+    }
+    pub fn group(&self, group: &str) -> Result<Group, ClientError> {
+        self.get(&format!("/v1/groups/{}", escape(group)))
+    }
+    pub fn set_mode(&self, group: &str, request: &SetMode) -> Result<Accepted, ClientError> {
+        self.post(&format!("/v1/groups/{}/mode", escape(group)), request)
+    }
+    pub fn set_lag(&self, group: &str, request: &SetLag) -> Result<Accepted, ClientError> {
+        self.post(&format!("/v1/groups/{}/lag", escape(group)), request)
+    }
+    pub fn add_replica(&self, group: &str, request: &AddReplica) -> Result<Accepted, ClientError> {
+        self.post(&format!("/v1/groups/{}/replicas", escape(group)), request)
+    }
+    pub fn remove_replica(&self, group: &str, node: &str) -> Result<Accepted, ClientError> {
+        self.delete(&format!("/v1/groups/{}/replicas/{}", escape(group), escape(node)))
+    }
+    pub fn move_replica(&self, group: &str, request: &MoveReplica) -> Result<Accepted, ClientError> {
+        self.post(&format!("/v1/groups/{}/move", escape(group)), request)
+    }
+    pub fn cancel_move(&self, group: &str) -> Result<Accepted, ClientError> {
+        self.post_empty(&format!("/v1/groups/{}/cancel-move", escape(group)))
+    }
+    pub fn promote_token(&self, group: &str) -> Result<PromoteToken, ClientError> {
+        self.get(&format!("/v1/groups/{}/promote-token", escape(group)))
+    }
+    pub fn promote(&self, group: &str, token: &str) -> Result<Accepted, ClientError> {
+        self.post(&format!("/v1/groups/{}/promote", escape(group)), &Promote { token: token.into() })
     }
     pub fn groups(&self) -> Result<Vec<Group>, ClientError> {
         self.get("/v1/groups")

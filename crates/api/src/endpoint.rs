@@ -1,6 +1,6 @@
 //! Every endpoint in one table: the OpenAPI text and a test of `noded`'s router are made from it.
 //!
-//! All but `/v1/openapi.json` need the header `Authorization: Bearer TOKEN`. `{vm}`, `{volume}`, `{image}` and `{node}`
+//! All but `/v1/openapi.json` need the header `Authorization: Bearer TOKEN`. `{vm}`, `{volume}`, `{image}`, `{group}` and `{node}`
 //! take a name or an id. Every error has the shape of `ApiError`. Changing requests answer `202` with `Accepted` when
 //! the change is committed; the task says when the state that was asked for is reached.
 
@@ -105,6 +105,23 @@ pub const ENDPOINTS: &[Endpoint] = &[
     get("/v1/images/{image}", "One image.", One("Image")),
     delete("/v1/images/{image}", "Delete an image. VMs made from it keep their disks."),
     get("/v1/groups", "All groups.", Many("Group")),
+    get("/v1/groups/{group}", "One group.", One("Group")),
+    post("/v1/groups/{group}/mode", "When a replica counts as having a write: sync, memory or async.", One("SetMode")),
+    post("/v1/groups/{group}/lag", "How far trailing replicas may be behind, and what happens then.", One("SetLag")),
+    post("/v1/groups/{group}/replicas", "One more node carries a replica.", One("AddReplica")),
+    delete("/v1/groups/{group}/replicas/{node}", "Remove a replica; its space is free."),
+    post("/v1/groups/{group}/move", "Have a replica on another node.", One("MoveReplica")),
+    post("/v1/groups/{group}/cancel-move", "Leave both replicas of a move where they are.", Nothing),
+    get(
+        "/v1/groups/{group}/promote-token",
+        "What to type to make the answering node's trailing replica the truth, and what is lost by it.",
+        One("PromoteToken"),
+    ),
+    post(
+        "/v1/groups/{group}/promote",
+        "A human makes the answering node's trailing replica the truth.",
+        One("Promote"),
+    ),
     get("/v1/pools", "The pools of all nodes.", Many("Pool")),
     get("/v1/pools/{node}", "The pool of one node.", One("Pool")),
     Endpoint {

@@ -96,6 +96,12 @@ fn schemas() -> BTreeMap<String, Value> {
     add::<request::CreateVolume>(&mut schemas);
     add::<request::ExportVolume>(&mut schemas);
     add::<request::ScrubVolume>(&mut schemas);
+    add::<resource::PromoteToken>(&mut schemas);
+    add::<request::SetMode>(&mut schemas);
+    add::<request::SetLag>(&mut schemas);
+    add::<request::AddReplica>(&mut schemas);
+    add::<request::MoveReplica>(&mut schemas);
+    add::<request::Promote>(&mut schemas);
     add::<request::ConfirmDown>(&mut schemas);
     add::<request::Accepted>(&mut schemas);
     add::<error::ApiError>(&mut schemas);

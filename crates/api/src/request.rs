@@ -1,5 +1,6 @@
 //! What can be asked for. Unknown fields are refused, so that a misspelt one is not ignored.
 
+use crate::resource::{AtBound, Mode};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -39,6 +40,49 @@ pub struct ScrubVolume {
     /// Not given: a scrub is made now. 0: never by itself.
     #[serde(default)]
     pub every_days: Option<u32>,
+}
+
+/// The mode of a replica, or of all of a group that are not async.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetMode {
+    pub mode: Mode,
+    /// The node whose replica is meant.
+    #[serde(default)]
+    pub node: Option<String>,
+}
+
+/// How far trailing replicas may be behind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetLag {
+    pub bytes: u64,
+    pub seconds: u64,
+    pub at_bound: AtBound,
+}
+
+/// One more replica.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AddReplica {
+    pub node: String,
+    pub mode: Mode,
+}
+
+/// A replica that is to be on another node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MoveReplica {
+    pub from: String,
+    pub to: String,
+}
+
+/// A human's word that a trailing replica is the truth from now on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Promote {
+    /// As shown by `promote-token`.
+    pub token: String,
 }
 
 /// A human's word that a node is down.

@@ -189,9 +189,73 @@ pub struct Group {
     pub in_sync: Vec<String>,
     /// All nodes that carry a replica.
     pub replicas: Vec<String>,
+    /// Mode of each replica, in the order of `replicas`.
+    pub modes: Vec<Mode>,
+    /// How far trailing replicas are behind, as far as the answering node knows.
+    pub lag: Vec<Lag>,
+    pub lag_bound: LagBound,
+    /// A replica that is on its way to another node.
+    pub moving: Option<Moving>,
     pub volumes: Vec<u64>,
     /// Bytes of the answering node's pool taken by it.
     pub used_bytes: Option<u64>,
+}
+
+words! {
+    /// When a replica counts as having a write.
+    Mode {
+        /// C: on its disk.
+        Sync = "sync",
+        /// B: in its memory.
+        Memory = "memory",
+        /// A: it is not waited for; it trails.
+        Async = "async",
+    }
+}
+
+words! {
+    /// What happens when a trailing replica is as far behind as it may be.
+    AtBound {
+        /// Writers wait.
+        Slow = "slow",
+        /// It is given up and brought up to date later.
+        Drop = "drop",
+    }
+}
+
+/// What a trailing replica lacks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Lag {
+    pub node: String,
+    pub bytes: u64,
+    pub ms: u64,
+    /// Writers wait for it.
+    pub slows: bool,
+}
+
+/// How far trailing replicas may be behind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LagBound {
+    pub bytes: u64,
+    pub seconds: u64,
+    pub at_bound: AtBound,
+}
+
+/// A replica on its way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Moving {
+    pub from: String,
+    pub to: String,
+}
+
+/// What a human types to make a trailing replica the truth.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PromoteToken {
+    pub group: String,
+    pub node: String,
+    pub token: String,
+    /// What the promotion means and what is lost by it.
+    pub text: String,
 }
 
 words! {

@@ -50,7 +50,7 @@ pub struct Offer {
 #[serde(tag = "report", rename_all = "snake_case")]
 pub enum Report {
     /// State of a group on this node; sent when it changes, progress at most once a second.
-    Group(GroupReport),
+    Group(Box<GroupReport>),
     /// The primary lost this member of the in-sync set and is frozen until a record without it is committed (W3).
     ReplicaLost { group: GroupId, generation: Generation, node: NodeId, reason: String },
     /// The primary has brought this replica up to date and completes writes only with it: a record with it may be
@@ -111,6 +111,19 @@ pub struct GroupReport {
     pub findings: Vec<Finding>,
     /// Peers of the group that are connected.
     pub connected: BTreeSet<NodeId>,
+    /// How far trailing replicas are behind: of a primary all of them, of a trailing replica its own, as it was last told.
+    pub lag: BTreeMap<NodeId, Lag>,
+    /// New writes wait for a trailing replica.
+    pub is_slowed: bool,
+}
+
+/// What a trailing replica lacks of what was acknowledged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lag {
+    pub bytes: u64,
+    /// Of a primary: the age of the oldest write that the replica lacks. Of the replica: the time between the newest write that
+    /// it holds and the newest that it was told of.
+    pub ms: u64,
 }
 
 /// What this node's replica of a group is doing. A primary's life reads downwards.
@@ -125,6 +138,10 @@ pub enum ReplicaState {
     Serving,
     /// Follows the primary and holds every acknowledged write.
     Secondary,
+    /// Mode `async`: holds a state that the group had, by this record or a little before.
+    Trailing { at: Stamp },
+    /// There is none here any more: it was erased.
+    Absent,
     /// Lacks writes; waits for the primary, or is being brought up to date.
     Stale,
     /// Holds writes that the truth lacks; left untouched until a human chooses (W10).
@@ -248,7 +265,7 @@ mod tests {
         let (bytes_per_second, seconds_left) = (4096, Some(1));
         let progress =
             ResyncProgress { extents_total: 2, extents_left: 1, sent_bytes: 4096, bytes_per_second, seconds_left };
-        let report = Report::Group(GroupReport {
+        let report = Report::Group(Box::new(GroupReport {
             group: GroupId(7),
             stamp: Some(stamp),
             state: ReplicaState::Serving,
@@ -268,7 +285,9 @@ mod tests {
                 healed: true,
             }],
             connected: BTreeSet::new(),
-        });
+            lag: BTreeMap::from([(NodeId(2), Lag { bytes: 4096, ms: 3 })]),
+            is_slowed: true,
+        }));
         let path = |state| PathReport { peer: NodeId(2), address: "192.0.2.2:7001".to_string(), state };
         let down = PathState::Down { reason: "no answer".to_string() };
         let paths = Report::Paths { is_encrypted: true, paths: vec![path(PathState::Up), path(down)] };

@@ -19,7 +19,7 @@ pub struct GroupRecord {
 
 /// Names one record of a group for good: two histories that split may both have a generation 7, but never under the
 /// same epoch, because an epoch has one log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Stamp {
     pub epoch: Epoch,
     pub generation: Generation,

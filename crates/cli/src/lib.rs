@@ -14,7 +14,7 @@ pub mod size;
 pub mod table;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use command::{event, image, node, pool, raw, status, task, vm, volume, witness};
+use command::{event, group, image, node, pool, raw, status, task, vm, volume, witness};
 use context::ContextArgs;
 use failure::{Failure, Outcome};
 use output::{Format, Output};
@@ -66,6 +66,9 @@ enum Noun {
     /// The space that nodes give to volumes
     #[command(subcommand)]
     Pool(pool::PoolCommand),
+    /// Volumes that stay consistent together, and their replicas
+    #[command(subcommand)]
+    Group(group::GroupCommand),
     /// Disk images from which VMs are made
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -127,6 +130,7 @@ fn run_once(noun: Noun, client: &Arc<Client>, ca: &Path, output: &Output) -> Out
         Noun::Vm(command) => vm::run(command, client, output),
         Noun::Volume(command) => volume::run(command, client, ca, output),
         Noun::Pool(command) => pool::run(command, client, output),
+        Noun::Group(command) => group::run(command, client, output),
         Noun::Image(command) => image::run(command, client, output),
         Noun::Witness(command) => witness::run(command, client, output),
         Noun::Event(command) => event::run(command, false, client, output),
@@ -154,13 +158,15 @@ impl Noun {
     /// Whether it changes nothing and ends at once, so that it may be done again and again.
     fn only_shows(&self) -> bool {
         use command::{
-            image::ImageCommand, node::NodeCommand, task::TaskCommand, vm::VmCommand, volume::VolumeCommand,
+            group::GroupCommand, image::ImageCommand, node::NodeCommand, task::TaskCommand, vm::VmCommand,
+            volume::VolumeCommand,
         };
         match self {
             Noun::Status | Noun::Event(_) | Noun::Witness(_) | Noun::Pool(_) => true,
             Noun::Node(command) => matches!(command, NodeCommand::List | NodeCommand::Show { .. }),
             Noun::Vm(command) => matches!(command, VmCommand::List | VmCommand::Show { .. } | VmCommand::Why { .. }),
             Noun::Volume(command) => matches!(command, VolumeCommand::List | VolumeCommand::Show { .. }),
+            Noun::Group(command) => matches!(command, GroupCommand::List | GroupCommand::Show { .. }),
             Noun::Image(command) => matches!(command, ImageCommand::List | ImageCommand::Show { .. }),
             Noun::Task(command) => matches!(command, TaskCommand::List | TaskCommand::Show { .. }),
             Noun::Api(_) | Noun::Lab(_) => false,

@@ -2,7 +2,7 @@
 
 use crate::output::{Table, day_and_time, fields, list, or_dash, time_of_day};
 use crate::size::show as size;
-use pollux_api::{Event, Group, GroupState, Image, Node, Pool, Resync, Scrub, Status, Task, Vm, Volume, Witness};
+use pollux_api::{Event, Group, GroupState, Image, Lag, Node, Pool, Resync, Scrub, Status, Task, Vm, Volume, Witness};
 use std::fmt::Write;
 
 /// The headline, then what it is made of. Each problem is followed by what mends it.
@@ -103,6 +103,31 @@ pub fn groups(groups: &[Group]) -> String {
         ]);
     }
     with_reasons(table, groups.iter().map(|group| (group.name.as_str(), &group.reason, &None)))
+}
+
+pub fn group(group: &Group) -> String {
+    let replicas = group.replicas.iter().zip(&group.modes);
+    let replicas: Vec<String> = replicas.map(|(node, mode)| format!("{node} ({mode})")).collect();
+    let lag = |lag: &Lag| {
+        let slows = if lag.slows { ", writers wait for it" } else { "" };
+        format!("{} lacks {} and {:.1} s{slows}", lag.node, size(lag.bytes), lag.ms as f64 / 1000.0)
+    };
+    let lags: Vec<String> = group.lag.iter().map(lag).collect();
+    let bound = &group.lag_bound;
+    let moving = group.moving.as_ref().map(|moving| format!("from {} to {}", moving.from, moving.to));
+    fields(&[
+        ("name", group.name.clone()),
+        ("id", group.id.to_string()),
+        ("of", group.kind.to_string()),
+        ("state", with_reason(&group_state(group), group.reason.as_ref())),
+        ("generation", group.generation.to_string()),
+        ("primary", group.primary.clone()),
+        ("in sync", list(&group.in_sync)),
+        ("replicas", list(&replicas)),
+        ("moves", or_dash(moving.as_ref())),
+        ("lag", list(&lags)),
+        ("lag bound", format!("{} and {} s, then {}", size(bound.bytes), bound.seconds, bound.at_bound)),
+    ])
 }
 
 fn group_state(group: &Group) -> String {

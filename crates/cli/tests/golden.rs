@@ -96,6 +96,10 @@ fn group(name: &str, kind: GroupKind) -> Group {
         primary: "a".into(),
         in_sync: vec!["a".into(), "b".into()],
         replicas: vec!["a".into(), "b".into()],
+        modes: vec![Mode::Sync, Mode::Sync],
+        lag: vec![],
+        lag_bound: LagBound { bytes: 64 << 20, seconds: 30, at_bound: AtBound::Slow },
+        moving: None,
         volumes: vec![5],
         used_bytes: Some(57 << 20),
     }

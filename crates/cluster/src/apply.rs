@@ -9,7 +9,7 @@ use crate::scrubs::Scrubs;
 use crate::seam::{Answer, Refusal};
 use crate::state::{Authority, Event, Group, Image, Node, Owner, REQUESTS_MAX, State, Vm, Volume};
 use crate::vm_life::Step;
-use pollux_base::record::{LagBound, Lineage};
+use pollux_base::record::{LagBound, Lineage, Mode};
 use pollux_base::{
     ByteCount, Epoch, Generation, GroupId, GroupRecord, ImageId, Incarnation, NodeId, Stamp, VmId, VolumeId,
 };
@@ -139,6 +139,18 @@ impl Applying<'_> {
             }
             Change::SetGroup { group, expect, primary, in_sync, reason } => {
                 self.set_group(*group, *expect, *primary, in_sync, reason)
+            }
+            Change::SetMode { .. }
+            | Change::SetLag { .. }
+            | Change::AddReplica { .. }
+            | Change::RemoveReplica { .. }
+            | Change::MoveReplica { .. }
+            | Change::CancelMove { .. }
+            | Change::FinishMove { .. }
+            | Change::PromoteReplica { .. } => {
+                let (group, text) = self.state.change_replicas(&entry.change)?;
+                self.tell(Subject::Group(group), text);
+                Ok(Answer::Done)
             }
             Change::DiscardReplica { group, node, loser } => {
                 if let Some(found) = self.state.groups.get_mut(group) {
@@ -398,6 +410,9 @@ impl Applying<'_> {
         if in_sync.is_empty() || !in_sync.is_subset(&found.replicas) {
             return Err(stale("the in-sync set is never empty and holds replicas only".into()));
         }
+        if in_sync.iter().any(|node| found.mode(*node) == Mode::Async) {
+            return Err(stale("a trailing replica is never in sync".into()));
+        }
         if primary != old.primary && !(old.in_sync.contains(&primary) && in_sync.contains(&primary)) {
             return Err(stale("only a member of the in-sync set becomes primary (W4)".into()));
         }
@@ -433,7 +448,7 @@ impl Applying<'_> {
     /// not in sync: they join like any stale one.
     fn create_group_of(&mut self, owner: Owner, node: NodeId, volumes: Vec<(VolumeId, String, ByteCount)>) -> GroupId {
         let group = GroupId(self.mint());
-        let replicas: BTreeSet<NodeId> = self.state.nodes.keys().copied().collect();
+        let replicas = self.state.birth_replicas(node);
         let is_online = |node: &NodeId| self.state.nodes.get(node).is_some_and(|node| node.phase == NodePhase::Online);
         let in_sync: BTreeSet<NodeId> = replicas.iter().copied().filter(is_online).collect();
         let stamp = Stamp { epoch: self.state.authority.epoch, generation: Generation(1) };
@@ -454,6 +469,7 @@ impl Applying<'_> {
             lineage,
             discards: BTreeMap::new(),
             scrubs: Scrubs::born(self.entry.unix_ms),
+            moving: None,
         };
         self.state.groups.insert(group, found);
         group

@@ -301,6 +301,8 @@ impl Cluster {
             }
             _ => {}
         }
+        self.refuse_unborn(change)?;
+        self.prepare_promotion(change)?;
         requests::refuse(&self.state, change)?;
         self.refuse_start(change)
     }

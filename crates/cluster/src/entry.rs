@@ -4,6 +4,7 @@
 
 use pollux_base::config::PowerConfig;
 use pollux_base::order::{Finding, ScrubReport};
+use pollux_base::record::{LagBound, Mode};
 use pollux_base::{ByteCount, Epoch, GroupId, ImageId, Incarnation, NodeId, Stamp, VmId, VolumeId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -119,6 +120,51 @@ pub enum Change {
     Found {
         group: GroupId,
         finding: Finding,
+    },
+    /// The mode of some replicas of a group. One that becomes `async` leaves the in-sync set.
+    SetMode {
+        group: GroupId,
+        nodes: BTreeSet<NodeId>,
+        mode: Mode,
+    },
+    /// How far trailing replicas of the group may be behind.
+    SetLag {
+        group: GroupId,
+        lag: LagBound,
+    },
+    /// One more node carries a replica; it is filled like any stale one.
+    AddReplica {
+        group: GroupId,
+        node: NodeId,
+        mode: Mode,
+    },
+    /// The node carries none any more: erased there when it hears of this record.
+    RemoveReplica {
+        group: GroupId,
+        node: NodeId,
+    },
+    /// `to` is to carry what `from` carries; `from` is removed when it does (`moves.rs`).
+    MoveReplica {
+        group: GroupId,
+        from: NodeId,
+        to: NodeId,
+    },
+    /// Both replicas stay as they are.
+    CancelMove {
+        group: GroupId,
+    },
+    /// The new replica is ready by the record `expect`. Changes nothing unless that is the present one.
+    FinishMove {
+        group: GroupId,
+        expect: Stamp,
+    },
+    /// A human makes a trailing replica the truth, because every replica in sync is lost. `at`: the record by which it trails,
+    /// filled in by its node, which alone holds the token against what it knows.
+    PromoteReplica {
+        group: GroupId,
+        node: NodeId,
+        at: Stamp,
+        token: String,
     },
     /// A human lets a diverged replica be overwritten (W10).
     DiscardReplica {

@@ -8,7 +8,7 @@ use crate::entry::{Change, FenceProof, NodePhase, Subject};
 use crate::scrubs::SentScrubs;
 use crate::seam::Output;
 use crate::state::{Event, Owner};
-use pollux_base::order::{GroupReport, Offer, PathReport, PathState};
+use pollux_base::order::{GroupReport, Offer, PathReport, PathState, ReplicaState};
 use pollux_base::pool::{PoolLevel, PoolReport};
 use pollux_base::record::GroupSpec;
 use pollux_base::{Epoch, Generation, GroupId, Instant, NodeId, Order, Report, Stamp};
@@ -75,8 +75,11 @@ impl Cluster {
                 self.groups.lost.clear();
                 self.groups.current.clear();
             }
+            Some(Report::Group(report)) if report.state == ReplicaState::Absent => {
+                self.groups.reports.remove(&report.group);
+            }
             Some(Report::Group(report)) => {
-                self.groups.reports.insert(report.group, report);
+                self.groups.reports.insert(report.group, *report);
             }
             Some(Report::ReplicaLost { group, generation, node, reason }) => {
                 self.groups.current.remove(&(group, node));
@@ -115,6 +118,7 @@ impl Cluster {
             self.drop_lost_nodes(now);
             self.drop_lost_replicas(now);
             self.add_current_replicas(now);
+            self.finish_moves(now);
             self.hand_over_to_data(now);
             self.tell_of_pool(now);
             self.reconcile_scrubs(now);
@@ -286,7 +290,9 @@ impl Cluster {
             }
         }
         for (id, group) in &self.state.groups {
-            if !group.replicas.contains(&self.me) {
+            // A node that carries none any more is told so as long as its data plane has one.
+            let concerns = group.replicas.contains(&self.me) || group.record.primary == self.me;
+            if !concerns && !self.groups.reports.contains_key(id) {
                 continue;
             }
             let Some(spec) = self.state.group_spec(*id) else {
@@ -336,7 +342,7 @@ impl Cluster {
                 Owner::Image(image) => (true, true, is_complete(image)),
                 Owner::Volume(_) => (volume.exported, true, false),
             };
-            if is_offered && group.replicas.contains(&self.me) {
+            if is_offered && (group.replicas.contains(&self.me) || group.record.primary == self.me) {
                 names.insert(volume.name.clone(), Offer { volume: *id, is_public, is_read_only });
             }
         }

@@ -33,6 +33,13 @@ pub fn is_for_users(change: &Change) -> bool {
         | Change::DiscardReplica { .. }
         | Change::ScrubGroup { .. }
         | Change::ScrubEvery { .. }
+        | Change::SetMode { .. }
+        | Change::SetLag { .. }
+        | Change::AddReplica { .. }
+        | Change::RemoveReplica { .. }
+        | Change::MoveReplica { .. }
+        | Change::CancelMove { .. }
+        | Change::PromoteReplica { .. }
         | Change::Note { .. } => true,
         Change::Init { .. }
         | Change::RaiseEpoch { .. }
@@ -41,6 +48,7 @@ pub fn is_for_users(change: &Change) -> bool {
         | Change::SetGroup { .. }
         | Change::Scrubbed { .. }
         | Change::Found { .. }
+        | Change::FinishMove { .. }
         | Change::VmFilled { .. }
         | Change::Awake { .. } => false,
     }
@@ -124,6 +132,14 @@ pub fn refuse(state: &State, change: &Change) -> Result<(), Refusal> {
                 )));
             }
         }
+        Change::SetMode { .. }
+        | Change::SetLag { .. }
+        | Change::AddReplica { .. }
+        | Change::RemoveReplica { .. }
+        | Change::MoveReplica { .. }
+        | Change::CancelMove { .. }
+        | Change::FinishMove { .. }
+        | Change::PromoteReplica { .. } => state.refuse_replicas(change)?,
         Change::Note { subject, text } => {
             if text.len() > NOTE_BYTES_MAX {
                 return invalid(format!("a note has at most {NOTE_BYTES_MAX} bytes, this one has {}", text.len()));

@@ -78,6 +78,15 @@ pub struct Group {
     /// Diverged replicas that a human gave up, until they are in sync again.
     pub discards: BTreeMap<NodeId, Stamp>,
     pub scrubs: Scrubs,
+    /// A replica that is on its way to another node.
+    pub moving: Option<Move>,
+}
+
+/// A replica on its way (`moves.rs`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Move {
+    pub from: NodeId,
+    pub to: NodeId,
 }
 
 /// What a group is for.
@@ -217,7 +226,9 @@ impl State {
         for (id, group) in &self.groups {
             assert!(!group.record.in_sync.is_empty(), "{id}: no replica is in sync");
             assert!(group.record.in_sync.is_subset(&group.replicas), "{id}: a stranger is in sync");
-            assert!(group.replicas.contains(&group.record.primary), "{id}: the primary has no replica");
+            assert!(self.nodes.contains_key(&group.record.primary), "{id}: the primary is unknown");
+            let moves = group.moving.is_none_or(|moving| group.replicas.contains(&moving.from));
+            assert!(moves, "{id}: what is not there does not move");
             let trails = |node: &NodeId| group.modes.get(node) == Some(&Mode::Async);
             assert!(!group.record.in_sync.iter().any(trails), "{id}: a trailing replica is in sync");
             assert!(group.modes.keys().all(|node| group.replicas.contains(node)), "{id}: a mode without a replica");

@@ -152,6 +152,13 @@ impl Cluster {
                     Some("pollux event list tells which; restore them from a backup".into()),
                 );
             }
+            let is_lost =
+                |node: &NodeId| self.state.nodes.get(node).is_some_and(|node| node.phase == NodePhase::Fenced);
+            if group.record.in_sync.iter().all(is_lost) && self.promote_token(*id).is_some() {
+                let name = self.state.group_name(group);
+                let text = format!("every replica of `{name}` that is in sync is lost; the one here trails");
+                alert(Subject::Group(*id), text, Some(format!("pollux group promote {name}")));
+            }
         }
         for (id, vm) in &self.state.vms {
             let name = &vm.spec.name;

@@ -31,7 +31,7 @@ fn say(world: &mut World, node: NodeId, scrub: Option<ScrubReport>, findings: Ve
     report.state = ReplicaState::Serving;
     report.scrub = scrub;
     report.findings = findings;
-    world.give(node, Input::Data(Some(Report::Group(report))));
+    world.give(node, Input::Data(Some(Report::Group(Box::new(report)))));
     world.run(Duration::from_secs(3));
 }
 

@@ -72,7 +72,7 @@ fn play_data_plane(site: &Site, node: usize) {
         for line in orders.lines().map_while(Result::ok) {
             if let Order::Group(spec) = serde_json::from_str(&line).expect("noded speaks sense") {
                 let primary = spec.record.primary == here;
-                let report = Report::Group(GroupReport {
+                let report = Report::Group(Box::new(GroupReport {
                     group: spec.group,
                     stamp: Some(spec.record.stamp),
                     state: if primary { ReplicaState::Serving } else { ReplicaState::Secondary },
@@ -83,7 +83,9 @@ fn play_data_plane(site: &Site, node: usize) {
                     scrub: None,
                     findings: Vec::new(),
                     connected: spec.record.in_sync.iter().copied().filter(|node| *node != here).collect(),
-                });
+                    lag: BTreeMap::new(),
+                    is_slowed: false,
+                }));
                 if writeln!(stream, "{}", serde_json::to_string(&report).expect("JSON")).is_err() {
                     return;
                 }

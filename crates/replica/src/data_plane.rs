@@ -205,7 +205,9 @@ impl DataPlane {
                 for (id, note) in notes {
                     match note {
                         Ok(note) => {
-                            self.groups.insert(id, Group::new(id, Some(note), self.node.boot));
+                            let group = self.groups.entry(id);
+                            let group = group.or_insert(Group::new(id, Some(note), self.node.boot));
+                            group.begin_replay(&mut self.node);
                         }
                         // Without its note a replica would be taken for an empty one; better none at all.
                         Err(error) => self.node.fail_pool(&format!("the note of {id} cannot be read: {error}")),
@@ -252,8 +254,13 @@ impl DataPlane {
                     Origin::Repair { key } => group.on_repair_job(node, key, result),
                     Origin::Copy { peer, key } => group.on_copy_job(node, peer, key, result),
                     Origin::Scrub { key } => group.on_scrub_job(node, key, result),
+                    Origin::Trail { part } => group.on_trail_job(node, part, result),
                 }
             }
+            Purpose::NoteTrails(trails) => match result {
+                Ok(_) => group.on_trails_noted(node, trails),
+                Err(error) => group.on_store_error(node, &error),
+            },
             Purpose::Cool { reap } => group.on_cooled(node, reap),
             Purpose::Background => {}
         }
@@ -327,6 +334,10 @@ impl DataPlane {
             | Message::Done { group, .. }
             | Message::Held { group, .. }
             | Message::Received { group, .. }
+            | Message::TrailReset { group, .. }
+            | Message::Trail { group, .. }
+            | Message::TrailMark { group, .. }
+            | Message::Trailed { group, .. }
             | Message::Refused { group, .. }
             | Message::StoredAsk { group, .. }
             | Message::Stored { group, .. }

@@ -11,6 +11,7 @@ use crate::primary::Primary;
 use crate::range_queue::Key;
 use crate::report::Reported;
 use crate::secondary::PeerAsk;
+use crate::trailing::Trailing;
 use crate::verdict::{Verdict, verdict};
 use crate::wire::{Frame, Message, Sequence};
 use crate::{Output, report};
@@ -68,6 +69,8 @@ pub(crate) struct Group {
     /// Peers that announced themselves as primary by an older record than is known here, in their present session: their
     /// leases do not cover this group.
     pub claims: BTreeSet<NodeId>,
+    /// What it does as a trailing replica.
+    pub trailing: Trailing,
     pub healed: u64,
     /// Evidence of bad blocks, the newest last (`scrub.rs`).
     pub findings: VecDeque<Finding>,
@@ -98,6 +101,7 @@ impl Group {
             peer_asks: BTreeMap::new(),
             early: VecDeque::new(),
             claims: BTreeSet::new(),
+            trailing: Trailing::default(),
             healed: 0,
             findings: VecDeque::new(),
             scrub_wanted: None,
@@ -134,7 +138,7 @@ impl Group {
             return Err(reason.clone());
         }
         match self.verdict {
-            Verdict::Member { .. } | Verdict::Born | Verdict::Stale { .. } => Ok(()),
+            Verdict::Member { .. } | Verdict::Born | Verdict::Stale { .. } | Verdict::Trailing { .. } => Ok(()),
             Verdict::Empty => Err("its disk is empty although the record names it in sync".to_string()),
             Verdict::Diverged { own } => Err(format!("it holds writes of another history, {own:?}")),
             Verdict::Absent | Verdict::Outdated { .. } | Verdict::Discarded { .. } => {
@@ -215,7 +219,10 @@ impl Group {
     }
 
     /// Begins to make the present record durable.
-    fn adopt(&mut self, node: &mut Node) {
+    pub(crate) fn adopt(&mut self, node: &mut Node) {
+        if !self.rests_before_adopting(node) {
+            return;
+        }
         let spec = self.spec.clone().expect("a record is adopted after it was taken");
         let stamp = spec.record.stamp;
         let mut base = self.note.clone();
@@ -223,6 +230,7 @@ impl Group {
         if let (Verdict::Discarded { .. }, Some(note)) = (judged, &mut base) {
             note.in_sync_at = None;
             note.joined_at = None;
+            note.trails = None;
             judged = verdict(base.as_ref(), &spec, node.me, None);
         }
         self.verdict = judged;
@@ -255,6 +263,7 @@ impl Group {
             },
             offered: same.map(|note| note.offered.clone()).unwrap_or_default(),
             whole_in_boot: self.whole_in_boot(node),
+            trails: if is_member { None } else { base.as_ref().and_then(|note| note.trails) },
         };
         let round = node.next_key();
         self.adopting = Some(Adopting { round, waiting: 0, noting: false, note, retry: None });
@@ -272,11 +281,12 @@ impl Group {
             return;
         }
         let mut ops = Vec::new();
-        if is_member || matches!(judged, Verdict::Stale { .. } | Verdict::Empty) {
+        if is_member || matches!(judged, Verdict::Stale { .. } | Verdict::Trailing { .. } | Verdict::Empty) {
             for (volume, size) in &spec.volumes {
                 ops.push(StoreOp::Create { volume: *volume, group: self.id, size: *size });
             }
         }
+        ops.extend(self.spool_op(node));
         if is_member {
             ops.push(StoreOp::Remark { group: self.id, generation: stamp.generation });
         }
@@ -358,6 +368,12 @@ impl Group {
         if self.primary.is_some() {
             self.on_adopted_as_primary(node);
         }
+        if self.verdict == Verdict::Absent && spec.record.primary != node.me {
+            return self.erase(node);
+        }
+        if self.verdict == Verdict::Absent {
+            self.erase_volumes(node); // a guest here is served through a peer (W6)
+        }
         if spec.record.primary != node.me {
             self.send_join(node);
         }
@@ -424,6 +440,17 @@ impl Group {
         }
         self.spec = None;
         self.update_served(node);
+        self.erase(node);
+    }
+
+    /// A committed record names no replica here: its space is free.
+    fn erase(&mut self, node: &mut Node) {
+        self.note = None;
+        self.early.clear();
+        self.erase_volumes(node);
+    }
+
+    fn erase_volumes(&mut self, node: &mut Node) {
         let volumes: Vec<VolumeId> =
             node.store.volumes().filter(|(_, group, _)| *group == self.id).map(|(volume, _, _)| volume).collect();
         for volume in volumes {
@@ -445,6 +472,7 @@ impl Group {
             self.local.retry_full(node, self.id, generation);
             self.retry_full_heats(node);
         }
+        self.cool_trailing(node);
         if self.primary.is_some() {
             self.on_time_as_primary(node);
         }
@@ -454,7 +482,7 @@ impl Group {
     pub(crate) fn wake(&self, node: &Node) -> Option<Instant> {
         let adopting = self.adopting.as_ref().and_then(|adopting| adopting.retry);
         let primary = self.primary.as_ref().and_then(|_| self.wake_as_primary(node));
-        [adopting, self.full_retry, primary, self.report_due(node)].into_iter().flatten().min()
+        [adopting, self.full_retry, primary, self.trailing.wake(), self.report_due(node)].into_iter().flatten().min()
     }
 
     /// Invariants, asserted by tests and debug builds after every step.

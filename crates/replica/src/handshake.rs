@@ -6,7 +6,7 @@
 //! blocks are right where they differ.
 
 use crate::verdict::Verdict;
-use crate::wire::Standing;
+use crate::wire::{Standing, TrailRun};
 use pollux_base::record::GroupSpec;
 use pollux_base::{NodeId, Stamp};
 
@@ -49,6 +49,7 @@ pub(crate) enum Rule {
     AllLostPower,
     Offered,
     Behind,
+    Trails,
     NeverInSync,
 }
 
@@ -71,6 +72,7 @@ impl Rule {
             Rule::AllLostPower => "both lost power; what was flushed is on both, and the primary's blocks are taken",
             Rule::Offered => "it was offered to be named, so nothing is acknowledged without it (W9)",
             Rule::Behind => "it lacks what was written since it was last in sync (W8)",
+            Rule::Trails => "it trails, and lacks what was acknowledged in the generation by which it does or later",
             Rule::NeverInSync => "it was never in sync, so everything is compared (W8)",
         }
     }
@@ -92,6 +94,7 @@ pub(crate) fn standing(verdict: Verdict, blank: bool, continuous: bool, failed: 
         Verdict::Member { at } => Standing::InSync { at, blank, continuous },
         Verdict::Born => Standing::Born,
         Verdict::Stale { since } => Standing::Stale { since },
+        Verdict::Trailing { at } => Standing::Trailing { at, run: TrailRun::default(), position: 0 },
         Verdict::Empty => Standing::Empty,
         Verdict::Diverged { own } => Standing::Diverged { own },
         Verdict::Absent | Verdict::Outdated { .. } | Verdict::Discarded { .. } => Standing::Absent,
@@ -110,12 +113,14 @@ pub(crate) fn meet(spec: &GroupSpec, required: bool, one: Side<'_>, two: Side<'_
         Standing::Failed { .. } => return refuse(Rule::DiskFailed),
         Standing::Absent => return refuse(Rule::NoReplica),
         Standing::Diverged { .. } => return refuse(Rule::OtherHistory),
-        Standing::InSync { at, .. } | Standing::Stale { since: Some(at) } if is_foreign(at) => {
+        Standing::InSync { at, .. } | Standing::Stale { since: Some(at) } | Standing::Trailing { at, .. }
+            if is_foreign(at) =>
+        {
             return refuse(Rule::OtherHistory);
         }
         Standing::Empty => return refuse(Rule::EmptyThoughNamed),
-        Standing::Stale { .. } if is_named => return refuse(Rule::DeniesTheRecord),
-        Standing::InSync { .. } | Standing::Born | Standing::Stale { .. } => {}
+        Standing::Stale { .. } | Standing::Trailing { .. } if is_named => return refuse(Rule::DeniesTheRecord),
+        Standing::InSync { .. } | Standing::Born | Standing::Stale { .. } | Standing::Trailing { .. } => {}
     }
     let primary_continuous = match primary.standing {
         Standing::InSync { continuous, .. } => *continuous,
@@ -150,6 +155,7 @@ pub(crate) fn meet(spec: &GroupSpec, required: bool, one: Side<'_>, two: Side<'_
         Standing::Stale { since } if required => {
             outcome(Plan::Settle { source: primary.node, since: *since }, Rule::Offered)
         }
+        Standing::Trailing { at, .. } => outcome(Plan::Copy { since: Some(*at) }, Rule::Trails),
         Standing::Stale { since: Some(since) } => outcome(Plan::Copy { since: Some(*since) }, Rule::Behind),
         Standing::Stale { since: None } => outcome(Plan::Copy { since: None }, Rule::NeverInSync),
         Standing::Failed { .. } | Standing::Absent | Standing::Diverged { .. } | Standing::Empty => {
@@ -214,6 +220,7 @@ mod tests {
                         born,
                         offered,
                         whole_in_boot,
+                        trails: None,
                     }));
                 }
             }
@@ -230,7 +237,8 @@ mod tests {
                     Verdict::Outdated { .. } => continue, // it acts under a newer record and says nothing under this one
                     // Given up by a human: judged anew without what was given up, as when a record is adopted.
                     Verdict::Discarded { .. } => {
-                        let note = note.clone().map(|note| Note { in_sync_at: None, joined_at: None, ..note });
+                        let note =
+                            note.clone().map(|note| Note { in_sync_at: None, joined_at: None, trails: None, ..note });
                         verdict(note.as_ref(), spec, node, None)
                     }
                     judged => judged,
@@ -328,6 +336,7 @@ mod tests {
             Standing::Diverged { .. } => "diverged".into(),
             Standing::Failed { .. } => "failed".into(),
             Standing::Absent => "absent".into(),
+            Standing::Trailing { .. } => "trailing".into(),
         }
     }
 

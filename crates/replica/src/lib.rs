@@ -25,6 +25,9 @@ mod resync;
 mod scrub;
 mod secondary;
 mod space;
+mod spool;
+mod trail;
+mod trailing;
 mod verdict;
 pub mod wire;
 

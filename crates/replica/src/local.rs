@@ -23,6 +23,8 @@ pub(crate) enum Origin {
     Copy { peer: NodeId, key: Key },
     /// An extent that is scrubbed.
     Scrub { key: Key },
+    /// A batch of a trailing replica.
+    Trail { part: usize },
 }
 
 /// What is done.

@@ -108,6 +108,7 @@ impl Group {
             primary.wait_old = None;
         }
         self.report_members(node);
+        self.drop_late_trails(node);
         self.ask_unfit_again(node);
         self.cool_on_time(node);
     }
@@ -132,6 +133,7 @@ impl Group {
         let primary = self.primary.as_ref()?;
         let mut wake: Vec<Instant> = primary.cool_at.into_iter().collect();
         wake.extend(primary.wait_old.map(|(_, until)| until));
+        wake.extend(self.trail_wake(node));
         if let Some(spec) = self.acting() {
             let in_sync = &spec.record.in_sync;
             if in_sync.contains(&node.me) {

@@ -9,7 +9,7 @@ use crate::node::Node;
 use crate::primary::{MemberState, Primary, What};
 use crate::range_queue::Key;
 use crate::wire::Sequence;
-use pollux_base::record::Mode;
+use pollux_base::record::{LagBound, Mode};
 use pollux_base::unit::BlockRange;
 use pollux_base::{Instant, NodeId, Stamp, VolumeId};
 use std::collections::BTreeMap;
@@ -60,8 +60,8 @@ impl Primary {
     }
 
     /// Whether new changes wait because a replica is as far behind as it may be.
-    pub(crate) fn holds_changes(&self) -> bool {
-        self.unwritten.is_full()
+    pub(crate) fn holds_changes(&self, bound: LagBound, now: Instant) -> bool {
+        self.unwritten.is_full() || self.is_slowed(bound, now)
     }
 }
 

@@ -34,6 +34,8 @@ pub(crate) enum Purpose {
     Cool {
         reap: Option<Stamp>,
     },
+    /// That a replica trails by this record, or trails no more.
+    NoteTrails(Option<Stamp>),
     /// Nobody waits for its end.
     Background,
 }
@@ -73,6 +75,11 @@ pub(crate) struct Node {
 }
 
 impl Node {
+    /// When this process began.
+    pub(crate) fn started(&self) -> Instant {
+        self.started
+    }
+
     /// When an answer that was asked for at that moment is late.
     pub(crate) fn late_at(&self, asked: Instant) -> Instant {
         asked.max(self.awake_since) + ANSWER_LATE

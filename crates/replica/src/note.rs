@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
 /// First byte of a note.
-const NOTE_VERSION: u8 = 1;
+const NOTE_VERSION: u8 = 2;
 
 /// Durable before anything is done under the record `newest`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +29,8 @@ pub(crate) struct Note {
     /// The boot of the machine in which this replica last came to hold everything, as long as it does. In the same boot it
     /// still has all that was acknowledged, also what was not flushed; after a power cut it may not.
     pub whole_in_boot: Option<u128>,
+    /// This replica trails: it is a state that the group had under this record or the one before. None while it is compared.
+    pub trails: Option<Stamp>,
 }
 
 /// A note that cannot be read.
@@ -74,12 +76,13 @@ mod tests {
             born: false,
             offered: BTreeSet::from([NodeId(3)]),
             whole_in_boot: Some(5),
+            trails: Some(stamp(3, 7)),
         };
-        let bytes = [1, 3, 9, 2, 1, 1, 1, 3, 8, 0, 0, 1, 3, 1, 5];
+        let bytes = [2, 3, 9, 2, 1, 1, 1, 3, 8, 0, 0, 1, 3, 1, 5, 1, 3, 7];
         assert_eq!(note.encode(), bytes);
         assert_eq!(Note::decode(&bytes), Ok(note));
         assert_eq!(Note::decode(&[9, 0]), Err(NoteError::Version(9)));
-        assert!(matches!(Note::decode(&[1, 3]), Err(NoteError::Damaged(_))));
+        assert!(matches!(Note::decode(&[2, 3]), Err(NoteError::Damaged(_))));
         assert!(matches!(Note::decode(&[]), Err(NoteError::Damaged(_))));
     }
 }

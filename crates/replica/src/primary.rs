@@ -6,6 +6,7 @@
 
 use crate::group::Group;
 use crate::handshake::{Outcome, Plan, Side, meet, standing};
+use crate::local::Origin;
 use crate::loss::back_off;
 use crate::memory::Unwritten;
 use crate::node::{Node, Purpose};
@@ -15,6 +16,7 @@ use crate::repair::Repair;
 use crate::requests::Pending;
 use crate::resync::Sync;
 use crate::scrub::Scrub;
+use crate::trail::{Backlog, Trail};
 use crate::verdict::Verdict;
 use crate::wire::{Message, Sequence, Standing};
 use pollux_base::order::FreezeReason;
@@ -38,6 +40,8 @@ pub(crate) enum MemberState {
     Confirming { required: bool },
     /// It holds everything and is needed for every acknowledgement.
     Current,
+    /// It follows behind (mode `Async`).
+    Trailing,
     /// It cannot take part: replaced, diverged or failed.
     Unfit { reason: String },
 }
@@ -45,6 +49,8 @@ pub(crate) enum MemberState {
 pub(crate) struct Member {
     pub state: MemberState,
     pub mode: Mode,
+    /// How far it is behind, if it follows (`trail.rs`). Outlives sessions and records.
+    pub trail: Option<Trail>,
     /// Since when it has been away or was asked to join.
     pub since: Instant,
     /// When its loss, or that it is current, was last reported.
@@ -101,6 +107,8 @@ pub(crate) enum What {
     Mend(Key),
     /// That it is current.
     Current,
+    /// That it is about to be compared.
+    TrailReset,
 }
 
 /// State that a node has only as primary.
@@ -124,6 +132,8 @@ pub(crate) struct Primary {
     pub held: BTreeMap<Key, Request>,
     pub queue: RangeQueue,
     pub requests: BTreeMap<Key, Pending>,
+    /// What trailing replicas may lack.
+    pub backlog: Backlog,
     /// Changes that were answered and are not on every replica's disk yet (`memory.rs`).
     pub unwritten: Unwritten,
     /// Requests whose hot marks wait for space.
@@ -187,7 +197,9 @@ impl Group {
                 None | Some(MemberState::Away | MemberState::Unfit { .. }) => {
                     return Some(FreezeReason::ReplicaLost { node: peer });
                 }
-                Some(MemberState::Greeting | MemberState::Settling(_) | MemberState::Copying(_)) => {
+                Some(
+                    MemberState::Greeting | MemberState::Settling(_) | MemberState::Copying(_) | MemberState::Trailing,
+                ) => {
                     return Some(FreezeReason::Settling { node: peer });
                 }
                 Some(MemberState::Confirming { required: true }) => return Some(FreezeReason::Settling { node: peer }),
@@ -220,6 +232,7 @@ impl Group {
         primary.own_loss_reported = None;
         if !primary.began {
             primary.began = true;
+            primary.backlog.begin(node, spec.record.stamp);
             for volume in spec.volumes.keys() {
                 for extent in node.store.hot(*volume) {
                     primary.warm.insert((*volume, extent), (0, node.now));
@@ -237,6 +250,7 @@ impl Group {
             let mut member = old.remove(&replica).unwrap_or(Member {
                 state: MemberState::Away,
                 mode: spec.mode(replica),
+                trail: None,
                 since: node.now,
                 reported: None,
                 joined: None,
@@ -248,6 +262,9 @@ impl Group {
             let was_early = std::mem::replace(&mut member.mode, spec.mode(replica)) == Mode::Memory;
             if was_current && required.contains(&replica) && was_early && (uncertain || member.mode != Mode::Memory) {
                 flushed.push(replica);
+            }
+            if member.mode != Mode::Async {
+                member.trail = None;
             }
             if !(was_current && required.contains(&replica)) {
                 if was_current || !matches!(member.state, MemberState::Away) {
@@ -285,8 +302,9 @@ impl Group {
         for (peer, member) in members {
             self.end_sync(node, peer, member.state);
         }
-        self.local
-            .drop_unbegun(node, self.id, generation, |origin| !matches!(origin, crate::local::Origin::Peer { .. }));
+        self.local.drop_unbegun(node, self.id, generation, |origin| {
+            !matches!(origin, Origin::Peer { .. } | Origin::Trail { .. })
+        });
     }
 
     /// Asks for the peer's lease at once, if that is not going on already.
@@ -315,6 +333,7 @@ impl Group {
     /// The session with the peer is over. `since`: when it was last heard.
     pub(crate) fn on_link_down(&mut self, node: &mut Node, peer: NodeId, since: Instant) {
         self.claims.remove(&peer);
+        self.forget_trail_of(peer);
         let generation = self.generation();
         self.peer_asks.retain(|(from, _, _), _| *from != peer);
         self.local.drop_unbegun(
@@ -357,6 +376,9 @@ impl Group {
                 };
                 let state = std::mem::replace(&mut member.state, next);
                 self.end_sync(node, peer, state);
+                if !required {
+                    self.end_trail(peer);
+                }
             }
         }
         self.resume_requests(node);
@@ -395,6 +417,12 @@ impl Group {
             self.verdict = Verdict::Empty; // the other has data of a confirmed birth, and nothing is here (W12)
             return;
         }
+        if let Standing::Trailing { run, position, .. } = standing
+            && self.resume_trail(node, peer, run, position)
+        {
+            return;
+        }
+        let Some(member) = self.primary.as_mut().and_then(|primary| primary.member(peer)) else { return };
         if let Some(doomed) = member.doomed.filter(|doomed| node.now < doomed.until) {
             let reason = format!("its last {} attempts came to nothing; it is tried again later", doomed.times);
             member.state = MemberState::Unfit { reason };
@@ -446,7 +474,13 @@ impl Group {
         let blank = || self.spec.iter().flat_map(|spec| spec.volumes.keys()).all(is_blank);
         // Only a member says so, and looking costs.
         let blank = matches!(self.verdict, Verdict::Member { .. }) && blank();
-        standing(self.verdict, blank, self.is_continuous, node.pool_failed.as_deref())
+        match standing(self.verdict, blank, self.is_continuous, node.pool_failed.as_deref()) {
+            Standing::Trailing { at, .. } => {
+                let (run, position) = self.trailing.place();
+                Standing::Trailing { at, run, position }
+            }
+            standing => standing,
+        }
     }
 
     /// What a replica's standing leads to (`handshake.rs`).
@@ -481,6 +515,7 @@ impl Group {
             primary.asked.retain(|_, asked| asked.peer != peer);
         }
         self.unwritten_without(node, peer);
+        self.end_trail(peer);
         self.end_sync(node, peer, state);
         self.restart_check(node);
         self.without_peer(node, peer);
@@ -579,7 +614,8 @@ impl Group {
     /// Whether every replica that the group should have is in sync and here.
     pub(crate) fn is_complete(&self, node: &Node) -> bool {
         let (Some(spec), Some(primary)) = (self.acting(), &self.primary) else { return false };
-        spec.replicas.is_subset(&spec.record.in_sync)
+        let whole = |replica: &NodeId| spec.record.in_sync.contains(replica) || self.has_caught_up(*replica);
+        spec.replicas.iter().all(whole)
             && self.is_member(node)
             && self.required(node.me).iter().all(|peer| primary.is_current(*peer))
     }
@@ -600,6 +636,7 @@ impl Group {
         let me = node.me;
         assert!(!primary.members.contains_key(&me), "a primary is not its own peer");
         self.check_unwritten();
+        self.check_trails();
         for (key, pending) in &primary.requests {
             pending.check(*key);
         }

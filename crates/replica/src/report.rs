@@ -4,9 +4,9 @@ use crate::group::Group;
 use crate::node::Node;
 use crate::primary::MemberState;
 use crate::verdict::Verdict;
-use pollux_base::order::{FreezeReason, GroupReport, ReplicaState};
+use pollux_base::order::{FreezeReason, GroupReport, Lag, ReplicaState};
 use pollux_base::{Instant, NodeId, Report, Stamp};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// How often figures that move all the time are reported.
@@ -19,6 +19,7 @@ pub(crate) struct Reported {
     at: Instant,
     healed: u64,
     findings: u64,
+    lag: BTreeMap<NodeId, Lag>,
 }
 
 /// What is reported at once when it changes.
@@ -31,6 +32,9 @@ struct Facts {
     connected: BTreeSet<NodeId>,
     /// The scrub that runs or was the last, and whether it is done.
     scrub: Option<(u64, bool)>,
+    is_slowed: bool,
+    /// Whose lag is told.
+    trailing: BTreeSet<NodeId>,
 }
 
 impl Group {
@@ -47,6 +51,22 @@ impl Group {
                 .collect(),
             scrub: self.scrub_report(node.now).map(|report| (report.id, report.is_done)),
             connected: replicas.filter(|peer| node.session(*peer).is_some()).collect(),
+            is_slowed: self.is_slowed(node),
+            trailing: self.lag(node).into_keys().collect(),
+        }
+    }
+
+    /// New writes wait for a trailing replica.
+    fn is_slowed(&self, node: &Node) -> bool {
+        let (Some(primary), Some(spec)) = (&self.primary, &self.spec) else { return false };
+        !primary.held.is_empty() && primary.is_slowed(spec.lag, node.now)
+    }
+
+    fn lag(&self, node: &Node) -> BTreeMap<NodeId, Lag> {
+        match (&self.primary, self.verdict) {
+            (Some(primary), _) => primary.lags(node.now),
+            (None, Verdict::Trailing { .. }) => BTreeMap::from([(node.me, self.trailing.lag())]),
+            _ => BTreeMap::new(),
         }
     }
 
@@ -57,6 +77,9 @@ impl Group {
 
     /// What this node's replica is doing.
     fn state(&self, node: &Node) -> ReplicaState {
+        if self.primary.is_none() && self.verdict == Verdict::Absent && self.adopted.is_some() {
+            return ReplicaState::Absent;
+        }
         if self.primary.is_some() {
             return match self.freeze(node) {
                 Some(reason) => ReplicaState::Frozen { reason },
@@ -72,6 +95,7 @@ impl Group {
         match self.verdict {
             Verdict::Diverged { own } => ReplicaState::Diverged { own },
             Verdict::Member { .. } | Verdict::Born => ReplicaState::Secondary,
+            Verdict::Trailing { at } => ReplicaState::Trailing { at },
             _ => ReplicaState::Stale,
         }
     }
@@ -118,19 +142,26 @@ impl Group {
             scrub: self.scrub_report(node.now),
             findings: self.findings.iter().cloned().collect(),
             connected: facts.connected.clone(),
+            lag: self.lag(node),
+            is_slowed: facts.is_slowed,
         };
-        let findings = self.last_finding();
-        self.reported = Reported { facts: Some(facts), at: node.now, healed: self.healed, findings };
-        node.report(Report::Group(report));
+        let (findings, lag) = (self.last_finding(), report.lag.clone());
+        self.reported = Reported { facts: Some(facts), at: node.now, healed: self.healed, findings, lag };
+        node.report(Report::Group(Box::new(report)));
     }
 
     /// When figures are due, if any moves.
-    pub(crate) fn report_due(&self, _node: &Node) -> Option<Instant> {
+    pub(crate) fn report_due(&self, node: &Node) -> Option<Instant> {
         let facts = self.reported.facts.as_ref()?;
+        let lags = match &self.primary {
+            Some(primary) => primary.is_any_behind() || self.reported.lag.values().any(|lag| *lag != Lag::default()),
+            None => self.reported.lag != self.lag(node),
+        };
         let moves = !facts.resync.is_empty()
             || facts.scrub.is_some_and(|(_, is_done)| !is_done)
             || self.reported.healed != self.healed
-            || self.reported.findings != self.last_finding();
+            || self.reported.findings != self.last_finding()
+            || lags;
         moves.then(|| self.reported.at + PROGRESS_EVERY)
     }
 

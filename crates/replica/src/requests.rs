@@ -18,8 +18,10 @@ use crate::node::{Node, Purpose};
 use crate::pace::Kind;
 use crate::primary::{MemberState, What};
 use crate::range_queue::{Access, Key};
+use crate::spool::Change;
 use crate::wire::{Frame, Message};
 use pollux_base::data::Buffer;
+use pollux_base::record::Mode;
 use pollux_base::unit::{BLOCK_BYTES, BlockRange};
 use pollux_base::{BlockChecksum, BlockCount, BlockError, Data, Instant, NodeId, Op, Reply, Request, RequestId};
 use pollux_store::{StoreError, StoreOp, StoreReply};
@@ -149,12 +151,13 @@ impl Group {
         if primary.held.is_empty() || self.freeze(node).is_some() {
             return;
         }
+        let bound = self.spec.as_ref().map(|spec| spec.lag).unwrap_or_default();
         let held = self.primary.as_mut().map(|primary| std::mem::take(&mut primary.held)).unwrap_or_default();
         for (key, request) in held {
-            let is_change = matches!(request.op, Op::Write { .. } | Op::Zero { .. });
+            let is_change = matches!(request.op, Op::Write { .. } | Op::Patch { .. } | Op::Zero { .. });
             match &mut self.primary {
                 // It goes on when the replica that is behind has got on.
-                Some(primary) if is_change && primary.holds_changes() => {
+                Some(primary) if is_change && primary.holds_changes(bound, node.now) => {
                     primary.held.insert(key, request);
                 }
                 _ => self.begin(node, request),
@@ -292,8 +295,8 @@ impl Group {
         let extents = || pending.range().into_iter().flat_map(BlockRange::extents).collect::<Vec<_>>();
         needed.extend(primary.members.iter().filter_map(|(peer, member)| match &member.state {
             // What is still to be compared is brought by the comparison. Everything else goes to a replica that is being
-            // brought up to date as it goes to the others, in the same order.
-            MemberState::Copying(sync) => {
+            // brought up to date as it goes to the others, in the same order; to one that is to trail by the backlog.
+            MemberState::Copying(sync) if member.mode != Mode::Async => {
                 let extents = extents();
                 (!extents.is_empty() && !sync.awaits_all(volume, &extents)).then_some(*peer)
             }
@@ -420,11 +423,19 @@ impl Group {
         let Some(primary) = &mut self.primary else { return };
         let Some(pending) = primary.requests.remove(&key) else { return };
         node.pace.on_answered(node.now, pending.began, pending.kind());
+        let is_done = reply == Reply::Done;
+        let volume = pending.request.volume;
+        let changed = pending.range().filter(|_| pending.is_change());
         if !pending.is_abandoned {
             node.out.push_back(Output::Reply(pending.request.id, reply));
         }
-        if let Some(range) = pending.range().filter(|_| pending.is_change()) {
-            let volume = pending.request.volume;
+        let follows = is_done && primary.has_followers();
+        let change = changed.filter(|_| follows).and_then(|range| match pending.request.op {
+            Op::Write { data, .. } => Some(Change { volume, range, blocks: Some((data, pending.checksums)) }),
+            Op::Zero { .. } => Some(Change { volume, range, blocks: None }),
+            _ => None,
+        });
+        if let Some(range) = changed {
             if pending.unwritten.is_empty() {
                 primary.cool_down(node.now, volume, range);
             } else {
@@ -432,6 +443,9 @@ impl Group {
             }
         }
         let ready = primary.queue.remove(key);
+        if let Some(change) = change {
+            self.append_to_backlog(node, change);
+        }
         self.cool_later(node);
         self.run_ready(node, ready);
     }

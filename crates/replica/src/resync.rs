@@ -20,9 +20,11 @@ use crate::node::Node;
 use crate::pace::{Meter, PIECES_MAX};
 use crate::primary::{Joined, MemberState, What};
 use crate::range_queue::{Access, Key};
+use crate::trail::before;
 use crate::verdict::Verdict;
 use crate::wire::{Frame, Message, Standing};
 use pollux_base::order::ResyncProgress;
+use pollux_base::record::Mode;
 use pollux_base::unit::{BLOCK_BYTES, BlockRange, EXTENT_BLOCKS};
 use pollux_base::{BlockChecksum, BlockCount, BlockIndex, Data, ExtentIndex, Generation, Instant, NodeId, VolumeId};
 use pollux_store::{StoreError, StoreReply};
@@ -176,7 +178,11 @@ impl Group {
                 return self.make_unfit(node, peer, reason);
             }
         };
+        // What a trailing replica has of the generation by which it trails is a prefix only.
+        let trails = matches!(standing, Standing::Trailing { .. });
+        let since = since.map(|stamp| if trails { before(stamp) } else { stamp });
         let since = since.map_or(Generation(0), |stamp| stamp.generation);
+        let resets = trails || member.mode == Mode::Async;
         let volumes: Vec<VolumeId> = self.spec.iter().flat_map(|spec| spec.volumes.keys().copied()).collect();
         let (left, works) = (BTreeSet::new(), BTreeMap::new());
         let meter = Meter::new(node.now);
@@ -204,6 +210,9 @@ impl Group {
             member.state = if required { MemberState::Settling(sync) } else { MemberState::Copying(sync) };
         }
         self.cool_later(node);
+        if resets {
+            return self.begin_trail(node, peer);
+        }
         self.step_sync(node, peer);
     }
 
@@ -247,6 +256,9 @@ impl Group {
         }
         let Some(sync) = self.sync(peer).filter(|sync| sync.left.is_empty() && sync.works.is_empty()) else { return };
         let direction = sync.direction;
+        if self.spec.as_ref().is_some_and(|spec| spec.mode(peer) == Mode::Async) {
+            return self.trail_from_here(node, peer);
+        }
         self.confirm_member(node, peer);
         if direction == Direction::Here {
             self.is_continuous = true;
@@ -536,6 +548,7 @@ impl Group {
         let since = match self.verdict {
             Verdict::Member { at } => at.generation,
             Verdict::Stale { since } => since.map_or(Generation(0), |since| since.generation),
+            Verdict::Trailing { at } => before(at).generation,
             _ => return Vec::new(),
         };
         let volumes = self.spec.iter().flat_map(|spec| spec.volumes.keys().copied());

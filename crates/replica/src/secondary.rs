@@ -8,6 +8,7 @@ use crate::group::Group;
 use crate::local::{Act, Job, JobResult, Origin};
 use crate::node::{Node, Purpose};
 use crate::primary::{MemberState, What};
+use crate::spool::Change;
 use crate::verdict::Verdict;
 use crate::wire::{ExtentRun, Frame, JOIN_RUNS_MAX, Message, Refusal, Sequence};
 use pollux_base::record::{GroupSpec, Mode};
@@ -40,7 +41,8 @@ impl Group {
     pub(crate) fn on_frame(&mut self, node: &mut Node, peer: NodeId, session: Session, frame: Frame) {
         // What is asked under a record that is just being made durable here waits until it is (W2).
         let waits = |spec: &GroupSpec| asked_under(&frame.message) == Some(spec.record.stamp);
-        if self.adopting.is_some() && self.spec.as_ref().is_some_and(waits) {
+        let is_adopting = self.adopting.is_some() || self.trailing.adopts();
+        if is_adopting && self.spec.as_ref().is_some_and(waits) {
             return self.hold_early(node, peer, session, frame);
         }
         let Frame { message, checksums, data } = frame;
@@ -67,6 +69,7 @@ impl Group {
                     What::Copy(key) => self.on_copied(node, key),
                     What::Current => self.on_confirmed(node, peer),
                     What::Mend(key) => self.on_mended_there(node, key),
+                    What::TrailReset => self.step_sync(node, peer),
                     _ => {} // ignore_other_answer
                 }
             }
@@ -77,6 +80,34 @@ impl Group {
                 }
             }
             Message::Received { stamp, sequence, .. } => self.on_received(node, peer, stamp, sequence),
+            Message::Trailed { stamp, run, position, .. } => {
+                if self.acting().is_some_and(|spec| spec.record.stamp == stamp) {
+                    self.on_trailed(node, peer, run, position);
+                }
+            }
+            Message::TrailReset { stamp, sequence, run, from, .. } => {
+                let asker = Asker { peer, session, sequence, stamp };
+                if self.admits(node, asker) {
+                    self.on_trail_reset(node, peer, session, sequence, stamp, run, from);
+                }
+            }
+            Message::Trail { stamp, run, point, end, volume, range, is_last, .. } => {
+                let is_inside = match &data {
+                    Some(data) => self.is_inside(volume, range) && data.len() as u64 == range.count.bytes().0,
+                    None => self.blocks(volume).is_some_and(|blocks| {
+                        range.start.0.checked_add(range.count.0).is_some_and(|end| end <= blocks)
+                    }),
+                };
+                if is_inside && self.follows(node, peer, stamp) {
+                    let blocks = data.map(|data| (data, checksums));
+                    self.on_trail(node, run, point, end, Change { volume, range, blocks }, is_last);
+                }
+            }
+            Message::TrailMark { stamp, run, at, .. } => {
+                if self.follows(node, peer, stamp) {
+                    self.on_trail_mark(node, run, at);
+                }
+            }
             Message::ReadData { stamp, sequence, .. } => {
                 let Some(what) = self.answered(peer, stamp, sequence) else { return };
                 match what {
@@ -228,6 +259,12 @@ impl Group {
         if from_primary && self.acting().is_some_and(|spec| spec.record.stamp == stamp) {
             self.send_join(node);
         }
+    }
+
+    /// Whether this replica follows that primary under that record.
+    fn follows(&self, node: &Node, peer: NodeId, stamp: Stamp) -> bool {
+        let acts = self.acting().is_some_and(|spec| spec.record.stamp == stamp && spec.record.primary == peer);
+        acts && self.fit(node).is_ok() && self.is_async(node)
     }
 
     /// Mode `Memory`: changes count as soon as they are here.
@@ -479,7 +516,10 @@ fn asked_under(message: &Message) -> Option<Stamp> {
         | Message::Cool { stamp, .. }
         | Message::StoredAsk { stamp, .. }
         | Message::Verify { stamp, .. }
-        | Message::Current { stamp, .. } => Some(*stamp),
+        | Message::Current { stamp, .. }
+        | Message::TrailReset { stamp, .. }
+        | Message::Trail { stamp, .. }
+        | Message::TrailMark { stamp, .. } => Some(*stamp),
         _ => None,
     }
 }

@@ -16,6 +16,8 @@ pub(crate) enum Verdict {
     Born,
     /// Not in sync: lacks what was written since `since` (`None`: everything).
     Stale { since: Option<Stamp> },
+    /// Not in sync, but a state that the group had, by the record `at`; what changed since that began is compared.
+    Trailing { at: Stamp },
     /// Named in sync, but nothing durable here says that it ever was: the disk was replaced or wiped. It must not count,
     /// or its emptiness would become the truth (W12).
     Empty,
@@ -44,6 +46,17 @@ pub(crate) fn verdict(note: Option<&Note>, spec: &GroupSpec, me: NodeId, discard
         return if discard == Some(own) { Verdict::Discarded { own } } else { Verdict::Diverged { own } };
     }
     let since = note.and_then(|note| note.in_sync_at);
+    let trails = note.and_then(|note| note.trails);
+    // Whoever trails and is not promoted may hold what a promotion of another gave up.
+    if let Some(at) = trails
+        && !record.in_sync.contains(&me)
+    {
+        return match spec.lineage.contains(at) {
+            true => Verdict::Trailing { at },
+            false if discard == Some(at) => Verdict::Discarded { own: at },
+            false => Verdict::Diverged { own: at },
+        };
+    }
     if !record.in_sync.contains(&me) {
         // A replica that was born and never confirmed holds nothing.
         return Verdict::Stale { since: since.filter(|_| note.is_some_and(|note| !note.born)) };
@@ -56,7 +69,8 @@ pub(crate) fn verdict(note: Option<&Note>, spec: &GroupSpec, me: NodeId, discard
             Verdict::Empty
         }
         Some(note) if note.born => Verdict::Born,
-        Some(note) => match note.in_sync_at.or(note.joined_at) {
+        // Named although it trails: promoted by a human.
+        Some(note) => match note.in_sync_at.or(note.joined_at).or(trails) {
             Some(at) => Verdict::Member { at },
             None => Verdict::Empty,
         },
@@ -98,7 +112,17 @@ mod tests {
     fn note(newest: Stamp, in_sync_at: Option<Stamp>, joined_at: Option<Stamp>) -> Note {
         let offered = BTreeSet::new();
         let primary = NodeId(2);
-        Note { newest, primary, before: None, in_sync_at, joined_at, born: false, offered, whole_in_boot: None }
+        Note {
+            newest,
+            primary,
+            before: None,
+            in_sync_at,
+            joined_at,
+            born: false,
+            offered,
+            whole_in_boot: None,
+            trails: None,
+        }
     }
 
     #[test]
@@ -148,6 +172,22 @@ mod tests {
                 assert_eq!(judge(Some(own)), Verdict::Discarded { own });
             }
         }
+    }
+
+    #[test]
+    fn a_trailing_replica_is_never_a_member_unless_it_is_promoted() {
+        let at = stamp(1, 3);
+        let trailing = |at| Note { trails: Some(at), ..note(at, Some(stamp(1, 2)), None) };
+        let judge = |at, spec: &GroupSpec| verdict(Some(&trailing(at)), spec, ME, None);
+        assert_eq!(judge(at, &spec(stamp(3, 5), &[2])), Verdict::Trailing { at });
+        assert_eq!(judge(stamp(2, 5), &spec(stamp(3, 5), &[2])), Verdict::Diverged { own: stamp(2, 5) });
+        // Promoted: the history was cut back to before what it trails by.
+        let mut promoted = spec(stamp(3, 5), &[1]);
+        promoted.lineage.cut_back_to_before(at);
+        promoted.lineage.push(stamp(3, 5));
+        assert_eq!(judge(at, &promoted), Verdict::Member { at: stamp(1, 2) });
+        promoted.record.in_sync = BTreeSet::from([NodeId(2)]);
+        assert_eq!(judge(at, &promoted), Verdict::Diverged { own: at }, "of another's promotion");
     }
 
     #[test]

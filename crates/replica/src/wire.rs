@@ -262,6 +262,43 @@ pub enum Message {
         sequence: Sequence,
         bad: Vec<BlockRange>,
     },
+    /// To a replica that is about to be compared: it notes that it is no cut (any more), forgets what it has not applied, and
+    /// answers `Done`. If it is to trail, changes after `from` in this run follow.
+    TrailReset {
+        group: GroupId,
+        stamp: Stamp,
+        sequence: Sequence,
+        run: TrailRun,
+        from: TrailPoint,
+    },
+    /// To a trailing replica: a piece of a change (inside one extent), or without data a range that reads as zeros. In the
+    /// order in which changes were acknowledged; `end` is the newest of them, `is_last` the end of a change. Answered by
+    /// `Trailed` when it is durable.
+    Trail {
+        group: GroupId,
+        stamp: Stamp,
+        run: TrailRun,
+        point: TrailPoint,
+        end: TrailPoint,
+        volume: VolumeId,
+        range: BlockRange,
+        is_last: bool,
+    },
+    /// To a trailing replica: having applied what was sent before this, it holds everything of the generations before that
+    /// of `at`, and a prefix of what was acknowledged since: it is a cut.
+    TrailMark {
+        group: GroupId,
+        stamp: Stamp,
+        run: TrailRun,
+        at: Stamp,
+    },
+    /// To the primary: everything up to this position is durable here.
+    Trailed {
+        group: GroupId,
+        stamp: Stamp,
+        run: TrailRun,
+        position: u64,
+    },
 }
 
 /// How a replica stands to the record it joins.
@@ -283,6 +320,30 @@ pub enum Standing {
     Failed { reason: String },
     /// It carries no replica of the group, or not any more.
     Absent,
+    /// Not in sync, but a state that the group had: it holds everything of the generations before that of `at`, and in the
+    /// primary's `run` everything up to `position`.
+    Trailing { at: Stamp, run: TrailRun, position: u64 },
+}
+
+/// One run of a primary, within which positions count its acknowledged changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrailRun {
+    /// The record under which it began.
+    pub stamp: Stamp,
+    /// The boot of its machine, and when in it its process began, in nanoseconds.
+    pub boot: u128,
+    pub started: u64,
+}
+
+/// A place in the stream of acknowledged changes of one run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrailPoint {
+    /// Number of the change, from 1.
+    pub position: u64,
+    /// Bytes of all changes up to it.
+    pub bytes: u64,
+    /// When it was acknowledged, since the run began.
+    pub ms: u64,
 }
 
 /// Why something was refused.

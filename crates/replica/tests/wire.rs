@@ -35,6 +35,8 @@ fn bytes_of(frame: &Frame) -> Vec<u8> {
 fn messages() -> Vec<Message> {
     let (group, stamp, sequence, volume) = (GROUP, stamp(2, 300), Sequence(77), VOLUME);
     let range = range(1, 2);
+    let trail = TrailRun { stamp, boot: 3, started: 4 };
+    let point = TrailPoint { position: 9, bytes: 8192, ms: 5 };
     let spec = GroupSpec {
         group,
         replicas: BTreeSet::from([NodeId(1), NodeId(2)]),
@@ -58,6 +60,7 @@ fn messages() -> Vec<Message> {
         join(Standing::Diverged { own: stamp }),
         join(Standing::Failed { reason: "x".to_string() }),
         join(Standing::Absent),
+        join(Standing::Trailing { at: stamp, run: trail, position: 9 }),
         Message::Write { group, stamp, sequence, volume, range, fua: true },
         Message::Zero { group, stamp, sequence, volume, range, fua: false },
         Message::Flush { group, stamp, sequence },
@@ -70,6 +73,10 @@ fn messages() -> Vec<Message> {
         Message::Done { group, stamp, sequence },
         Message::Held { group, stamp, sequence },
         Message::Received { group, stamp, sequence },
+        Message::TrailReset { group, stamp, sequence, run: trail, from: point },
+        Message::Trail { group, stamp, run: trail, point, end: point, volume, range, is_last: true },
+        Message::TrailMark { group, stamp, run: trail, at: stamp },
+        Message::Trailed { group, stamp, run: trail, position: 9 },
         Message::Refused { group, stamp, sequence, why: Refusal::Corrupt },
         Message::StoredAsk { group, stamp, sequence },
         Message::Stored { group, stamp, sequence, extents: vec![(volume, vec![run])] },
@@ -128,8 +135,8 @@ fn whatever_is_encoded_is_decoded_in_any_split() {
     let data = blocks(3, 4);
     let mut frames: Vec<Frame> = messages().into_iter().map(Frame::bare).collect();
     let checksums = BlockChecksum::of_all(data.as_slice());
-    frames.push(Frame { message: messages()[11].clone(), checksums: checksums.clone(), data: Some(data) });
-    frames.push(Frame { message: messages()[16].clone(), checksums, data: None });
+    frames.push(Frame { message: messages()[12].clone(), checksums: checksums.clone(), data: Some(data) });
+    frames.push(Frame { message: messages()[17].clone(), checksums, data: None });
     let bytes: Vec<u8> = frames.iter().flat_map(bytes_of).collect();
     for _ in 0..50 {
         let mut decoder = Decoder::new();

@@ -224,7 +224,7 @@ impl Node {
         self.order(&Order::ReportAll)?;
         let is_it = |report: &Report| matches!(report, Report::Group(report) if is_wanted(&report.state));
         match self.wait_for("the wanted state", is_it)? {
-            Report::Group(report) => Ok(report),
+            Report::Group(report) => Ok(*report),
             _ => Err("only group reports were wanted".into()),
         }
     }

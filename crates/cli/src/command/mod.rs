@@ -2,6 +2,7 @@
 
 pub mod console;
 pub mod event;
+pub mod group;
 pub mod image;
 pub mod node;
 pub mod pool;

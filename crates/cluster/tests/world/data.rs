@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 impl World {
     /// What a data plane says of a group that it was told of.
     pub(super) fn report(&self, node: NodeId, spec: &GroupSpec) -> Report {
-        Report::Group(GroupReport {
+        Report::Group(Box::new(GroupReport {
             group: spec.group,
             stamp: Some(spec.record.stamp),
             state: if spec.record.primary == node { ReplicaState::Serving } else { ReplicaState::Secondary },
@@ -20,7 +20,9 @@ impl World {
             scrub: None,
             findings: Vec::new(),
             connected: BTreeSet::new(),
-        })
+            lag: BTreeMap::new(),
+            is_slowed: false,
+        }))
     }
 
     /// The data plane of a primary: loses a dead peer, and finds a living one up to date after a second.

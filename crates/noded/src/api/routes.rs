@@ -85,7 +85,7 @@ impl Api {
     }
 
     /// Looks at the core.
-    async fn look<T: Send + 'static>(
+    pub(super) async fn look<T: Send + 'static>(
         &self,
         look: impl FnOnce(&Cluster, &Frame) -> T + Send + 'static,
     ) -> Result<T, Refused> {
@@ -93,7 +93,7 @@ impl Api {
         Ok(self.core.ask(move |cluster| look(cluster, &frame)).await?)
     }
 
-    async fn id<T: Send + 'static>(
+    pub(super) async fn id<T: Send + 'static>(
         &self,
         kind: &'static str,
         name: String,
@@ -108,7 +108,7 @@ impl Api {
             )
         })
     }
-    async fn node_id(&self, name: String) -> Result<NodeId, Refused> {
+    pub(super) async fn node_id(&self, name: String) -> Result<NodeId, Refused> {
         self.id("node", name, |cluster, name| {
             let state = cluster.state();
             state.node_named(name).or_else(|| number(name).map(NodeId).filter(|id| state.nodes.contains_key(id)))
@@ -141,7 +141,7 @@ impl Api {
     }
 
     /// Has a change committed, and a task that watches its goal.
-    async fn change(&self, action: &str, subject: &str, change: Change, goal: Goal) -> Taken {
+    pub(super) async fn change(&self, action: &str, subject: &str, change: Change, goal: Goal) -> Taken {
         self.core.change(change).await?;
         let task = self.tasks.watch(action, subject, None, goal)?;
         Ok(accepted(task, None))
@@ -167,7 +167,7 @@ impl Api {
     }
 }
 
-fn number(text: &str) -> Option<u64> {
+pub(super) fn number(text: &str) -> Option<u64> {
     text.parse().ok()
 }
 
@@ -175,9 +175,9 @@ fn accepted(task: String, id: Option<u64>) -> (StatusCode, Json<Accepted>) {
     (StatusCode::ACCEPTED, Json(Accepted { task, id }))
 }
 
-type Taken = Result<(StatusCode, Json<Accepted>), Refused>;
-type Shown<T> = Result<Json<T>, Refused>;
-type In = State<Arc<Api>>;
+pub(super) type Taken = Result<(StatusCode, Json<Accepted>), Refused>;
+pub(super) type Shown<T> = Result<Json<T>, Refused>;
+pub(super) type In = State<Arc<Api>>;
 
 pub fn router(api: Arc<Api>) -> Router {
     let peers = Router::new()
@@ -207,6 +207,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/images", get(images_list).post(upload_image))
         .route("/v1/images/{image}", get(image).delete(delete_image))
         .route("/v1/groups", get(groups))
+        .merge(super::groups::routes())
         .route("/v1/pools", get(pools))
         .route("/v1/pools/{node}", get(pool))
         .route("/v1/events", get(events))
@@ -570,6 +571,6 @@ async fn witness(State(api): In) -> Shown<Option<resource::Witness>> {
     Ok(Json(api.look(view::witness).await?))
 }
 
-fn shown<T>(found: Option<T>) -> Shown<T> {
+pub(super) fn shown<T>(found: Option<T>) -> Shown<T> {
     found.map(Json).ok_or_else(|| Refused(ApiError::new(ErrorCode::NotFound, "it was deleted meanwhile")))
 }

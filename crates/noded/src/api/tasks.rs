@@ -6,6 +6,7 @@
 use super::view;
 use crate::core::{Core, unix_ms};
 use pollux_api::{ApiError, ErrorCode, Task, TaskState};
+use pollux_base::record::Mode;
 use pollux_base::{GroupId, ImageId, NodeId, VmId, VolumeId};
 use pollux_cluster::Cluster;
 use pollux_cluster::entry::{NodePhase, VmPhase};
@@ -39,6 +40,10 @@ pub enum Goal {
     ImageGone(ImageId),
     /// A scrub of this number.
     Scrubbed(GroupId, u64),
+    /// The replica is in sync, or trails.
+    ReplicaIsThere(GroupId, NodeId),
+    /// The replica is on the second node and not on the first any more.
+    ReplicaMoved(GroupId, NodeId, NodeId),
     /// A node that a human says is down.
     NodeDown(NodeId),
 }
@@ -95,6 +100,20 @@ pub fn progress(goal: Goal, cluster: &Cluster) -> Progress {
                 Some(last) if last.report.id >= id => Done(view::scrub_result_text(state, last)),
                 _ => Waiting(view::scrub_text(cluster, group).unwrap_or_else(|| "it begins".into())),
             },
+        },
+        Goal::ReplicaIsThere(id, node) => match state.groups.get(&id) {
+            None => Failed("it was deleted".into()),
+            Some(group) if !group.replicas.contains(&node) => Failed("it was removed meanwhile".into()),
+            Some(group) if group.record.in_sync.contains(&node) => Done("is in sync".into()),
+            // How far it is only its primary knows.
+            Some(group) if group.mode(node) == Mode::Async => Done("is being brought up to date, then trails".into()),
+            Some(_) => Waiting(format!("{} is being brought up to date", state.node_name(node))),
+        },
+        Goal::ReplicaMoved(id, from, to) => match state.groups.get(&id) {
+            None => Failed("it was deleted".into()),
+            Some(group) if !group.replicas.contains(&from) => Done("has moved".into()),
+            Some(group) if group.moving.is_none() => Failed("it was cancelled".into()),
+            Some(_) => Waiting(format!("{} is being brought up to date", state.node_name(to))),
         },
         Goal::NodeDown(node) => match state.nodes.get(&node).map(|node| node.phase) {
             Some(NodePhase::Fenced) | None => Done("is down; its VMs restart elsewhere".into()),

@@ -8,6 +8,7 @@ use pollux_api::{GroupKind, GroupState, NodeState, PoolState, Protection, Subjec
 use pollux_base::config::{NbdTls, NodeConfig};
 use pollux_base::order::{FreezeReason, GroupReport, PathReport, PathState, ReplicaState};
 use pollux_base::pool::{PoolLevel, PoolReport};
+use pollux_base::record::{AtBound, Mode};
 use pollux_base::{GroupId, ImageId, NodeId, VmId, VolumeId};
 use pollux_cluster::entry::{NodePhase, Subject, VmPhase, Wanted};
 use pollux_cluster::scrubs::ScrubDone;
@@ -199,6 +200,19 @@ pub fn group(cluster: &Cluster, here: NodeId, id: GroupId) -> Option<api::Group>
         primary: state.node_name(group.record.primary),
         in_sync: names(&group.record.in_sync),
         replicas: names(&group.replicas),
+        modes: group.replicas.iter().map(|node| mode(group.mode(*node))).collect(),
+        lag: lag(state, group, report),
+        lag_bound: api::LagBound {
+            bytes: group.lag.bytes.0,
+            seconds: group.lag.ms / 1000,
+            at_bound: match group.lag.at_bound {
+                AtBound::Slow => api::AtBound::Slow,
+                AtBound::Drop => api::AtBound::Drop,
+            },
+        },
+        moving: group
+            .moving
+            .map(|moving| api::Moving { from: state.node_name(moving.from), to: state.node_name(moving.to) }),
         volumes: group.volumes.keys().map(|volume| volume.0).collect(),
         used_bytes: report.map(|report| report.used_bytes),
     })
@@ -246,6 +260,27 @@ pub fn scrub_result_text(state: &State, done: &ScrubDone) -> String {
     state.scrubbed_text(&done.report)
 }
 
+fn mode(mode: Mode) -> api::Mode {
+    match mode {
+        Mode::Sync => api::Mode::Sync,
+        Mode::Memory => api::Mode::Memory,
+        Mode::Async => api::Mode::Async,
+    }
+}
+
+/// Of replicas that trail now, as the primary or the replica itself says.
+fn lag(state: &State, group: &Group, report: Option<&GroupReport>) -> Vec<api::Lag> {
+    let lags = report.into_iter().flat_map(|report| report.lag.iter().map(move |(node, lag)| (report, node, lag)));
+    lags.filter(|(report, node, _)| group.mode(**node) == Mode::Async && !report.resync.contains_key(node))
+        .map(|(report, node, lag)| api::Lag {
+            node: state.node_name(*node),
+            bytes: lag.bytes,
+            ms: lag.ms,
+            slows: report.is_slowed,
+        })
+        .collect()
+}
+
 fn owner(state: &State, group: &Group) -> (GroupKind, String) {
     match group.owner {
         Owner::Vm(id) => (GroupKind::Vm, state.vms.get(&id).map_or_else(|| id.to_string(), |vm| vm.spec.name.clone())),
@@ -266,8 +301,16 @@ fn group_state(
     here: NodeId,
 ) -> (GroupState, Option<String>) {
     let name = |node: NodeId| state.node_name(node);
-    let missing: Vec<String> = group.replicas.difference(&group.record.in_sync).map(|node| name(*node)).collect();
+    let trails = |node: &NodeId| group.modes.get(node) == Some(&Mode::Async);
+    let missing = group.replicas.difference(&group.record.in_sync).filter(|node| !trails(node));
+    let missing: Vec<String> = missing.map(|node| name(*node)).collect();
     let primary = name(group.record.primary);
+    if !group.replicas.contains(&here) && group.record.primary != here {
+        return match missing.is_empty() {
+            true => (GroupState::Healthy, Some(format!("by the log; {} carries no replica", name(here)))),
+            false => (GroupState::Degraded, Some(format!("no current replica on {}", missing.join(", ")))),
+        };
+    }
     let Some(report) = report else {
         return (GroupState::Degraded, Some(format!("nothing is known of the replica on {}", name(here))));
     };
@@ -284,12 +327,13 @@ fn group_state(
             let targets: Vec<String> = report.resync.keys().map(|node| name(*node)).collect();
             (GroupState::Resyncing, Some(format!("{} is being brought up to date", targets.join(", "))))
         }
+        ReplicaState::Absent => (GroupState::Healthy, None),
         ReplicaState::Stale => {
             let connected = report.connected.contains(&group.record.primary);
             let word = if connected { GroupState::Degraded } else { GroupState::Stale };
             (word, Some(format!("the replica on {} lacks writes; {primary} has them", name(here))))
         }
-        ReplicaState::Serving | ReplicaState::Secondary => {
+        ReplicaState::Serving | ReplicaState::Secondary | ReplicaState::Trailing { .. } => {
             if !missing.is_empty() {
                 (GroupState::Degraded, Some(format!("no current replica on {}", missing.join(", "))))
             } else if is_old {
@@ -501,6 +545,7 @@ mod tests {
             lineage: Lineage::default(),
             discards: BTreeMap::new(),
             scrubs: pollux_cluster::scrubs::Scrubs::default(),
+            moving: None,
         }
     }
 
@@ -516,6 +561,8 @@ mod tests {
             scrub: None,
             findings: Vec::new(),
             connected: connected.iter().copied().collect(),
+            lag: BTreeMap::new(),
+            is_slowed: false,
         }
     }
 

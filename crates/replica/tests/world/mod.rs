@@ -107,6 +107,8 @@ pub struct World {
     /// The control plane acts upon reports.
     pub decides: bool,
     pub replies: BTreeMap<RequestId, Reply>,
+    /// Requests in the order of their answers.
+    pub answered: Vec<RequestId>,
     pub reports: Vec<(Instant, NodeId, Report)>,
     pub disconnects: Vec<(NodeId, String)>,
     /// Bytes of blocks sent between nodes, in all.
@@ -159,6 +161,7 @@ impl World {
             spec,
             decides: true,
             replies: BTreeMap::new(),
+            answered: Vec::new(),
             reports: Vec::new(),
             disconnects: Vec::new(),
             sent_bytes: 0,
@@ -377,6 +380,7 @@ impl World {
                 }
                 Output::Report(report) => self.on_report(node, report),
                 Output::Reply(id, reply) => {
+                    self.answered.push(id);
                     let before = self.replies.insert(id, reply);
                     assert!(before.is_none(), "{id:?} was answered twice");
                 }
@@ -428,7 +432,7 @@ impl World {
         self.reports.push((self.now, node, report.clone()));
         let spec = &self.spec;
         match report {
-            Report::Group(report) => self.machine(node).report = Some(report),
+            Report::Group(report) => self.machine(node).report = Some(*report),
             Report::ReplicaLost { generation, node: lost, .. }
                 if self.decides && generation == spec.record.stamp.generation && node == spec.record.primary =>
             {
@@ -719,6 +723,10 @@ pub fn summary(frame: &Frame) -> String {
         Message::Done { stamp, .. } => format!("done {}", gen_of(stamp)),
         Message::Held { .. } => "held".to_string(),
         Message::Received { .. } => "received".to_string(),
+        Message::TrailReset { from, .. } => format!("reset, from {}", from.position),
+        Message::Trail { point, range, .. } => format!("trail {} {range:?}", point.position),
+        Message::TrailMark { .. } => "cut".to_string(),
+        Message::Trailed { position, .. } => format!("trailed {position}"),
         Message::Refused { why, .. } => format!("refused {why:?}"),
         Message::StoredAsk { .. } => "stored?".to_string(),
         Message::Stored { .. } => "stored!".to_string(),
