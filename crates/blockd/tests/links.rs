@@ -5,7 +5,7 @@ mod relay;
 mod site;
 
 use pollux_base::config::Encryption;
-use pollux_base::order::{GroupReport, PathState};
+use pollux_base::order::PathState;
 use pollux_base::{NodeId, Order, Report, Secret};
 use relay::{BACK, Relay, THERE};
 use site::{GROUP, Node, Outcome, Site, exports, group, key};
@@ -148,7 +148,7 @@ fn assert_undisturbed(node: &mut Node) -> Outcome {
     node.order(&Order::ReportAll)?;
     let report = node.wait_for("the group", |report| {
         assert!(!is_lost(report), "{report:?}");
-        matches!(report, Report::Group(GroupReport { group, .. }) if *group == GROUP)
+        matches!(report, Report::Group(report) if report.group == GROUP)
     })?;
     lost |= is_lost(&report);
     assert!(!lost);

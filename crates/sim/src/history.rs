@@ -161,6 +161,12 @@ pub enum Seen {
         in_sync: bool,
         blocks: BTreeMap<u64, (Value, BlockChecksum)>,
     },
+    /// What a trailing replica would serve if it were promoted now, after a power cut. What is not named reads as zeros.
+    Cut {
+        node: NodeId,
+        group: GroupId,
+        values: BTreeMap<(VolumeId, u64), Value>,
+    },
     /// What the disks of an in-sync replica and of one that is behind say at some moment: extents that differ, and those
     /// that a resync would compare.
     Behind {

@@ -17,6 +17,7 @@ mod node;
 mod operator;
 mod outside;
 mod peek;
+mod promoted;
 pub mod run;
 pub mod sabotage;
 pub mod scenario;

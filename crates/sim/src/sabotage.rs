@@ -21,9 +21,11 @@ pub enum Sabotage {
     WitnessGrantsBoth,
     /// The guard's signals reach nobody.
     GuardDoesNotKill,
+    /// What follows to a trailing replica arrives as zeros now and then.
+    TrailForgets,
 }
 
-pub const ALL: [Sabotage; 8] = [
+pub const ALL: [Sabotage; 9] = [
     Sabotage::AckEarly,
     Sabotage::DiskLies,
     Sabotage::CandidatesForgotten,
@@ -32,6 +34,7 @@ pub const ALL: [Sabotage; 8] = [
     Sabotage::LeaseIgnored,
     Sabotage::WitnessGrantsBoth,
     Sabotage::GuardDoesNotKill,
+    Sabotage::TrailForgets,
 ];
 
 impl Sabotage {
@@ -51,6 +54,14 @@ impl Sabotage {
             Sabotage::ScrubIsBlind => {
                 if let Message::Verified { bad, .. } = &mut frame.message {
                     bad.clear();
+                }
+            }
+            Sabotage::TrailForgets => {
+                if let Message::Trail { point, .. } = &frame.message
+                    && point.position % 7 == 3
+                {
+                    frame.data = None;
+                    frame.checksums.clear();
                 }
             }
             Sabotage::AckEarly

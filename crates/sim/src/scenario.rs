@@ -9,7 +9,10 @@ use crate::node::Process;
 use crate::run::{Scenario, Script};
 use crate::world::{Run, Settings, World};
 use pollux_base::guard::Network;
-use pollux_base::{NodeId, Stamp, VmId};
+use pollux_base::order::ReplicaState;
+use pollux_base::record::Mode;
+use pollux_base::{GroupId, NodeId, Stamp, VmId};
+use pollux_cluster::Change;
 use std::time::Duration;
 
 type Told = fn(&mut World) -> Result<(), String>;
@@ -49,6 +52,8 @@ const SCENARIOS: &[(&str, Has, Told)] = &[
     ("15_bit_rot_is_healed", Has::Witness, bit_rot),
     ("15_scrubs_find_what_rotted_was_lost_or_led_astray", Has::Witness, media_decay),
     ("17_an_old_disk_image_is_put_back", Has::Witness, an_old_image),
+    ("a_trailing_replica_is_a_state_that_was", Has::Witness, a_trailing_replica),
+    ("modes_change_while_things_fail", Has::Witness, modes_change),
     ("both_directions_one_after_the_other", Has::WitnessAndSwitches, both_directions),
 ];
 
@@ -365,6 +370,80 @@ fn a_data_plane_hangs(world: &mut World) -> Result<(), String> {
     world.pass(seconds(8));
     world.expect_within(seconds(30), "all is well again", |world| crate::run::is_healthy(world).is_ok())?;
     world.expect_same_run(run)
+}
+
+/// Has the mode of the replica on the node changed, and waits until the log says so.
+fn set_mode(world: &mut World, asked: NodeId, node: NodeId, mode: Mode) -> Result<GroupId, String> {
+    let vm = world.vm().ok_or("no VM runs")?;
+    let state = world.nodes[&asked].noded.as_ref().map(|noded| noded.core.state()).ok_or("noded is away")?;
+    let group = state.vms.get(&vm).ok_or("the VM is gone")?.group;
+    let (request, unix_ms) = (world.number(), world.unix_ms(asked));
+    let change = Box::new(Change::SetMode { group, nodes: [node].into(), mode });
+    world.tell_core(asked, Duration::ZERO, pollux_cluster::Input::Request { request, unix_ms, change });
+    world.expect_within(seconds(5), "the mode is changed", |world| {
+        let noded = world.nodes[&asked].noded.as_ref();
+        noded.is_some_and(|noded| noded.core.state().groups.get(&group).is_some_and(|group| group.mode(node) == mode))
+    })?;
+    Ok(group)
+}
+
+/// Whatever happens to it, what a promotion would serve is a prefix; and it holds nobody up.
+fn a_trailing_replica(world: &mut World) -> Result<(), String> {
+    let ((a, b), run) = (world.runner()?, world.last_run()?);
+    let group = set_mode(world, a, b, Mode::Async)?;
+    let mut cuts = 0;
+    for round in 0..12u64 {
+        match round % 4 {
+            0 => {}
+            1 => world.cut(&[STORAGE], b, a),
+            2 => {
+                let restart_after = Duration::from_millis(200);
+                world.on_fault(Fault::Kill { node: b, process: Process::Blockd, restart_after });
+            }
+            _ => {
+                let length = Duration::from_millis(300);
+                world.on_fault(Fault::Stop { node: b, process: Process::Blockd, length });
+            }
+        }
+        for _ in 0..6 {
+            let pause = world.between(Duration::from_micros(100), Duration::from_millis(80));
+            world.pass(pause);
+            cuts += u32::from(world.look_at_cut(b, group));
+        }
+        if round % 4 == 1 {
+            world.on_fault(Fault::Join { network: STORAGE, from: a, to: b });
+            world.on_fault(Fault::Join { network: STORAGE, from: b, to: a });
+        }
+        world.expect_io(a, seconds(8))?;
+    }
+    world.expect_within(seconds(20), "it trails again", |world| {
+        let noded = world.nodes[&b].noded.as_ref();
+        let mut reports = noded.into_iter().flat_map(|noded| noded.core.group_reports());
+        reports.any(|report| report.group == group && matches!(report.state, ReplicaState::Trailing { .. }))
+    })?;
+    world.pass(seconds(1));
+    cuts += u32::from(world.look_at_cut(b, group));
+    world.expect_same_run(run)?;
+    if cuts < 10 {
+        return Err(format!("it was a cut only {cuts} times"));
+    }
+    set_mode(world, a, b, Mode::Sync)?;
+    world.expect_within(seconds(30), "all is in sync again", |world| crate::run::is_healthy(world).is_ok())
+}
+
+fn modes_change(world: &mut World) -> Result<(), String> {
+    let (a, b) = world.runner()?;
+    for (round, mode) in [Mode::Memory, Mode::Async, Mode::Sync, Mode::Memory, Mode::Sync].into_iter().enumerate() {
+        set_mode(world, a, b, mode)?;
+        let pause = world.between(Duration::ZERO, Duration::from_millis(700));
+        world.pass(pause);
+        let restart_after = Duration::from_millis(200);
+        let process = if round % 2 == 0 { Process::Blockd } else { Process::Noded };
+        world.on_fault(Fault::Kill { node: b, process, restart_after });
+        world.expect_io(a, seconds(8))?;
+        world.pass(seconds(4));
+    }
+    world.expect_within(seconds(30), "all is in sync again", |world| crate::run::is_healthy(world).is_ok())
 }
 
 fn an_old_image(world: &mut World) -> Result<(), String> {
