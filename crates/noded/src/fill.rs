@@ -84,7 +84,9 @@ fn remote(address: &SocketAddr, export: &str, is_tls: bool) -> String {
     }
     let server =
         serde_json::json!({ "type": "inet", "host": address.ip().to_string(), "port": address.port().to_string() });
-    format!("json:{}", serde_json::json!({ "driver": "nbd", "server": server, "export": export, "tls-creds": "tls" }))
+    let file = serde_json::json!({ "driver": "nbd", "server": server, "export": export, "tls-creds": "tls" });
+    // With the format in it, because `-f raw` beside it names the outermost driver.
+    format!("json:{}", serde_json::json!({ "driver": "raw", "file": file }))
 }
 
 /// Lays out this node's certificates as QEMU looks for them.
@@ -196,6 +198,23 @@ mod tests {
         ] {
             assert!(accept(text.as_bytes()).is_err(), "{text}");
         }
+    }
+
+    /// QEMU itself says whether it takes the words: what it misses is only the certificates.
+    #[test]
+    fn qemu_understands_where_another_nodes_volume_is() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let from = remote(&free.expect("a free port"), "image/debian 12", true);
+        let folder = tempfile::tempdir().expect("a folder");
+        let output = std::process::Command::new("qemu-img")
+            .args(["convert", "-n", "-O", "raw", "-f", "raw", "--object"])
+            .arg("secret,id=other,data=x")
+            .args([from.as_str(), "/dev/null"])
+            .current_dir(folder.path())
+            .output()
+            .expect("qemu-img runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("No TLS credentials with id 'tls'"), "{said}");
     }
 
     #[test]
