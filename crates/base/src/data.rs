@@ -173,7 +173,7 @@ mod tests {
         assert_eq!(second.slice(0..1).as_slice(), &[7]);
         let data = data.reclaim().err().expect("a part of it is still held");
         drop(second);
-        assert_eq!(data.reclaim().ok().expect("nobody else holds it").as_slice().len(), 3 * ALIGNMENT);
+        assert_eq!(data.reclaim().expect("nobody else holds it").as_slice().len(), 3 * ALIGNMENT);
     }
 
     #[test]

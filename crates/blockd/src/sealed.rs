@@ -135,14 +135,11 @@ impl Sealer {
     }
 
     fn buffer(&mut self) -> Buffer {
-        while let Some(data) = self.spare.pop_front() {
+        if let Some(data) = self.spare.pop_front() {
             match data.reclaim() {
                 Ok(buffer) => return buffer,
                 // Still being sent; those behind it are younger.
-                Err(data) => {
-                    self.spare.push_front(data);
-                    break;
-                }
+                Err(data) => self.spare.push_front(data),
             }
         }
         Buffer::zeroed(BUFFER_BYTES)

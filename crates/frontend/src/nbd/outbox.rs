@@ -31,7 +31,7 @@ impl Outbox {
         }
         let (mut taken, mut left) = (Vec::new(), len);
         let mut rest = std::mem::take(&mut self.segments).into_iter();
-        while let Some(segment) = rest.next() {
+        for segment in rest.by_ref() {
             if segment.len() <= left {
                 left -= segment.len();
                 taken.push(segment);

@@ -32,6 +32,7 @@ pub(super) struct Channel {
 }
 
 /// What becomes of a frame that has arrived.
+#[expect(clippy::large_enum_variant, reason = "it lives for one match; a box would be an allocation for each frame")]
 pub(super) enum Arrival {
     /// This one, and then what `take_early` gives.
     InOrder(Frame),
