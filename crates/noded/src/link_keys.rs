@@ -127,16 +127,18 @@ impl LinkKeys {
 
 /// Sees to it that there is a fresh key with this peer, until the process ends.
 pub async fn run(peer: NodeId, keys: Arc<LinkKeys>, peers: Arc<Peers>, gate: Arc<Gate>) {
-    let mut is_told = false;
+    let mut told = String::new();
     loop {
         let begins = gate.node < peer || !keys.newest().contains_key(&peer);
         if begins {
             match agree(peer, &keys, &peers, &gate).await {
-                Ok(()) => is_told = false,
+                Ok(()) => told.clear(),
                 Err(error) => {
-                    // A peer that is down is asked for hours.
-                    if !std::mem::replace(&mut is_told, true) {
-                        tracing::warn!(%peer, "no key for replication could be agreed on: {error}");
+                    // A peer that is down is asked for hours; but another reason is news.
+                    let reason = error.to_string();
+                    if told != reason {
+                        tracing::warn!(%peer, "no key for replication could be agreed on: {reason}");
+                        told = reason;
                     }
                     tokio::time::sleep(RETRY).await;
                     continue;
