@@ -4,8 +4,10 @@
 //! tried at another node only when it certainly never reached the first. Every call is bounded in time.
 
 use crate::error::{ApiError, ErrorCode};
-use crate::request::{Accepted, ConfirmDown, CreateVm, CreateVolume, ExportVolume};
-use crate::resource::{ConfirmToken, Event, Group, Image, Node, Pool, Status, Task, TaskState, Vm, Volume, Witness};
+use crate::request::{Accepted, ConfirmDown, CreateSnapshot, CreateVm, CreateVolume, ExportVolume};
+use crate::resource::{
+    ConfirmToken, Event, Group, Image, Node, Pool, Snapshot, Status, Task, TaskState, Vm, Volume, Witness,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io::Read;
@@ -189,6 +191,21 @@ impl Client {
     /// The addresses are in `Volume::uris` once the task is done.
     pub fn export_volume(&self, volume: &str, exported: bool) -> Result<Accepted, ClientError> {
         self.post(&format!("/v1/volumes/{}/export", escape(volume)), &ExportVolume { exported })
+    }
+    pub fn snapshot_vm(&self, vm: &str, name: &str) -> Result<Accepted, ClientError> {
+        self.post(&format!("/v1/vms/{}/snapshot", escape(vm)), &CreateSnapshot { name: name.into() })
+    }
+    pub fn snapshot_volume(&self, volume: &str, name: &str) -> Result<Accepted, ClientError> {
+        self.post(&format!("/v1/volumes/{}/snapshot", escape(volume)), &CreateSnapshot { name: name.into() })
+    }
+    pub fn snapshots(&self) -> Result<Vec<Snapshot>, ClientError> {
+        self.get("/v1/snapshots")
+    }
+    pub fn snapshot(&self, snapshot: &str) -> Result<Snapshot, ClientError> {
+        self.get(&format!("/v1/snapshots/{}", escape(snapshot)))
+    }
+    pub fn delete_snapshot(&self, snapshot: &str) -> Result<Accepted, ClientError> {
+        self.delete(&format!("/v1/snapshots/{}", escape(snapshot)))
     }
     pub fn images(&self) -> Result<Vec<Image>, ClientError> {
         self.get("/v1/images")

@@ -79,9 +79,15 @@ impl Directory {
     }
 
     fn export(&self, volume: VolumeId) -> Export {
-        let known = self.groups.values().find_map(|spec| Some((spec.record.primary, *spec.volumes.get(&volume)?)));
+        let known = self.groups.values().find_map(|spec| {
+            let frozen = spec.snapshots.volumes().find(|(frozen, _)| *frozen == volume);
+            let size = spec.volumes.get(&volume).copied().or(frozen.map(|(_, frozen)| frozen.size))?;
+            Some((spec.record.primary, size, frozen.is_some()))
+        });
         // Orders come in any order: the group of a volume that has a name is about to be told.
-        let Some((primary, size)) = known else { return Export { volume, size: ByteCount(0), place: Place::Soon } };
+        let Some((primary, size, is_read_only)) = known else {
+            return Export { volume, size: ByteCount(0), is_read_only: false, place: Place::Soon };
+        };
         let place = if self.served.contains(&volume) {
             Place::Here
         } else if primary == self.own {
@@ -90,7 +96,7 @@ impl Directory {
             let unknown = || format!("node {primary} serves it");
             Place::Elsewhere(self.hints.get(&primary).cloned().unwrap_or_else(unknown))
         };
-        Export { volume, size, place }
+        Export { volume, size, is_read_only, place }
     }
 }
 
@@ -122,6 +128,7 @@ mod tests {
             lag: LagBound::default(),
             volumes: BTreeMap::from([(VolumeId(7), ByteCount(1 << 20))]),
             record: GroupRecord { stamp, primary: NodeId(primary), in_sync: both },
+            snapshots: Default::default(),
             lineage: Lineage::default(),
         })
     }

@@ -91,7 +91,7 @@ impl Server {
         let serve = move || {
             let mut clients = Clients::default();
             clients.listen(socket, "test".to_owned(), false);
-            let export = Export { volume: VolumeId(1), size: ByteCount(SIZE), place: Place::Here };
+            let export = Export { volume: VolumeId(1), size: ByteCount(SIZE), is_read_only: false, place: Place::Here };
             let exports = Exports::complete(BTreeMap::from([("disk".to_owned(), export)]));
             let mut reactor = Reactor::new().expect("io_uring works here");
             let mut memory = Memory::default();

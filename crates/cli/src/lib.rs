@@ -14,7 +14,7 @@ pub mod size;
 pub mod table;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use command::{event, image, node, pool, raw, status, task, vm, volume, witness};
+use command::{event, image, node, pool, raw, snapshot, status, task, vm, volume, witness};
 use context::ContextArgs;
 use failure::{Failure, Outcome};
 use output::{Format, Output};
@@ -62,6 +62,9 @@ enum Noun {
     /// Virtual disks
     #[command(subcommand)]
     Volume(volume::VolumeCommand),
+    /// VMs' disks and volumes, frozen in time
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
     /// The space that nodes give to volumes
     #[command(subcommand)]
     Pool(pool::PoolCommand),
@@ -124,6 +127,7 @@ fn run_once(noun: Noun, client: &Arc<Client>, output: &Output) -> Outcome {
         Noun::Node(command) => node::run(command, client, output),
         Noun::Vm(command) => vm::run(command, client, output),
         Noun::Volume(command) => volume::run(command, client, output),
+        Noun::Snapshot(command) => snapshot::run(command, client, output),
         Noun::Pool(command) => pool::run(command, client, output),
         Noun::Image(command) => image::run(command, client, output),
         Noun::Witness(command) => witness::run(command, client, output),
@@ -152,13 +156,15 @@ impl Noun {
     /// Whether it changes nothing and ends at once, so that it may be done again and again.
     fn only_shows(&self) -> bool {
         use command::{
-            image::ImageCommand, node::NodeCommand, task::TaskCommand, vm::VmCommand, volume::VolumeCommand,
+            image::ImageCommand, node::NodeCommand, snapshot::SnapshotCommand, task::TaskCommand, vm::VmCommand,
+            volume::VolumeCommand,
         };
         match self {
             Noun::Status | Noun::Event(_) | Noun::Witness(_) | Noun::Pool(_) => true,
             Noun::Node(command) => matches!(command, NodeCommand::List | NodeCommand::Show { .. }),
             Noun::Vm(command) => matches!(command, VmCommand::List | VmCommand::Show { .. } | VmCommand::Why { .. }),
             Noun::Volume(command) => matches!(command, VolumeCommand::List | VolumeCommand::Show { .. }),
+            Noun::Snapshot(command) => matches!(command, SnapshotCommand::List | SnapshotCommand::Show { .. }),
             Noun::Image(command) => matches!(command, ImageCommand::List | ImageCommand::Show { .. }),
             Noun::Task(command) => matches!(command, TaskCommand::List | TaskCommand::Show { .. }),
             Noun::Api(_) | Noun::Lab(_) => false,

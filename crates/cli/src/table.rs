@@ -1,8 +1,8 @@
 //! Tables of what the API answers. Pure, so that golden files can hold them.
 
-use crate::output::{Table, fields, list, or_dash, time_of_day};
+use crate::output::{Table, fields, list, moment, or_dash, time_of_day};
 use crate::size::show as size;
-use pollux_api::{Event, Group, GroupState, Image, Node, Pool, Status, Task, Vm, Volume, Witness};
+use pollux_api::{Event, Group, GroupState, Image, Node, Pool, Snapshot, Status, Task, Vm, Volume, Witness};
 use std::fmt::Write;
 
 /// The headline, then what it is made of. Each problem is followed by what mends it.
@@ -163,10 +163,36 @@ pub fn volume(volume: &Volume) -> String {
 
 fn owner(volume: &Volume) -> String {
     match (&volume.vm, &volume.image) {
+        _ if volume.snapshot.is_some() => format!("snapshot {}", or_dash(volume.snapshot.as_ref())),
         (Some(vm), _) => format!("vm {vm}"),
         (None, Some(image)) => format!("image {image}"),
         (None, None) => "-".into(),
     }
+}
+
+pub fn snapshots(snapshots: &[Snapshot]) -> String {
+    let mut table = Table::new(&["SNAPSHOT", "STATE", "TAKEN AT", "VOLUMES"]);
+    for snapshot in snapshots {
+        table.row([
+            snapshot.name.clone(),
+            snapshot.state.to_string(),
+            moment(snapshot.unix_ms),
+            list(&snapshot.volumes),
+        ]);
+    }
+    table.to_string()
+}
+
+pub fn snapshot(snapshot: &Snapshot) -> String {
+    fields(&[
+        ("name", snapshot.name.clone()),
+        ("id", snapshot.id.to_string()),
+        ("state", snapshot.state.to_string()),
+        ("of", snapshot.of.clone()),
+        ("taken at", moment(snapshot.unix_ms)),
+        ("group", snapshot.group.to_string()),
+        ("volumes", list(&snapshot.volumes)),
+    ])
 }
 
 pub fn pools(pools: &[Pool]) -> String {

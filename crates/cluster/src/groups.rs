@@ -10,7 +10,7 @@ use crate::state::Owner;
 use pollux_base::order::GroupReport;
 use pollux_base::pool::{PoolLevel, PoolReport};
 use pollux_base::record::GroupSpec;
-use pollux_base::{Epoch, Generation, GroupId, Instant, NodeId, Order, Report, Stamp, VolumeId};
+use pollux_base::{Epoch, Generation, GroupId, Instant, NodeId, Order, Report, SnapshotId, Stamp, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Default)]
@@ -26,6 +26,8 @@ pub(crate) struct Groups {
     lost: BTreeMap<(GroupId, NodeId), (Generation, String)>,
     /// The primary here writes to these too: they may enter the in-sync set.
     current: BTreeMap<(GroupId, NodeId), Generation>,
+    /// Snapshots of which the primary here says how they ended.
+    snapshots: BTreeMap<SnapshotId, Result<(), String>>,
     pub to_discard: BTreeMap<GroupId, Stamp>,
     sent: Sent,
 }
@@ -61,6 +63,7 @@ impl Cluster {
                 // A restarted data plane reports what still holds.
                 self.groups.lost.clear();
                 self.groups.current.clear();
+                self.groups.snapshots.clear();
             }
             Some(Report::Group(report)) => {
                 self.groups.reports.insert(report.group, report);
@@ -72,6 +75,9 @@ impl Cluster {
             Some(Report::ReplicaCurrent { group, generation, node }) => {
                 self.groups.lost.remove(&(group, node));
                 self.groups.current.insert((group, node), generation);
+            }
+            Some(Report::Snapshot { snapshot, result, .. }) => {
+                self.groups.snapshots.insert(snapshot, result);
             }
             Some(Report::PoolFailed { reason }) => self.groups.pool_failure = Some(reason),
             Some(Report::Pool(report)) => self.groups.pool = Some(report),
@@ -96,6 +102,7 @@ impl Cluster {
             self.drop_lost_replicas(now);
             self.add_current_replicas(now);
             self.hand_over_to_data(now);
+            self.end_snapshots(now);
             self.tell_of_pool(now);
         }
         if self.groups.is_connected && self.is_awake {
@@ -189,6 +196,18 @@ impl Cluster {
         }
     }
 
+    /// What the primary here says of snapshots goes to the log, until the log knows.
+    fn end_snapshots(&mut self, now: Instant) {
+        let groups = &self.state.groups;
+        let waits =
+            |id: &SnapshotId| groups.values().any(|g| g.snapshots.untaken().is_some_and(|(other, _)| other == *id));
+        self.groups.snapshots.retain(|id, _| waits(id));
+        for (snapshot, result) in self.groups.snapshots.clone() {
+            let change = Change::SnapshotEnded { snapshot, result };
+            self.propose(now, ("snapshot", snapshot.0, 0), change);
+        }
+    }
+
     /// Each level that this node's pool falls to becomes an event, once until it is well again.
     fn tell_of_pool(&mut self, now: Instant) {
         let Some(pool) = &self.groups.pool else { return };
@@ -276,7 +295,8 @@ impl Cluster {
             let Some(group) = self.state.groups.get(&volume.group) else {
                 continue;
             };
-            let is_offered = volume.exported || !matches!(group.owner, Owner::Volume(_));
+            let is_always = volume.snapshot.is_none() && !matches!(group.owner, Owner::Volume(_));
+            let is_offered = volume.exported || is_always;
             if is_offered && group.replicas.contains(&self.me) {
                 names.insert(volume.name.clone(), *id);
             }

@@ -9,6 +9,8 @@ pub struct Export {
     pub volume: VolumeId,
     /// A multiple of a block.
     pub size: ByteCount,
+    /// Changes are refused, and clients told so in the handshake.
+    pub is_read_only: bool,
     pub place: Place,
 }
 

@@ -16,8 +16,9 @@ const GO: u32 = 7;
 /// `disk` is served here, `away` is not.
 fn exports() -> Exports {
     let size = ByteCount(SIZE);
-    let here = Export { volume: VolumeId(5), size, place: Place::Here };
-    let away = Export { volume: VolumeId(6), size, place: Place::Elsewhere("node `b` at 192.0.2.2:10809".to_owned()) };
+    let here = Export { volume: VolumeId(5), size, is_read_only: false, place: Place::Here };
+    let place = Place::Elsewhere("node `b` at 192.0.2.2:10809".to_owned());
+    let away = Export { volume: VolumeId(6), size, is_read_only: false, place };
     Exports::complete(BTreeMap::from([("disk".to_owned(), here), ("away".to_owned(), away)]))
 }
 
@@ -499,4 +500,26 @@ proptest! {
         };
         prop_assert_eq!(said(split), said(conversation.len()));
     }
+}
+
+#[test]
+fn a_client_of_a_snapshot_is_told_that_it_is_read_only() {
+    let mut client = Client::connected();
+    let frozen = |is_read_only| {
+        let export = Export { volume: VolumeId(5), size: ByteCount(SIZE), is_read_only, place: Place::Here };
+        Exports::complete(BTreeMap::from([("disk".to_owned(), export)]))
+    };
+    for is_read_only in [true, false] {
+        client.exports = frozen(is_read_only);
+        let reply = client.option(6, &go("disk", &[3]));
+        let info = reply.windows(10).find(|bytes| bytes[..2] == [0, 0] && bytes[2..] == SIZE.to_be_bytes());
+        let at = info.map(|info| info.as_ptr() as usize - reply.as_ptr() as usize + 10).expect("an export's size");
+        assert_eq!(reply[at + 1] & 2 != 0, is_read_only);
+    }
+    client.option(GO, &go("disk", &[3]));
+    client.request(1, 0, 0, 4096);
+    client.send(&[7; 4096]);
+    let (slot, _) = client.begun();
+    let reply = client.reply(slot, Reply::Failed(BlockError::ReadOnly));
+    assert_eq!(reply[4..8], 1u32.to_be_bytes(), "EPERM");
 }

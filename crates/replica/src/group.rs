@@ -152,7 +152,9 @@ impl Group {
 
     /// Size of a volume of the group in blocks.
     pub(crate) fn blocks(&self, volume: VolumeId) -> Option<u64> {
-        self.spec.as_ref().and_then(|spec| spec.volumes.get(&volume)).map(|size| size.0 / BLOCK_BYTES)
+        let spec = self.spec.as_ref()?;
+        let frozen = || spec.snapshots.volumes().find(|(frozen, _)| *frozen == volume).map(|(_, frozen)| frozen.size);
+        spec.volumes.get(&volume).copied().or_else(frozen).map(|size| size.0 / BLOCK_BYTES)
     }
 
     /// Takes a record, from the log by an order or from a peer. `by_order` decides which of two texts of one stamp holds.
@@ -173,7 +175,11 @@ impl Group {
                     if !by_order {
                         spec.replicas = have.replicas.clone();
                     }
-                    if spec.volumes == have.volumes && spec.replicas == have.replicas {
+                    if spec.snapshots.revision < have.snapshots.revision {
+                        spec.snapshots = have.snapshots.clone();
+                    }
+                    let is_same = spec.volumes == have.volumes && spec.replicas == have.replicas;
+                    if is_same && spec.snapshots == have.snapshots {
                         if self.discard.is_none() {
                             return;
                         }
@@ -273,9 +279,7 @@ impl Group {
         }
         let mut ops = Vec::new();
         if is_member || matches!(judged, Verdict::Stale { .. } | Verdict::Empty) {
-            for (volume, size) in &spec.volumes {
-                ops.push(StoreOp::Create { volume: *volume, group: self.id, size: *size });
-            }
+            ops = self.shape_ops(node, is_member);
         }
         if is_member {
             ops.push(StoreOp::Remark { group: self.id, generation: stamp.generation });
@@ -350,6 +354,9 @@ impl Group {
         self.note = Some(adopting.note);
         self.adopted = Some(spec.record.stamp);
         self.discard = None;
+        for volume in self.deleted_snapshots(node) {
+            node.request(self.id, Purpose::Background, StoreOp::Delete { volume });
+        }
         // First of all: what is asked under this record finds it known.
         let peers: Vec<NodeId> = node.links.keys().copied().collect();
         for peer in peers {
@@ -408,7 +415,9 @@ impl Group {
     /// Which volumes front ends may offer here: those of which this node is primary, frozen or not.
     pub(crate) fn update_served(&mut self, node: &mut Node) {
         let wanted: BTreeSet<VolumeId> = match &self.spec {
-            Some(spec) if spec.record.primary == node.me => spec.volumes.keys().copied().collect(),
+            Some(spec) if spec.record.primary == node.me => {
+                self.ordered_volumes().into_iter().map(|(volume, _)| volume).collect()
+            }
             _ => BTreeSet::new(),
         };
         for volume in self.served.symmetric_difference(&wanted) {
@@ -454,7 +463,7 @@ impl Group {
     pub(crate) fn wake(&self, node: &Node) -> Option<Instant> {
         let adopting = self.adopting.as_ref().and_then(|adopting| adopting.retry);
         let primary = self.primary.as_ref().and_then(|_| self.wake_as_primary(node));
-        [adopting, self.full_retry, primary, self.report_due(node)].into_iter().flatten().min()
+        [adopting, self.full_retry, primary, self.snapshot_wake(), self.report_due(node)].into_iter().flatten().min()
     }
 
     /// Invariants, asserted by tests and debug builds after every step.
@@ -479,5 +488,8 @@ impl Group {
 fn is_plausible(spec: &GroupSpec) -> bool {
     let record = &spec.record;
     let sizes = |size: &ByteCount| size.0 <= VOLUME_BYTES_MAX && size.0.is_multiple_of(BLOCK_BYTES);
-    !record.in_sync.is_empty() && spec.lineage.contains(record.stamp) && spec.volumes.values().all(sizes)
+    !record.in_sync.is_empty()
+        && spec.lineage.contains(record.stamp)
+        && spec.volumes.values().all(sizes)
+        && spec.snapshots.volumes().all(|(_, frozen)| sizes(&frozen.size) && spec.volumes.contains_key(&frozen.of))
 }

@@ -23,6 +23,7 @@ mod requests;
 mod resync;
 mod scrub;
 mod secondary;
+mod snapshot;
 mod space;
 mod verdict;
 pub mod wire;

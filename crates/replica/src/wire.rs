@@ -216,6 +216,14 @@ pub enum Message {
         sequence: Sequence,
         bad: Vec<BlockRange>,
     },
+    /// The receiver freezes each volume under the second name. It has flushed what it holds, and nothing was written since.
+    /// Answered by `Done` when that is durable; asked again it answers at once.
+    Snapshot {
+        group: GroupId,
+        stamp: Stamp,
+        sequence: Sequence,
+        of: Vec<(VolumeId, VolumeId)>,
+    },
 }
 
 /// How a replica stands to the record it joins.
@@ -248,6 +256,8 @@ pub enum Refusal {
     Unfit,
     /// The blocks here do not match their checksums.
     Corrupt,
+    /// There is no room here for what was asked, and waiting would not help.
+    NoRoom,
     /// The range is outside the volume or the message contradicts itself.
     Invalid,
 }

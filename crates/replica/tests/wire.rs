@@ -34,6 +34,7 @@ fn messages() -> Vec<Message> {
         lag: LagBound::default(),
         volumes: BTreeMap::from([(volume, ByteCount(8192))]),
         record: GroupRecord { stamp, primary: NodeId(1), in_sync: BTreeSet::from([NodeId(1)]) },
+        snapshots: Default::default(),
         lineage: Lineage(BTreeMap::from([(stamp.epoch, stamp.generation)])),
     };
     let run = ExtentRun { start: ExtentIndex(3), count: 2 };

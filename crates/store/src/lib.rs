@@ -59,37 +59,75 @@ pub enum StoreOp {
     /// Makes the volume known, or grows it. Ends in `Done` when durable. The same again changes nothing; a smaller size
     /// neither. `OutOfRange`: a size of zero, beyond `VOLUME_BYTES_MAX`, or not a multiple of a block. `Full`: the catalog
     /// is full.
-    Create { volume: VolumeId, group: GroupId, size: ByteCount },
+    Create {
+        volume: VolumeId,
+        group: GroupId,
+        size: ByteCount,
+    },
     /// Erases the volume; its space is free when this ends.
-    Delete { volume: VolumeId },
+    Delete {
+        volume: VolumeId,
+    },
+    Snapshot {
+        of: Vec<(VolumeId, VolumeId)>,
+    },
     /// Keeps a small text of the caller (at most `NOTE_BYTES_MAX`) for a group, durable when this ends. `None` erases it.
     /// `Full`: the catalog is full.
-    PutNote { group: GroupId, note: Option<Vec<u8>> },
+    PutNote {
+        group: GroupId,
+        note: Option<Vec<u8>>,
+    },
     /// W7: marks the extents hot under `generation` durably, allocating nothing yet. Ends in `Done` when every one of
     /// them is hot with at least this generation on disk. Must precede `Write`, and `Zero` of what is allocated
     /// (asserted). Beyond `HOT_EXTENTS_MAX` it waits. Calls off a cooling that is under way.
-    Heat { volume: VolumeId, extents: Vec<ExtentIndex>, generation: Generation },
+    Heat {
+        volume: VolumeId,
+        extents: Vec<ExtentIndex>,
+        generation: Generation,
+    },
     /// The caller states that the extents hold the same on every in-sync replica and that nothing is in flight: their
     /// derived metadata is written and the mark taken back, in the background. Ends in `Done` when cold on disk. An
     /// extent that is written to again meanwhile stays hot.
-    Cool { volume: VolumeId, extents: Vec<ExtentIndex> },
+    Cool {
+        volume: VolumeId,
+        extents: Vec<ExtentIndex>,
+    },
     /// Raises the generation of every hot extent of the group to `generation`, durably. Part of adopting a new record.
-    Remark { group: GroupId, generation: Generation },
+    Remark {
+        group: GroupId,
+        generation: Generation,
+    },
     /// Every replica of the group is in sync: extents that hold nothing but were kept to tell of their change are freed.
-    Reap { group: GroupId },
+    Reap {
+        group: GroupId,
+    },
     /// Reads and verifies. Ends in `Read`. Blocks never written are zeros with `BlockChecksum::ZERO`. A read waits for
     /// earlier writes that it overlaps. Spots of the medium that cannot be read are `Corrupt`, like those that read wrong.
-    Read { volume: VolumeId, range: BlockRange },
+    Read {
+        volume: VolumeId,
+        range: BlockRange,
+    },
     /// `checksums` has one entry per block, none ZERO. Ends in `Done` when on disk (not flushed). The caller never has
     /// two writes to the same block under way.
-    Write { volume: VolumeId, range: BlockRange, data: Data, checksums: Vec<BlockChecksum> },
+    Write {
+        volume: VolumeId,
+        range: BlockRange,
+        data: Data,
+        checksums: Vec<BlockChecksum>,
+    },
     /// The range reads as zeros. Ends in `Done` when recorded (not flushed).
-    Zero { volume: VolumeId, range: BlockRange },
+    Zero {
+        volume: VolumeId,
+        range: BlockRange,
+    },
     /// Everything that ended before this was asked survives a power cut.
     Flush,
     /// Stored checksums of a whole extent, for comparing replicas. Ends in `Checksums`; `LOST_CHECKSUM` stands for one
     /// that is damaged itself.
-    Checksums { volume: VolumeId, extent: ExtentIndex },
+    Checksums {
+        volume: VolumeId,
+        extent: ExtentIndex,
+    },
 }
 
 /// Largest note, in bytes.

@@ -215,6 +215,7 @@ impl Pool {
         }
         let begun = match op {
             StoreOp::Create { volume, group, size } => self.begin_create(id, volume, group, size),
+            StoreOp::Snapshot { .. } => Err(StoreError::Full),
             StoreOp::Delete { volume } => self.begin_delete(id, volume),
             StoreOp::PutNote { group, note } => self.begin_note(id, group, note),
             StoreOp::Heat { volume, extents, generation } => self.begin_heat(id, volume, &extents, generation),

@@ -282,6 +282,7 @@ pub fn group(generation: u64, primary: u64, in_sync: &[u64]) -> Order {
         replicas: BTreeSet::from([NodeId(1), NodeId(2)]),
         modes: BTreeMap::new(),
         lag: LagBound::default(),
+        snapshots: Default::default(),
         volumes: BTreeMap::from([(VOLUME, ByteCount(VOLUME_SIZE))]),
         record: GroupRecord {
             stamp,

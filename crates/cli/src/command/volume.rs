@@ -35,6 +35,13 @@ pub enum VolumeCommand {
         #[arg(long, conflicts_with = "nbd")]
         off: bool,
     },
+    /// Freeze it at one point of the stream of writes, as VOLUME@NAME, which can be exported
+    Snapshot {
+        volume: String,
+        name: String,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
     /// Delete a volume for good
     Delete {
         volume: String,
@@ -52,6 +59,10 @@ pub fn run(command: VolumeCommand, client: &Client, output: &Output) -> Outcome 
         VolumeCommand::List => output.show(&client.volumes().map_err(from_client)?, |volumes| table::volumes(volumes)),
         VolumeCommand::Show { volume } => output.show(&client.volume(&volume).map_err(from_client)?, table::volume),
         VolumeCommand::Export { volume, nbd, off: _ } => export(client, output, &volume, nbd),
+        VolumeCommand::Snapshot { volume, name, wait } => {
+            let done = format!("snapshot {volume}@{name} is taken");
+            wait.finish(client, output, client.snapshot_volume(&volume, &name), &done)
+        }
         VolumeCommand::Delete { volume, wait } => {
             output.confirm(&format!("This deletes volume {volume} for good."))?;
             wait.finish(client, output, client.delete_volume(&volume), &format!("volume {volume} is deleted"))

@@ -95,7 +95,7 @@ impl Handshake {
         match find(data, exports, may_wait) {
             Ok((name, export)) => {
                 out.u64(export.size.0);
-                out.u16(self.transmission_flags());
+                out.u16(self.transmission_flags(export));
                 if !self.no_zeroes {
                     out.bytes(&[0; 124]);
                 }
@@ -128,7 +128,7 @@ impl Handshake {
         }
         let mut info = INFO_EXPORT.to_be_bytes().to_vec();
         info.extend_from_slice(&export.size.0.to_be_bytes());
-        info.extend_from_slice(&self.transmission_flags().to_be_bytes());
+        info.extend_from_slice(&self.transmission_flags(export).to_be_bytes());
         reply(out, option, REP_INFO, &info);
         reply(out, option, REP_ACK, &[]);
         if option == OPT_GO { Outcome::Transmit(self.agree(name, export)) } else { Outcome::Haggle }
@@ -176,7 +176,7 @@ impl Handshake {
         Outcome::Haggle
     }
 
-    fn transmission_flags(&self) -> u16 {
+    fn transmission_flags(&self, export: &Export) -> u16 {
         let always = TRANSMISSION_HAS_FLAGS
             | TRANSMISSION_SEND_FLUSH
             | TRANSMISSION_SEND_FUA
@@ -185,7 +185,9 @@ impl Handshake {
             | TRANSMISSION_CAN_MULTI_CONN;
         // Reads are always answered in one piece, so "do not fragment" costs nothing; but the flag is only legal with
         // structured replies.
-        if self.structured { always | TRANSMISSION_SEND_DF } else { always }
+        let fragments = if self.structured { TRANSMISSION_SEND_DF } else { 0 };
+        let read_only = if export.is_read_only { TRANSMISSION_READ_ONLY } else { 0 };
+        always | fragments | read_only
     }
 
     fn agree(&self, name: &str, export: &Export) -> Agreement {

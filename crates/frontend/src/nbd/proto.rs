@@ -35,6 +35,7 @@ pub const INFO_EXPORT: u16 = 0;
 pub const INFO_BLOCK_SIZE: u16 = 3;
 
 pub const TRANSMISSION_HAS_FLAGS: u16 = 1 << 0;
+pub const TRANSMISSION_READ_ONLY: u16 = 1 << 1;
 pub const TRANSMISSION_SEND_FLUSH: u16 = 1 << 2;
 pub const TRANSMISSION_SEND_FUA: u16 = 1 << 3;
 pub const TRANSMISSION_SEND_TRIM: u16 = 1 << 5;
@@ -63,6 +64,7 @@ pub const REPLY_TYPE_ERROR: u16 = 1 << 15 | 1;
 pub const STATE_HOLE: u32 = 1 << 0;
 pub const STATE_ZERO: u32 = 1 << 1;
 
+pub const EPERM: u32 = 1;
 pub const EIO: u32 = 5;
 pub const EINVAL: u32 = 22;
 pub const ENOSPC: u32 = 28;
