@@ -120,7 +120,12 @@ impl Scenario {
                 world.lead_astray(node);
             }
             let before = world.scrubs();
-            world.want_scrubs();
+            // As a person does who is refused because a takeover is under way: ask again.
+            let asks_end = world.now + HEALED_WITHIN;
+            while world.failure.is_none() && world.now < asks_end && !world.are_scrubs_wanted(&before) {
+                world.want_scrubs();
+                world.run_until(world.now + Duration::from_secs(2));
+            }
             if !wait(world, SCRUBBED_WITHIN, "scrubbing", |world| world.are_scrubbed(&before)) {
                 return;
             }

@@ -58,6 +58,14 @@ impl World {
         }
     }
 
+    /// Whether every node knows that each group is to be scrubbed, or that it was since.
+    pub fn are_scrubs_wanted(&self, since: &[(GroupId, u64)]) -> bool {
+        let noded = self.nodes.values().filter_map(|node| node.noded.as_ref());
+        noded.flat_map(|noded| &noded.core.state().groups).all(|(id, group)| {
+            since.iter().find(|(other, _)| other == id).is_none_or(|(_, before)| group.scrubs.wanted > *before)
+        })
+    }
+
     /// Every group was scrubbed since, with nothing lost.
     pub fn are_scrubbed(&self, since: &[(GroupId, u64)]) -> Result<(), String> {
         for node in self.nodes.values() {
