@@ -14,11 +14,14 @@ impl BlockChecksum {
     /// The block is not stored: it reads as zeros.
     pub const ZERO: BlockChecksum = BlockChecksum(0);
 
-    /// Checksum of the bytes of a written block. The one value in 2^64 that would look like `ZERO` is moved to 1.
+    /// Checksum of the bytes of a written block. The values in 2^64 that stand for something else (`ZERO`, and two of the
+    /// store's own) are moved.
     pub fn of(block: &[u8]) -> BlockChecksum {
         debug_assert_eq!(block.len() as u64, crate::unit::BLOCK_BYTES);
-        let value = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, block);
-        BlockChecksum(if value == 0 { 1 } else { value })
+        match crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, block) {
+            0 => BlockChecksum(1),
+            value => BlockChecksum(value.min(u64::MAX - 2)),
+        }
     }
 
     /// Checksums of consecutive blocks.

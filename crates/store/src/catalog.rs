@@ -8,9 +8,9 @@ use crate::layout::{BLOCK, BlockKind, CATALOG_BYTES, Header, seal, unseal};
 use crate::slots::LayerId;
 use pollux_base::checksum::crc32c;
 use pollux_base::data::Buffer;
-use pollux_base::{ByteCount, Data, GroupId, PoolId, VolumeId};
+use pollux_base::{ByteCount, Data, ExtentIndex, Generation, GroupId, PoolId, VolumeId};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Catalog {
@@ -30,19 +30,170 @@ pub struct Volume {
     pub layer: LayerId,
 }
 
-/// What was written between two snapshots: extents with slots of their own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What was written between two snapshots: extents with slots of their own. Where it has none, what lies beneath shows
+/// through.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layer {
     pub family: FamilyId,
+    pub parent: Option<LayerId>,
+    /// What lies beneath counts the generations of another group.
+    pub is_foreign: bool,
+    /// What this layer took the place of when its volume was rolled back.
+    pub replaced: Option<Replaced>,
+}
+
+/// Extents that a rollback changed, although they have no slot to tell (W8).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replaced {
+    pub generation: Generation,
+    /// First and count; a few more than were changed, so that they are not too many.
+    pub extents: Vec<(u32, u32)>,
+}
+
+/// Ranges of one rollback. More are joined over their smallest gaps.
+const REPLACED_MAX: usize = 64;
+
+impl Replaced {
+    pub fn new(generation: Generation, extents: impl IntoIterator<Item = u32>) -> Replaced {
+        let mut sorted: Vec<u32> = extents.into_iter().collect();
+        sorted.sort_unstable();
+        let mut ranges: Vec<(u32, u32)> = Vec::new();
+        for extent in sorted {
+            match ranges.last_mut() {
+                Some((first, count)) if extent <= *first + *count => *count = (*count).max(extent - *first + 1),
+                _ => ranges.push((extent, 1)),
+            }
+        }
+        // The smallest gaps are closed until there are few enough ranges.
+        while ranges.len() > REPLACED_MAX {
+            let gap = |at: usize| ranges[at + 1].0 - (ranges[at].0 + ranges[at].1);
+            let mut gaps: Vec<u32> = (0..ranges.len() - 1).map(gap).collect();
+            gaps.sort_unstable();
+            let closed = gaps[ranges.len() - 1 - REPLACED_MAX];
+            let mut joined: Vec<(u32, u32)> = Vec::new();
+            for (first, count) in ranges {
+                match joined.last_mut() {
+                    Some((start, len)) if first - (*start + *len) <= closed => *len = first + count - *start,
+                    _ => joined.push((first, count)),
+                }
+            }
+            ranges = joined;
+        }
+        Replaced { generation, extents: ranges }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = u32> {
+        self.extents.iter().flat_map(|(first, count)| *first..*first + *count)
+    }
 }
 
 impl Catalog {
-    /// A new layer, and with it a new family.
-    pub fn new_layer(&mut self) -> LayerId {
+    /// A new layer on top of another, or the first of a new family.
+    pub fn new_layer(&mut self, parent: Option<LayerId>) -> LayerId {
         self.layers_made += 1;
         let id = LayerId(self.layers_made);
-        self.layers.insert(id, Layer { family: FamilyId(id.0) });
+        let family = parent.and_then(|parent| self.layers.get(&parent)).map_or(FamilyId(id.0), |layer| layer.family);
+        self.layers.insert(id, Layer { family, parent, is_foreign: false, replaced: None });
         id
+    }
+
+    /// The layer and all beneath it, from the top.
+    pub fn chain(&self, layer: LayerId) -> impl Iterator<Item = LayerId> {
+        std::iter::successors(Some(layer), |layer| self.layers.get(layer).and_then(|layer| layer.parent))
+    }
+
+    /// Each volume gets a new layer, and the snapshot keeps the one before. What is done already is left alone.
+    pub fn snapshot(&mut self, of: &[(VolumeId, VolumeId)]) {
+        for (volume, snapshot) in of {
+            if self.volumes.contains_key(snapshot) {
+                continue;
+            }
+            let Some(known) = self.volumes.get(volume).copied() else { continue };
+            let layer = self.new_layer(Some(known.layer));
+            self.volumes.insert(*snapshot, known);
+            self.volumes.insert(*volume, Volume { layer, ..known });
+        }
+    }
+
+    /// The volume goes on from a snapshot, on a new layer that remembers where that may have changed it. The same again,
+    /// under the same generation, is done already.
+    pub fn roll_back(&mut self, volume: VolumeId, to: VolumeId, generation: Generation, extents: &[ExtentIndex]) {
+        let Some((known, ground)) = self.volumes.get(&volume).copied().zip(self.volumes.get(&to).copied()) else {
+            return;
+        };
+        let before = self.layers.get(&known.layer).and_then(|layer| layer.replaced.clone());
+        let is_done = |layer: &Layer| {
+            layer.parent == Some(ground.layer) && layer.replaced.as_ref().is_some_and(|r| r.generation == generation)
+        };
+        if self.layers.get(&known.layer).is_some_and(is_done) {
+            return;
+        }
+        let layer = self.new_layer(Some(ground.layer));
+        let changed = extents.iter().map(|extent| extent.0).chain(before.iter().flat_map(Replaced::iter));
+        let replaced = Replaced::new(generation, changed);
+        let top = self.layers.get_mut(&layer).expect("it was just made");
+        top.replaced = Some(replaced);
+        self.volumes.insert(volume, Volume { layer, ..known });
+    }
+
+    /// A new volume that begins as a copy of another.
+    pub fn clone_of(&mut self, of: VolumeId, volume: VolumeId, group: GroupId) {
+        let Some(known) = self.volumes.get(&of).copied().filter(|_| !self.volumes.contains_key(&volume)) else {
+            return;
+        };
+        let layer = self.new_layer(Some(known.layer));
+        self.layers.get_mut(&layer).expect("it was just made").is_foreign = true;
+        self.volumes.insert(volume, Volume { group, layer, ..known });
+    }
+
+    /// Takes out the layers that nothing names and on which nothing lies. Gives them.
+    pub fn prune(&mut self) -> Vec<LayerId> {
+        let mut gone = Vec::new();
+        loop {
+            let needed: BTreeSet<LayerId> = self
+                .volumes
+                .values()
+                .map(|volume| volume.layer)
+                .chain(self.layers.values().filter_map(|layer| layer.parent))
+                .collect();
+            let unneeded: Vec<LayerId> = self.layers.keys().filter(|layer| !needed.contains(layer)).copied().collect();
+            if unneeded.is_empty() {
+                return gone;
+            }
+            for layer in unneeded {
+                self.layers.remove(&layer);
+                gone.push(layer);
+            }
+        }
+    }
+
+    /// A layer that no volume names and on which one other lies: the two can be made one.
+    pub fn mergeable(&self) -> Option<(LayerId, LayerId)> {
+        self.layers.keys().find_map(|parent| {
+            if self.volumes.values().any(|volume| volume.layer == *parent) {
+                return None;
+            }
+            let mut children = self.layers.iter().filter(|(_, layer)| layer.parent == Some(*parent));
+            match (children.next(), children.next()) {
+                (Some((child, _)), None) => Some((*parent, *child)),
+                _ => None,
+            }
+        })
+    }
+
+    /// The parent, which has no slots any more, is gone; what it remembered goes to its child.
+    pub fn merge(&mut self, parent: LayerId, child: LayerId) {
+        let Some(below) = self.layers.remove(&parent) else { return };
+        let Some(above) = self.layers.get_mut(&child) else { return };
+        above.parent = below.parent;
+        above.is_foreign |= below.is_foreign;
+        above.replaced = match (above.replaced.take(), below.replaced) {
+            (Some(one), Some(two)) => {
+                let generation = one.generation.max(two.generation);
+                Some(Replaced::new(generation, one.iter().chain(two.iter())))
+            }
+            (one, two) => one.or(two),
+        };
     }
 
     fn body(&self) -> Vec<u8> {
@@ -53,13 +204,19 @@ impl Catalog {
     /// the longest form of each number.
     pub fn fits(&self, note_bytes: usize) -> bool {
         const VOLUME_BYTES: usize = 40;
-        const LAYER_BYTES: usize = 20;
+        const LAYER_BYTES: usize = 56;
+        const REPLACED_BYTES: usize = 10;
         const NOTE_BYTES: usize = 20;
         let entries = (1 + self.volumes.len()) * VOLUME_BYTES
             + (1 + self.layers.len()) * LAYER_BYTES
+            + self.replaced_ranges() * REPLACED_BYTES
             + (2 + self.notes.len()) * NOTE_BYTES;
         let notes: usize = self.notes.values().map(Vec::len).sum();
         entries + notes + note_bytes <= CATALOG_BYTES - BLOCK
+    }
+
+    fn replaced_ranges(&self) -> usize {
+        self.layers.values().filter_map(|layer| layer.replaced.as_ref()).map(|replaced| replaced.extents.len()).sum()
     }
 
     /// Header block, then the body.
@@ -91,5 +248,55 @@ impl Catalog {
         }
         let (catalog, rest) = postcard::take_from_bytes(body).ok()?;
         rest.is_empty().then_some((header.sequence, catalog))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_snapshots() -> Catalog {
+        let mut catalog = Catalog::default();
+        let layer = catalog.new_layer(None);
+        catalog.volumes.insert(VolumeId(1), Volume { group: GroupId(1), size: ByteCount(4096), layer });
+        catalog.snapshot(&[(VolumeId(1), VolumeId(2))]);
+        catalog.snapshot(&[(VolumeId(1), VolumeId(3))]);
+        catalog
+    }
+
+    #[test]
+    fn a_layer_stays_as_long_as_something_names_it_or_lies_on_it() {
+        let mut catalog = with_snapshots();
+        assert_eq!(catalog.chain(LayerId(3)).collect::<Vec<_>>(), [LayerId(3), LayerId(2), LayerId(1)]);
+        catalog.volumes.remove(&VolumeId(2));
+        assert_eq!((catalog.prune(), catalog.mergeable()), (vec![], Some((LayerId(1), LayerId(2)))));
+        catalog.clone_of(VolumeId(3), VolumeId(4), GroupId(2));
+        catalog.volumes.remove(&VolumeId(3));
+        assert_eq!(catalog.mergeable(), Some((LayerId(1), LayerId(2))), "layer 2 has two children");
+        catalog.merge(LayerId(1), LayerId(2));
+        assert_eq!(catalog.mergeable(), None);
+        catalog.volumes.remove(&VolumeId(1));
+        catalog.volumes.remove(&VolumeId(4));
+        let mut gone = catalog.prune();
+        gone.sort_unstable();
+        assert_eq!(gone, [LayerId(2), LayerId(3), LayerId(4)]);
+        assert!(catalog.layers.is_empty());
+    }
+
+    #[test]
+    fn a_snapshot_that_is_there_is_left_alone() {
+        let mut catalog = with_snapshots();
+        let before = catalog.clone();
+        catalog.snapshot(&[(VolumeId(1), VolumeId(2))]);
+        assert_eq!(catalog, before);
+    }
+
+    #[test]
+    fn what_a_rollback_changed_is_kept_in_few_ranges_and_none_is_lost() {
+        let extents: Vec<u32> = (0..500).map(|at| at * 7 + at % 3).collect();
+        let replaced = Replaced::new(Generation(1), extents.iter().copied());
+        assert!(replaced.extents.len() <= REPLACED_MAX);
+        let kept: BTreeSet<u32> = replaced.iter().collect();
+        assert!(extents.iter().all(|extent| kept.contains(extent)));
     }
 }

@@ -1,6 +1,7 @@
 //! Volumes and notes: made, grown, kept and erased through the catalog, several changes in one write.
 
 use crate::catalog::{Catalog, Volume};
+use crate::layers::all_of;
 use crate::layout::CATALOGS;
 use crate::pool::{DiskThen, FlushThen, LogThen, Pool};
 use crate::record::Record;
@@ -9,14 +10,43 @@ use crate::space::Ticket;
 use crate::transfer::{Request, RequestId};
 use crate::{NOTE_BYTES_MAX, StoreError, StoreRequestId};
 use pollux_base::unit::{BLOCK_BYTES, VOLUME_BYTES_MAX};
-use pollux_base::{ByteCount, DiskOpKind, ExtentIndex, GroupId, VolumeId};
+use pollux_base::{ByteCount, DiskOpKind, ExtentIndex, Generation, GroupId, VolumeId};
 use std::collections::VecDeque;
 
 /// A change of the catalog that was asked for.
 pub enum Change {
-    Create { volume: VolumeId, group: GroupId, size: ByteCount },
-    Delete { volume: VolumeId },
-    Note { group: GroupId, note: Option<Vec<u8>> },
+    Create {
+        volume: VolumeId,
+        group: GroupId,
+        size: ByteCount,
+    },
+    Delete {
+        volume: VolumeId,
+    },
+    Note {
+        group: GroupId,
+        note: Option<Vec<u8>>,
+    },
+    Snapshot {
+        of: Vec<(VolumeId, VolumeId)>,
+    },
+    Clone {
+        of: VolumeId,
+        volume: VolumeId,
+        group: GroupId,
+    },
+    /// `extents`: where the two may differ.
+    Rollback {
+        volume: VolumeId,
+        snapshot: VolumeId,
+        generation: Generation,
+        extents: Vec<ExtentIndex>,
+    },
+    /// The parent, which has no extents any more, is gone.
+    Merge {
+        parent: LayerId,
+        child: LayerId,
+    },
 }
 
 pub type CatalogQueue = VecDeque<(RequestId, Change)>;
@@ -25,7 +55,7 @@ pub type CatalogQueue = VecDeque<(RequestId, Change)>;
 pub struct CatalogCommit {
     next: Catalog,
     requests: Vec<RequestId>,
-    /// Volumes that it no longer has, and who asked.
+    /// Who waits for the space of the layers that it no longer has, and for which volume.
     deleted: Vec<(VolumeId, RequestId)>,
     second: bool,
 }
@@ -33,7 +63,7 @@ pub struct CatalogCommit {
 /// A layer that is gone from the catalog and whose slots are being freed.
 pub struct Leaving {
     /// Whoever waits for its space.
-    request: RequestId,
+    requests: Vec<RequestId>,
     /// Records that free slots are on their way.
     is_logging: bool,
     /// Everything was given back by then; the space is free when its discards have ended.
@@ -67,22 +97,28 @@ impl Pool {
     }
 
     pub fn begin_delete(&mut self, id: StoreRequestId, volume: VolumeId) -> Result<(), StoreError> {
-        let layer = self.known_volume(volume)?.layer;
+        self.known_volume(volume)?;
         self.deleting.insert(volume);
-        let waiting = std::mem::take(&mut self.heat_waiting);
-        for (request, key, generation) in waiting {
-            if key.0 != layer {
-                self.heat_waiting.push_back((request, key, generation));
-            } else if let Some(waiter) = self.requests.get_mut(request) {
-                waiter.error = Some(StoreError::NoVolume);
-                self.finish_one(request);
-            }
-        }
         self.change_catalog(id, Change::Delete { volume });
         Ok(())
     }
 
-    fn change_catalog(&mut self, id: StoreRequestId, change: Change) {
+    /// Heats that wait for room find their layer gone.
+    fn drop_waiting_heats(&mut self, layer: LayerId) {
+        let waiting = std::mem::take(&mut self.heat_waiting);
+        for (request, key, generation) in waiting {
+            if key.0 != layer {
+                self.heat_waiting.push_back((request, key, generation));
+                continue;
+            }
+            if let Some(waiter) = self.requests.get_mut(request) {
+                waiter.error = Some(StoreError::NoVolume);
+            }
+            self.finish_one(request);
+        }
+    }
+
+    pub fn change_catalog(&mut self, id: StoreRequestId, change: Change) {
         let request = self.requests.insert(Request::change(id, 1));
         self.catalog_queue.push_back((request, change));
     }
@@ -98,7 +134,10 @@ impl Pool {
             let fits = match &change {
                 Change::Create { volume, .. } => next.volumes.contains_key(volume) || next.fits(0),
                 Change::Note { note, .. } => note.as_ref().is_none_or(|note| next.fits(note.len())),
-                Change::Delete { .. } => true,
+                Change::Snapshot { of } => of.iter().all(|_| next.fits(128 * of.len())),
+                Change::Clone { .. } => next.fits(0),
+                Change::Rollback { .. } => next.fits(1024),
+                Change::Delete { .. } | Change::Merge { .. } => true,
             };
             if !fits {
                 if let Some(request) = self.requests.get_mut(id) {
@@ -108,16 +147,20 @@ impl Pool {
                 continue;
             }
             match change {
+                Change::Snapshot { of } => next.snapshot(&of),
+                Change::Clone { of, volume, group } => next.clone_of(of, volume, group),
+                Change::Rollback { volume, snapshot, generation, extents } => {
+                    next.roll_back(volume, snapshot, generation, &extents);
+                }
+                Change::Merge { parent, child } => next.merge(parent, child),
                 Change::Create { volume, group, size } => {
                     let layer = next.volumes.get(&volume).map(|known| known.layer);
-                    let layer = layer.unwrap_or_else(|| next.new_layer());
+                    let layer = layer.unwrap_or_else(|| next.new_layer(None));
                     let known = next.volumes.entry(volume).or_insert(Volume { group, size, layer });
                     *known = Volume { group, size: size.max(known.size), layer };
                 }
                 Change::Delete { volume } => {
-                    if let Some(known) = next.volumes.remove(&volume) {
-                        next.layers.remove(&known.layer);
-                    }
+                    next.volumes.remove(&volume);
                     // It ends later, when the space is free.
                     deleted.push((volume, id));
                     continue;
@@ -131,7 +174,8 @@ impl Pool {
             }
             requests.push(id);
         }
-        if next == self.catalog {
+        next.prune();
+        if next == self.catalog && deleted.is_empty() {
             return requests.into_iter().for_each(|id| self.finish_one(id));
         }
         self.catalog_commit = Some(CatalogCommit { next, requests, deleted, second: false });
@@ -158,16 +202,25 @@ impl Pool {
             self.layers.entry(*layer).or_default();
         }
         commit.requests.into_iter().for_each(|id| self.finish_one(id));
+        let gone: Vec<LayerId> =
+            before.layers.keys().filter(|layer| !self.catalog.layers.contains_key(layer)).copied().collect();
+        let mut waiting = Vec::new();
         for (volume, request) in commit.deleted {
             self.deleting.remove(&volume);
-            match before.volumes.get(&volume).map(|known| known.layer) {
-                Some(layer) => {
-                    self.leaving.insert(layer, Leaving { request, is_logging: false, given_back: None });
-                    self.try_free(layer);
+            match self.requests.get_mut(request).filter(|_| !gone.is_empty()) {
+                Some(waiter) => {
+                    waiter.left = gone.len();
+                    waiting.push(request);
                 }
                 None => self.finish_one(request),
             }
         }
+        for layer in &gone {
+            self.drop_waiting_heats(*layer);
+            self.leaving.insert(*layer, Leaving { requests: waiting.clone(), is_logging: false, given_back: None });
+        }
+        self.on_layers_changed();
+        gone.into_iter().for_each(|layer| self.try_free(layer));
     }
 
     pub fn no_longer_busy(&mut self, layer: LayerId) {
@@ -184,8 +237,7 @@ impl Pool {
         if !ready || self.layers[&layer].busy > 0 || self.failed.is_some() {
             return;
         }
-        let all = (layer, ExtentIndex(0))..=(layer, ExtentIndex(u32::MAX));
-        let hot: Vec<_> = self.hot.range(all).map(|(key, _)| *key).collect();
+        let hot: Vec<_> = self.hot.range(all_of(layer)).map(|(key, _)| *key).collect();
         for key in hot {
             let hot = self.hot.remove(&key).expect("it was just there");
             hot.cooling.into_iter().flat_map(|cooling| cooling.requests).for_each(|id| self.finish_one(id));
@@ -228,7 +280,7 @@ impl Pool {
         for layer in gone {
             self.layers.remove(&layer);
             let leaving = self.leaving.remove(&layer).expect("it was just there");
-            self.finish_one(leaving.request);
+            leaving.requests.into_iter().for_each(|id| self.finish_one(id));
         }
     }
 }

@@ -38,7 +38,10 @@ impl Pool {
             .filter(|key| self.hot.get(key).and_then(|hot| hot.marked).is_none_or(|marked| marked < generation))
             .collect();
         // Who heats means to write: what was cooling stays hot.
-        extents.iter().for_each(|extent| self.cancel_cooling((layer, *extent)));
+        for key in extents.iter().map(|extent| (layer, *extent)) {
+            self.cancel_cooling(key);
+            self.freezing.remove(&key);
+        }
         if wanted.is_empty() {
             self.end(id, Ok(StoreReply::Done));
             return Ok(());
@@ -58,6 +61,9 @@ impl Pool {
     pub fn heat_waiting_extents(&mut self) {
         while let Some((request, key, generation)) = self.heat_waiting.front().copied() {
             if !self.hot.contains_key(&key) {
+                if self.is_merging(key) {
+                    return;
+                }
                 if self.hot.len() >= HOT_EXTENTS_MAX {
                     return;
                 }
@@ -76,7 +82,7 @@ impl Pool {
         }
     }
 
-    fn mark(&mut self, key: Key, generation: Generation, request: RequestId) {
+    pub fn mark(&mut self, key: Key, generation: Generation, request: RequestId) {
         let number = self.count();
         let hot = self.hot.get_mut(&key).expect("the caller has it hot");
         if hot.is_committing() {
@@ -143,15 +149,16 @@ impl Pool {
         Ok(())
     }
 
-    fn cool(&mut self, key: Key, request: RequestId) {
+    pub fn cool(&mut self, key: Key, request: RequestId) {
         let number = self.count();
+        let is_merging = self.is_merging(key);
         let Some(hot) = self.hot.get_mut(&key) else { return self.finish_one(request) };
         if let Some(cooling) = &mut hot.cooling {
             cooling.requests.push(request);
             return;
         }
         // Someone means to write, or the leaf place is still being written to for a cooling that was given up.
-        if hot.writers > 0 || hot.marking.is_some() || hot.leaf_under_way {
+        if hot.writers > 0 || hot.marking.is_some() || hot.leaf_under_way || is_merging {
             return self.finish_one(request);
         }
         hot.cooling = Some(Cooling { number, step: CoolingStep::Load, leaf_blocks: 0, requests: vec![request] });
@@ -274,6 +281,13 @@ impl Pool {
         let hot = self.hot.remove(&key).expect("it was just there");
         hot.cooling.into_iter().flat_map(|cooling| cooling.requests).for_each(|id| self.finish_one(id));
         hot.spare_leaf.into_iter().for_each(|place| self.space.drop_leaf(place));
+        self.freezing.remove(&key);
+        // A slot that was given for zeros that needed none.
+        if let Some(slot) = hot.slot.filter(|slot| !hot.slot_told && self.table.get(*slot).state == SlotState::Free) {
+            self.layers.get_mut(&key.0).expect("the layer is known").extents.remove(&key.1);
+            self.table.give_back(slot);
+            return;
+        }
         if let (Some(slot), SlotState::Data, Checksums::Loaded(sums)) = (hot.slot, hot.descriptor.state, hot.checksums)
         {
             self.leaves.insert(slot, Arc::from(sums));
@@ -290,10 +304,13 @@ impl Pool {
     pub fn begin_reap(&mut self, id: StoreRequestId, group: GroupId) -> Result<(), StoreError> {
         let mut slots = Vec::new();
         for layer in self.layers_of(group) {
+            let merged = self.merging.as_ref().and_then(|merging| merging.holds());
             let Some(map) = self.layers.get_mut(&layer) else { continue };
             let (table, hot) = (&self.table, &self.hot);
             map.extents.retain(|extent, slot| {
-                let kept = table.get(*slot).state != SlotState::Empty || hot.contains_key(&(layer, *extent));
+                let kept = table.get(*slot).state != SlotState::Empty
+                    || hot.contains_key(&(layer, *extent))
+                    || merged == Some(*extent);
                 if !kept {
                     slots.push(*slot);
                 }

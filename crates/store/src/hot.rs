@@ -5,7 +5,7 @@
 //! A write during the first two steps of cooling, or a `Heat` during the last, makes it hot again.
 
 use crate::layout::{LeafPlace, UNIT_BLOCKS, UNITS};
-use crate::leaf::{LOST_CHECKSUM, SUMS, Sums};
+use crate::leaf::{HOLE_CHECKSUM, LOST_CHECKSUM, SUMS, Sums, is_data};
 use crate::record::{Mask, bit, set_bit};
 use crate::slots::{Slot, SlotState};
 use crate::transfer::RequestId;
@@ -21,6 +21,8 @@ pub enum Base {
     Leaf,
     /// Holds nothing.
     Zero,
+    /// Holds nothing, and hides what lies beneath.
+    Hole,
     /// Holds data, whatever is on the disk.
     Valid,
     /// Nothing can vouch for it.
@@ -48,9 +50,10 @@ impl Recovered {
         }
     }
 
-    pub fn on_zero(&mut self, first: u16, count: u16) {
+    /// Blocks that hold nothing: `Base::Zero` or `Base::Hole`.
+    pub fn on_zero(&mut self, first: u16, count: u16, base: Base) {
         for block in first..first + count {
-            self.base[usize::from(block)] = Base::Zero;
+            self.base[usize::from(block)] = base;
             self.overlay.remove(&block);
         }
     }
@@ -60,6 +63,7 @@ impl Recovered {
             match (bit(&mask.stated, block), bit(&mask.valid, block)) {
                 (false, false) => {}
                 (false, true) => self.base[block] = Base::Lost,
+                (true, false) if bit(&mask.hole, block) => self.base[block] = Base::Hole,
                 (true, false) => self.base[block] = Base::Zero,
                 (true, true) => self.base[block] = Base::Valid,
             }
@@ -90,6 +94,10 @@ impl Recovered {
                 Base::Leaf => {}
                 Base::Lost => set_bit(&mut mask.valid, block),
                 Base::Zero => set_bit(&mut mask.stated, block),
+                Base::Hole => {
+                    set_bit(&mut mask.stated, block);
+                    set_bit(&mut mask.hole, block);
+                }
                 Base::Valid => {
                     set_bit(&mut mask.stated, block);
                     set_bit(&mut mask.valid, block);
@@ -115,8 +123,8 @@ pub enum Checksums {
 pub struct Fresh {
     /// Journal block with its `Valid` record; `u64::MAX` while that is not written.
     pub told: u64,
-    /// What it was before: lost, or (`false`) nothing.
-    pub was_lost: bool,
+    /// Its checksum before: lost, a hole, or none.
+    pub before: BlockChecksum,
 }
 
 /// How far cooling has come.
@@ -238,6 +246,10 @@ impl HotExtent {
         self.pins[range].iter_mut().for_each(|pins| *pins += 1);
     }
 
+    pub fn is_pinned(&self, unit: usize) -> bool {
+        self.pins[unit] > 0
+    }
+
     pub fn unpin(&mut self, range: Range<usize>) {
         self.pins[range].iter_mut().for_each(|pins| *pins -= 1);
     }
@@ -252,7 +264,7 @@ impl HotExtent {
         };
         let holds_nothing = |index: usize| {
             let blocks = index * UNIT_BLOCKS..(index + 1) * UNIT_BLOCKS;
-            sums.is_none_or(|sums| sums[blocks].iter().all(|sum| sum.is_zero()))
+            sums.is_none_or(|sums| !sums[blocks].iter().any(|sum| is_data(*sum)))
         };
         let mut dropped = Vec::new();
         for index in range {
@@ -303,13 +315,17 @@ impl HotExtent {
         let sums = self.loaded().expect("a dirty extent is loaded");
         let mut mask = Mask::new(slot);
         for (block, sum) in sums.iter().enumerate() {
-            match self.fresh.get(&(block as u16)).filter(|fresh| fresh.told >= flushed) {
-                Some(fresh) => {
-                    set_bit(&mut mask.keep, block);
-                    set_bit(if fresh.was_lost { &mut mask.valid } else { &mut mask.stated }, block);
+            let fresh = self.fresh.get(&(block as u16)).filter(|fresh| fresh.told >= flushed);
+            if fresh.is_some() {
+                set_bit(&mut mask.keep, block);
+            }
+            match fresh.map_or(*sum, |fresh| fresh.before) {
+                LOST_CHECKSUM => set_bit(&mut mask.valid, block),
+                HOLE_CHECKSUM => {
+                    set_bit(&mut mask.stated, block);
+                    set_bit(&mut mask.hole, block);
                 }
-                None if *sum == LOST_CHECKSUM => set_bit(&mut mask.valid, block),
-                None => {
+                sum => {
                     set_bit(&mut mask.stated, block);
                     if !sum.is_zero() {
                         set_bit(&mut mask.valid, block);
@@ -329,7 +345,8 @@ mod tests {
     fn a_mask_restates_what_the_records_before_it_said() {
         let mut before = Recovered::default();
         before.on_valid(3, &[BlockChecksum(1); 4], 10);
-        before.on_zero(5, 1);
+        before.on_zero(5, 1, Base::Zero);
+        before.on_zero(6, 1, Base::Hole);
         before.on_durable(11);
         before.base[9] = Base::Lost;
         let mut after = Recovered::default();
@@ -349,8 +366,8 @@ mod tests {
         sums[4] = LOST_CHECKSUM;
         hot.checksums = Checksums::Loaded(sums);
         hot.dirty = true;
-        hot.fresh.insert(2, Fresh { told: 10, was_lost: false });
-        hot.fresh.insert(3, Fresh { told: 20, was_lost: false });
+        hot.fresh.insert(2, Fresh { told: 10, before: BlockChecksum::ZERO });
+        hot.fresh.insert(3, Fresh { told: 20, before: BlockChecksum::ZERO });
         let mut recovered = Recovered::default();
         recovered.on_valid(3, &[BlockChecksum(9)], 20);
         recovered.on_mask(&hot.mask(20).expect("it is dirty"));
@@ -361,7 +378,7 @@ mod tests {
     #[test]
     fn a_fresh_block_is_not_overwritten_before_its_flush_is_on_record() {
         let mut hot = with_data();
-        hot.fresh.insert(7, Fresh { told: 10, was_lost: false });
+        hot.fresh.insert(7, Fresh { told: 10, before: BlockChecksum::ZERO });
         assert_eq!(hot.settle(0..7, 10), None);
         assert_eq!(hot.settle(7..8, 10), Some(11));
         assert_eq!(hot.settle(7..8, 11), None);

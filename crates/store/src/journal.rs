@@ -5,6 +5,7 @@
 //! block of the journal says so up to `recorded`. One batch is under way at a time, so that records reach the disk in
 //! the order in which they were queued and a hole can only be in what nobody was promised.
 
+use crate::HOT_EXTENTS_MAX;
 use crate::layout::{BLOCK, BlockKind, Header, JOURNAL, JOURNAL_BLOCKS, unseal};
 use crate::record::{Record, pack};
 use crate::superblock::{Anchor, sealed};
@@ -13,9 +14,12 @@ use pollux_base::{ByteCount, Data, DiskOpKind, PoolId};
 use std::collections::VecDeque;
 use std::ops::Range;
 
+/// Marks at one time: twice the hot extents, because a snapshot puts a layer with marks of its own on top of one whose
+/// extents have yet to cool.
+pub const HOT_MARKS_MAX: usize = 2 * HOT_EXTENTS_MAX;
 /// Blocks that only a checkpoint (or an opening) may use for what it must write anew: a mark of 24 bytes and a mask of
-/// 392 bytes for each of `HOT_EXTENTS_MAX` extents, so 7 and 103 blocks.
-pub const RESTATED_BLOCKS_MAX: usize = 128;
+/// 520 bytes for each of them, so 13 and 293 blocks.
+pub const RESTATED_BLOCKS_MAX: usize = 320;
 /// Kept free of ordinary records: room for a checkpoint, and again for the opening after a crash in the middle of it. So
 /// a checkpoint can always be finished, and finishing it gives half of the ring back.
 const RESERVED_BLOCKS: u64 = 2 * RESTATED_BLOCKS_MAX as u64;

@@ -18,6 +18,14 @@ use std::sync::Arc;
 /// content, so that the block is corrupt until it is written again.
 pub const LOST_CHECKSUM: BlockChecksum = BlockChecksum(u64::MAX);
 
+/// The block reads as zeros whatever lies beneath: it was zeroed above data of a layer further down.
+pub const HOLE_CHECKSUM: BlockChecksum = BlockChecksum(u64::MAX - 1);
+
+/// Whether the block has data of its own here.
+pub fn is_data(sum: BlockChecksum) -> bool {
+    !sum.is_zero() && sum != HOLE_CHECKSUM
+}
+
 pub const SUMS: usize = EXTENT_BLOCKS as usize;
 
 /// Checksums of the blocks of one extent.

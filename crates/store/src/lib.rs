@@ -16,9 +16,11 @@ pub mod faulty_disk;
 mod hot;
 mod journal;
 mod lanes;
+mod layers;
 mod layout;
 mod leaf;
 mod loading;
+mod merging;
 mod opening;
 mod pool;
 mod reading;
@@ -66,8 +68,27 @@ pub enum StoreOp {
     /// neither. `OutOfRange`: a size of zero, beyond `VOLUME_BYTES_MAX`, or not a multiple of a block. `Full`: the catalog
     /// is full.
     Create { volume: VolumeId, group: GroupId, size: ByteCount },
-    /// Erases the volume; its space is free when this ends.
+    /// Erases a volume, snapshot or clone, in any order. When this ends it is gone for good, and the space that it shared with
+    /// none is free. What others show through stays; where only one other does, the two are made one in the background.
     Delete { volume: VolumeId },
+    /// Freezes volumes: each pair is a volume and the snapshot that is to be. All at one point: the snapshots hold what was
+    /// asked for before this, and nothing of what is asked for after it (which waits until this has ended; what is under
+    /// way ends first). It takes as long for a large volume as for a small one. Ends in `Done` when durable, for all or for
+    /// none. A snapshot that is there already is left as it is, so the same again changes nothing. A snapshot is a volume like any
+    /// other: it is read, deleted, and can be written to (for whoever brings it up to date); that shows in what was born of
+    /// it, where that has nothing of its own. Extents that were hot are hot for the volume as before. `NoVolume`: one of the
+    /// volumes is not there. `Full`: the catalog is full. Whoever keeps replicas alike asks when all hold the same, durably,
+    /// and nothing is under way: which extents of the snapshot may differ between them is not remembered for long.
+    Snapshot { of: Vec<(VolumeId, VolumeId)> },
+    /// A new volume, as large as `of` (a snapshot, or any volume that is not written to any more), that begins as a copy of
+    /// it and shares its space. Ends in `Done` when durable. A volume that is there already is left as it is. `NoVolume`,
+    /// `Full` as for `Snapshot`.
+    Clone { of: VolumeId, volume: VolumeId, group: GroupId },
+    /// The volume holds what its snapshot holds (or any other volume), and goes on from there; both stay as large as they are.
+    /// At one point in the order of requests, like `Snapshot`; ends in `Done` when durable. Everything that this may
+    /// have changed counts as changed in `generation`. The same again, in the same generation and before any other rollback or
+    /// snapshot, changes nothing.
+    Rollback { volume: VolumeId, snapshot: VolumeId, generation: Generation },
     /// Keeps a small text of the caller (at most `NOTE_BYTES_MAX`) for a group, durable when this ends. `None` erases it.
     /// `Full`: the catalog is full.
     PutNote { group: GroupId, note: Option<Vec<u8>> },
@@ -77,7 +98,7 @@ pub enum StoreOp {
     Heat { volume: VolumeId, extents: Vec<ExtentIndex>, generation: Generation },
     /// The caller states that the extents hold the same on every in-sync replica and that nothing is in flight: their
     /// derived metadata is written and the mark taken back, in the background. Ends in `Done` when cold on disk. An
-    /// extent that is written to again meanwhile stays hot.
+    /// extent that is written to again meanwhile, or of whose volume a snapshot is just being taken, stays hot.
     Cool { volume: VolumeId, extents: Vec<ExtentIndex> },
     /// Raises the generation of every hot extent of the group to `generation`, durably. Part of adopting a new record.
     Remark { group: GroupId, generation: Generation },

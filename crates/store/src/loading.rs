@@ -4,7 +4,7 @@
 use crate::hot::{Base, Checksums};
 use crate::lanes::Key;
 use crate::layout::{BLOCK, UNIT_BLOCKS};
-use crate::leaf::{self, LOST_CHECKSUM, LeafOwner, SUMS, Sums};
+use crate::leaf::{self, HOLE_CHECKSUM, LOST_CHECKSUM, LeafOwner, SUMS, Sums, is_data};
 use crate::pool::{DiskThen, Pool, block_of};
 use crate::slots::SlotState;
 use crate::transfer::{PartId, pieces};
@@ -103,8 +103,9 @@ impl Pool {
         for (block, sum) in load.sums.iter_mut().enumerate() {
             match recovered.map(|recovered| recovered.base[block]) {
                 None => {}
-                Some(Base::Leaf) => rebuild[block] = !sum.is_zero() && *sum != LOST_CHECKSUM,
+                Some(Base::Leaf) => rebuild[block] = is_data(*sum) && *sum != LOST_CHECKSUM,
                 Some(Base::Zero) => *sum = BlockChecksum::ZERO,
+                Some(Base::Hole) => *sum = HOLE_CHECKSUM,
                 Some(Base::Lost) => *sum = LOST_CHECKSUM,
                 Some(Base::Valid) => {
                     // Any value but zero, until the data was read.
@@ -113,7 +114,7 @@ impl Pool {
                 }
             }
             // Data without a place is lost data; a pool that is whole has none.
-            if !sum.is_zero() && units.get(block / UNIT_BLOCKS).is_none() {
+            if is_data(*sum) && units.get(block / UNIT_BLOCKS).is_none() {
                 (*sum, rebuild[block]) = (LOST_CHECKSUM, false);
             }
         }
@@ -153,7 +154,7 @@ impl Pool {
         let load = self.loads.get_mut(&key).expect("a load is under way");
         for at in 0..usize::from(count) {
             let sum = &mut load.sums[usize::from(first) + at];
-            if !sum.is_zero() && *sum != LOST_CHECKSUM {
+            if is_data(*sum) && *sum != LOST_CHECKSUM {
                 *sum = data.as_ref().map_or(LOST_CHECKSUM, |data| BlockChecksum::of(block_of(data, at)));
             }
         }

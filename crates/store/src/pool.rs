@@ -8,11 +8,13 @@ use crate::catalog::Catalog;
 use crate::checkpoint::Checkpoint;
 use crate::control::{CatalogCommit, CatalogQueue, Leaving};
 use crate::hot::HotExtent;
-use crate::journal::{Committed, Journal, Wrote};
+use crate::journal::{Committed, HOT_MARKS_MAX, Journal, Wrote};
 use crate::lanes::{Key, LaneKey, Lanes};
+use crate::layers::{Held, Turn, Turning};
 use crate::layout::{Geometry, LeafPlace};
 use crate::leaf::LeafCache;
 use crate::loading::Load;
+use crate::merging::{self, Merging};
 use crate::record::Record;
 use crate::recovery::Found;
 use crate::slab::{Slab, SlabId};
@@ -21,7 +23,7 @@ use crate::space::{Space, Ticket};
 use crate::superblock::{Anchor, Superblock};
 use crate::transfer::{Part, PartId, Request, RequestId};
 use crate::units::{NO_UNIT, Units};
-use crate::{HOT_EXTENTS_MAX, Output, StoreError, StoreOp, StoreReply, StoreRequestId};
+use crate::{Output, StoreError, StoreOp, StoreReply, StoreRequestId};
 use pollux_base::unit::BlockRange;
 use pollux_base::{Data, DiskDone, DiskError, DiskOp, DiskOpId, DiskOpKind, ExtentIndex, Generation, PoolId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -40,6 +42,10 @@ pub enum DiskThen {
     /// Blocks of a recovered extent were read, from this one on.
     Rebuild(Key, u16, u16),
     LeafWritten(Key, u64),
+    /// Blocks of a layer that is given up were read, from this one of the extent on.
+    MergeRead(PartId, u16, u16),
+    MergeCopied(PartId),
+    MergeLeaf(PartId),
     Journal,
     Flush,
     Table,
@@ -56,6 +62,8 @@ pub enum FlushThen {
     Request(RequestId),
     Journal,
     Cooled(Key, u64),
+    MergeLeaf(PartId),
+    Merged(PartId),
     Checkpoint,
 }
 
@@ -74,6 +82,9 @@ pub enum LogThen {
     Request(RequestId),
     /// Slots of a layer that is gone were freed.
     Freed(LayerId),
+    /// New layers have the marks of the old ones.
+    Turned,
+    Merged(PartId),
     Restated,
 }
 
@@ -130,6 +141,17 @@ pub struct Pool {
     pub catalog_commit: Option<CatalogCommit>,
     /// Volumes whose deletion was asked for and is not in the catalog yet.
     pub deleting: BTreeSet<VolumeId>,
+    /// A snapshot or rollback under way, and what waits for its end.
+    pub turning: Option<Turning>,
+    pub held: Held,
+    /// Extents of layers beneath that are to cool by themselves.
+    pub freezing: BTreeSet<Key>,
+    /// Two layers that are being made one; whether there may be others; whether the part that does it waits for something.
+    pub merging: Option<Merging>,
+    pub may_merge: bool,
+    pub merge_stalled: bool,
+    /// Changes of the extent that is just being made one.
+    pub merge_held: Vec<(StoreRequestId, StoreOp)>,
     /// Layers that are gone from the catalog and whose slots are being freed.
     pub leaving: BTreeMap<LayerId, Leaving>,
     pub layers: BTreeMap<LayerId, LayerMap>,
@@ -194,6 +216,13 @@ impl Pool {
             catalog_queue: CatalogQueue::new(),
             catalog_commit: None,
             deleting: BTreeSet::new(),
+            turning: None,
+            held: Held::default(),
+            freezing: BTreeSet::new(),
+            merging: None,
+            may_merge: true,
+            merge_stalled: false,
+            merge_held: Vec::new(),
             leaving: BTreeMap::new(),
             layers,
             hot: hot.collect(),
@@ -236,7 +265,16 @@ impl Pool {
         if let Some(reason) = self.failed.clone().filter(|_| !reads) {
             return self.end(id, Err(StoreError::Disk(reason)));
         }
+        let Some(op) = self.hold(id, op) else { return };
+        if self.meets_merge(&op) {
+            return self.merge_held.push((id, op));
+        }
         let begun = match op {
+            StoreOp::Snapshot { of } => self.begin_turn(id, Turn::Snapshot { of }),
+            StoreOp::Rollback { volume, snapshot, generation } => {
+                self.begin_turn(id, Turn::Rollback { volume, snapshot, generation })
+            }
+            StoreOp::Clone { of, volume, group } => self.begin_clone(id, of, volume, group),
             StoreOp::Create { volume, group, size } => self.begin_create(id, volume, group, size),
             StoreOp::Delete { volume } => self.begin_delete(id, volume),
             StoreOp::PutNote { group, note } => self.begin_note(id, group, note),
@@ -267,7 +305,12 @@ impl Pool {
             DiskThen::LeafBlock(key, part) => self.on_leaf_block(key, part, done.result.ok().flatten()),
             DiskThen::Rebuild(key, first, count) => self.on_rebuilt(key, first, count, done.result.ok().flatten()),
             DiskThen::Discard(first, count, ticket) => self.on_discarded(first, count, ticket),
+            DiskThen::MergeRead(part, first, count) => {
+                self.on_merge_read(part, first, count, done.result.ok().flatten());
+            }
             DiskThen::Written(_)
+            | DiskThen::MergeCopied(_)
+            | DiskThen::MergeLeaf(_)
             | DiskThen::LeafWritten(..)
             | DiskThen::Journal
             | DiskThen::Flush
@@ -284,6 +327,8 @@ impl Pool {
     fn on_written(&mut self, then: DiskThen) {
         match then {
             DiskThen::Written(part) => self.on_piece_written(part),
+            DiskThen::MergeCopied(part) => self.on_merge_copied(part),
+            DiskThen::MergeLeaf(part) => self.on_merge_leaf_written(part),
             DiskThen::LeafWritten(key, number) => self.on_leaf_written(key, number),
             DiskThen::Journal => match self.journal.on_wrote() {
                 Wrote::More => {}
@@ -295,6 +340,7 @@ impl Pool {
             DiskThen::Anchor => self.on_anchor_written(),
             DiskThen::Catalog => self.on_catalog_written(),
             DiskThen::Read(..)
+            | DiskThen::MergeRead(..)
             | DiskThen::Leaf(_)
             | DiskThen::LeafBlock(..)
             | DiskThen::Rebuild(..)
@@ -329,6 +375,8 @@ impl Pool {
                     self.on_committed(committed);
                 }
                 FlushThen::Cooled(key, number) => self.on_leaf_flushed(key, number),
+                FlushThen::MergeLeaf(part) => self.on_merge_flushed(part),
+                FlushThen::Merged(part) => self.end_merge(part),
                 FlushThen::Checkpoint => self.on_checkpoint_flushed(),
             }
         }
@@ -348,7 +396,15 @@ impl Pool {
                     self.space.give_back(committed.last, given_back, Vec::new());
                 }
                 Record::Valid { checksums, .. } => self.unflushed_blocks += checksums.len() as u64,
-                Record::Hot { .. } | Record::Cold { .. } | Record::Zero { .. } | Record::Mask(_) => {}
+                Record::Merge { into, descriptor, from, leaf_sequence } => {
+                    let freed = Slot { leaf_sequence, ..Slot::default() };
+                    self.on_slots_merged(into, *descriptor, from, freed, committed.last);
+                }
+                Record::Hot { .. }
+                | Record::Cold { .. }
+                | Record::Zero { .. }
+                | Record::Hole { .. }
+                | Record::Mask(_) => {}
             }
         }
         for then in committed.then {
@@ -362,6 +418,8 @@ impl Pool {
                 LogThen::Cooled(key, number) => self.on_cold(key, number),
                 LogThen::Request(id) => self.finish_one(id),
                 LogThen::Freed(layer) => self.on_slots_freed(layer),
+                LogThen::Turned => self.on_turn_marked(),
+                LogThen::Merged(part) => self.on_merged(part),
                 LogThen::Restated => self.on_restated(),
             }
         }
@@ -381,6 +439,25 @@ impl Pool {
         }
         let leaves: Vec<LeafPlace> = before.leaf.filter(|place| Some(*place) != leaf).into_iter().collect();
         self.space.give_back(told, lost_units(&before.units, &units), leaves);
+    }
+
+    /// What neither of the two slots names any more is given back.
+    fn on_slots_merged(&mut self, into: u32, descriptor: Slot, from: u32, freed: Slot, told: u64) {
+        let (layer, units, leaf) = (descriptor.layer, descriptor.units.clone(), descriptor.leaf);
+        let before = [self.table.committed(into, descriptor), self.table.committed(from, freed)];
+        for slot in &before {
+            if let Some(map) = self.layers.get_mut(&slot.layer) {
+                map.units -= slot.units.count() as u64;
+                map.leaf_blocks -= slot.leaf.map_or(0, |leaf| u64::from(leaf.blocks));
+            }
+        }
+        if let Some(map) = self.layers.get_mut(&layer) {
+            map.units += units.count() as u64;
+            map.leaf_blocks += leaf.map_or(0, |leaf| u64::from(leaf.blocks));
+        }
+        let leaves = before.iter().filter_map(|slot| slot.leaf).filter(|place| Some(*place) != leaf).collect();
+        let [one, two] = &before;
+        self.space.give_back(told, merging::lost_units([&one.units, &two.units], &units), leaves);
     }
 
     /// Changes a slot's descriptor, through the journal.
@@ -404,22 +481,27 @@ impl Pool {
 
     /// Does whatever has become possible. Called after every event.
     pub fn pump(&mut self) {
+        // What a merge found in its way may be gone now.
+        let stalled = self.merging.as_ref().and_then(|merging| merging.part()).filter(|_| self.merge_stalled);
+        self.merge_stalled = false;
+        self.ready.extend(stalled);
         loop {
-            while let Some(part) = self.ready.pop_front() {
-                self.advance(part);
+            self.advance_ready();
+            if self.failed.is_some() {
+                return;
             }
-            if self.settled == self.journal.recorded() {
+            self.discard_given_back();
+            self.step_turn();
+            self.heat_waiting_extents();
+            self.start_catalog_commit();
+            self.end_turn();
+            self.freeze_some();
+            self.step_merge();
+            // What was held may go on now.
+            if self.ready.is_empty() {
                 break;
             }
-            self.settled = self.journal.recorded();
-            self.ready.extend(std::mem::take(&mut self.settling));
         }
-        if self.failed.is_some() {
-            return;
-        }
-        self.discard_given_back();
-        self.heat_waiting_extents();
-        self.start_catalog_commit();
         if self.checkpoint.is_none() && self.journal.checkpoint_due() {
             self.begin_checkpoint();
         }
@@ -432,6 +514,19 @@ impl Pool {
             || (self.space.waiting() > 0 && self.space.free() < UNITS_FREE_LOW);
         if wants_flush && self.flushes.under_way.is_none() {
             self.flush(FlushThen::Nothing);
+        }
+    }
+
+    fn advance_ready(&mut self) {
+        loop {
+            while let Some(part) = self.ready.pop_front() {
+                self.advance(part);
+            }
+            if self.settled == self.journal.recorded() {
+                return;
+            }
+            self.settled = self.journal.recorded();
+            self.ready.extend(std::mem::take(&mut self.settling));
         }
     }
 
@@ -476,11 +571,14 @@ impl Pool {
             }
         }
         let dropped: Vec<(PartId, LaneKey)> =
-            self.parts.iter().filter(|(_, part)| part.work.changes()).map(|(id, part)| (id, part.lane)).collect();
+            self.parts.iter().filter(|(_, part)| part.work.is_exclusive()).map(|(id, part)| (id, part.lane)).collect();
         for (id, lane) in dropped {
             self.parts.remove(id);
             self.ready.extend(self.lanes.leave(lane, id));
         }
+        self.merging = None;
+        self.release_merge_held();
+        self.fail_held();
     }
 
     pub fn known_volume(&self, volume: VolumeId) -> Result<crate::catalog::Volume, StoreError> {
@@ -504,7 +602,7 @@ impl Pool {
     /// The invariants that cost next to nothing to check.
     pub fn check_step(&self) {
         self.journal.check();
-        assert!(self.hot.len() <= HOT_EXTENTS_MAX, "the hot set is bounded");
+        assert!(self.hot.len() <= HOT_MARKS_MAX, "the hot set is bounded");
     }
 
     /// Asserts what must always hold; see the heads of the files.
@@ -513,7 +611,7 @@ impl Pool {
         self.table.check();
         self.leaves.check();
         self.space.check();
-        assert!(self.hot.len() <= HOT_EXTENTS_MAX, "the hot set is bounded");
+        assert!(self.hot.len() <= HOT_MARKS_MAX, "the hot set is bounded");
         assert_eq!(self.parts.is_empty(), self.lanes.is_empty(), "who holds blocks is under way");
         let mut owned = BTreeMap::new();
         for (layer, map) in &self.layers {
@@ -555,7 +653,7 @@ impl Pool {
             count += usize::from(!std::mem::replace(&mut owned[unit as usize], true));
         }
         // What is on its way to the journal or from it belongs to nobody for a while.
-        if self.space.leaving() || !self.journal.is_idle() || self.failed.is_some() {
+        if self.space.leaving() || !self.journal.is_idle() || self.failed.is_some() || self.merging.is_some() {
             return;
         }
         let (leaf_units, leaf_blocks) = self.space.leaf_units();

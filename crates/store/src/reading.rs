@@ -2,10 +2,11 @@
 
 use crate::lanes::Key;
 use crate::layout::{BLOCK, UNIT_BLOCKS};
-use crate::leaf::SUMS;
+use crate::leaf::{HOLE_CHECKSUM, SUMS, Sums, is_data};
 use crate::pool::{DiskThen, Pool, block_of};
-use crate::slots::SlotState;
+use crate::slots::{LayerId, Slot, SlotState};
 use crate::transfer::{PartId, Request, Work, pieces};
+use crate::units::Units;
 use crate::{StoreError, StoreReply, StoreRequestId};
 use pollux_base::data::Buffer;
 use pollux_base::unit::{BlockRange, EXTENT_BLOCKS, EXTENT_BYTES};
@@ -94,46 +95,92 @@ impl Pool {
         Ok(())
     }
 
-    /// The checksums of some blocks of an extent; they are in memory.
-    fn sums(&mut self, key: Key, range: Range<usize>) -> Vec<BlockChecksum> {
-        let nothing = vec![BlockChecksum::ZERO; range.len()];
-        if let Some(hot) = self.hot.get(&key) {
-            return hot.loaded().map_or(nothing, |sums| sums[range].to_vec());
-        }
+    /// Lays the checksums of a layer beneath those found above it. `source`: for each block the number of its layer from the
+    /// top; none if there is but one layer.
+    fn lay_beneath(
+        &mut self,
+        key: Key,
+        range: Range<usize>,
+        sums: &mut [BlockChecksum],
+        source: Option<(u16, &mut Vec<u16>)>,
+    ) {
+        let is_hot = self.hot.contains_key(&key);
         let slot = self.view(key).filter(|(_, slot)| slot.state == SlotState::Data).map(|(number, _)| number);
-        match slot {
-            Some(slot) => self.leaves.get(slot).expect("the leaf was loaded")[range].to_vec(),
-            None => nothing,
+        let leaf = slot.filter(|_| !is_hot).map(|slot| self.leaves.get(slot).expect("the leaf was loaded"));
+        let found = match &leaf {
+            Some(leaf) => Some(&**leaf),
+            None => self.hot.get(&key).and_then(|hot| hot.loaded()),
+        };
+        let Some(found) = found else { return };
+        match source {
+            None => sums.copy_from_slice(&found[range]),
+            Some((number, source)) => {
+                for ((sum, source), found) in sums.iter_mut().zip(source).zip(&found[range]) {
+                    if sum.is_zero() && !found.is_zero() {
+                        (*sum, *source) = (*found, number);
+                    }
+                }
+            }
         }
     }
 
-    pub fn advance_read(&mut self, id: PartId, key: Key, range: Range<usize>) {
-        let sums = self.sums(key, range.clone());
+    /// Checksums of a part's blocks as its volume shows them, holes as zeros, and for each the number of the layer that
+    /// holds it. All of them are in memory.
+    fn flattened(&mut self, id: PartId) -> (Vec<BlockChecksum>, Vec<u16>) {
+        let part = self.parts.get(id).expect("the part is under way");
+        let (key, range, below) = (part.key, part.blocks(), part.below.clone());
+        let mut sums = vec![BlockChecksum::ZERO; range.len()];
+        let mut source = Vec::new();
+        self.lay_beneath(key, range.clone(), &mut sums, None);
+        if !below.is_empty() {
+            source = vec![0; range.len()];
+            for (number, layer) in (1..).zip(below) {
+                self.lay_beneath((layer, key.1), range.clone(), &mut sums, Some((number, &mut source)));
+            }
+        }
+        sums.iter_mut().filter(|sum| **sum == HOLE_CHECKSUM).for_each(|sum| *sum = BlockChecksum::ZERO);
+        (sums, source)
+    }
+
+    pub fn advance_read(&mut self, id: PartId) {
+        let (sums, source) = self.flattened(id);
         let geometry = self.superblock.geometry;
         let part = self.parts.get(id).expect("the part is under way");
-        let request = part.request;
+        let (key, range, request) = (part.key, part.blocks(), part.request);
         let reading = self.requests.get_mut(request).and_then(|request| request.reading.as_mut());
         let reading = reading.expect("reads belong to a read request");
         reading.checksums[part.at..part.at + sums.len()].copy_from_slice(&sums);
-        let holds_data = |block: &usize| !sums[block - range.start].is_zero();
         if matches!(part.work, Work::Checksums) || !sums.iter().any(|sum| !sum.is_zero()) {
             return self.finish_part(id);
         }
-        // What has lost its checksum may have no place either.
-        let units = self.view(key).map(|(_, slot)| slot.units.clone()).unwrap_or_default();
-        let placeless = range.clone().filter(|block| holds_data(block) && units.get(block / UNIT_BLOCKS).is_none());
-        let corrupt = |block: usize| BlockRange::new(BlockIndex(key.1.first_block().0 + block as u64), BlockCount(1));
-        let placeless: Vec<BlockRange> = placeless.map(corrupt).collect();
-        let mut reads = Vec::new();
-        for piece in pieces(&units, range.clone()) {
-            let held = piece.blocks.clone().find(holds_data).zip(piece.blocks.clone().rfind(holds_data));
-            let Some((from, to)) = held else { continue };
-            let block = piece.block + from - piece.blocks.start;
-            let offset = geometry.offset(piece.unit + (block / UNIT_BLOCKS) as u32, block % UNIT_BLOCKS);
-            reads.push((from, to + 1 - from, offset));
+        let start = range.start;
+        let (mut reads, mut placeless) = (Vec::new(), Vec::new());
+        for (number, layer) in (0..).zip([key.0].into_iter().chain(part.below.iter().copied())) {
+            let is_here = |block: usize| source.get(block - start).is_none_or(|source| *source == number);
+            let is_held = |block: &usize| !sums[*block - start].is_zero() && is_here(*block);
+            if !range.clone().any(|block| is_held(&block)) {
+                continue;
+            }
+            // What has lost its checksum may have no place either.
+            let none = Units::default();
+            let units = self.view((layer, key.1)).map_or(&none, |(_, slot)| &slot.units);
+            placeless.extend(range.clone().filter(|block| is_held(block) && units.get(block / UNIT_BLOCKS).is_none()));
+            for piece in pieces(units, range.clone()) {
+                // Over blocks that hold nothing one reads on, never over those of another layer.
+                let stops = |block: &usize| !sums[*block - start].is_zero() && !is_here(*block);
+                let mut at = piece.blocks.start;
+                while let Some(from) = (at..piece.blocks.end).find(is_held) {
+                    at = (from..piece.blocks.end).find(stops).unwrap_or(piece.blocks.end);
+                    let to = (from..at).rfind(is_held).expect("the first one is held");
+                    let block = piece.block + from - piece.blocks.start;
+                    let offset = geometry.offset(piece.unit + (block / UNIT_BLOCKS) as u32, block % UNIT_BLOCKS);
+                    reads.push((from, to + 1 - from, offset));
+                }
+            }
         }
         if let Some(reading) = self.requests.get_mut(request).and_then(|request| request.reading.as_mut()) {
-            reading.corrupt.extend(placeless);
+            let place = |block: usize| BlockIndex(key.1.first_block().0 + block as u64);
+            reading.corrupt.extend(placeless.into_iter().map(|block| BlockRange::new(place(block), BlockCount(1))));
         }
         if reads.is_empty() {
             return self.finish_part(id);
@@ -207,30 +254,30 @@ impl Pool {
             _ => runs.push((run, held)),
         };
         for part in range.split_by_extent() {
-            let key = (known.layer, part.start.extent());
-            let view = self.view(key);
-            let sums = match self.hot.get(&key) {
-                Some(hot) => hot.loaded(),
-                None => view.and_then(|(slot, _)| self.leaves.peek(slot)),
+            let extent = part.start.extent();
+            let of = |layer: LayerId| {
+                let (number, slot) = self.view((layer, extent))?;
+                let sums = match self.hot.get(&(layer, extent)) {
+                    Some(hot) => hot.loaded(),
+                    None => self.leaves.peek(number),
+                };
+                Some((slot, sums))
             };
-            for (run, has_unit) in
-                part.split_by(|block| view.is_some_and(|(_, slot)| slot.units.get(unit_of(block)).is_some()))
-            {
-                match sums.filter(|_| has_unit) {
-                    Some(sums) => {
-                        let held = |block: BlockIndex| !sums[block.in_extent()].is_zero();
-                        run.split_by(held).into_iter().for_each(|(run, held)| push(run, held));
-                    }
-                    None => push(run, has_unit),
-                }
+            let layers: Vec<(&Slot, Option<&Sums>)> = self.catalog.chain(known.layer).filter_map(of).collect();
+            let held = |block: BlockIndex| {
+                let found = layers.iter().find_map(|(slot, sums)| match sums {
+                    Some(sums) => Some(sums[block.in_extent()]).filter(|sum| !sum.is_zero()).map(is_data),
+                    None => slot.units.get(block.in_extent() / UNIT_BLOCKS).map(|_| true),
+                });
+                found.unwrap_or(false)
+            };
+            match layers.is_empty() {
+                true => push(part, false),
+                false => part.split_by(held).into_iter().for_each(|(run, held)| push(run, held)),
             }
         }
         runs
     }
-}
-
-fn unit_of(block: BlockIndex) -> usize {
-    block.in_extent() / UNIT_BLOCKS
 }
 
 /// EIO, ENODATA, EILSEQ, EREMOTEIO: the disk works, this spot does not.

@@ -35,6 +35,11 @@ pub enum Record {
     Valid { slot: u32, first: u16, checksums: Vec<BlockChecksum> },
     /// These blocks hold nothing any more.
     Zero { slot: u32, first: u16, count: u16 },
+    /// These blocks read as zeros, whatever the layers beneath hold.
+    Hole { slot: u32, first: u16, count: u16 },
+    /// A slot of a layer that is given up became a part of one above: the first replaces the descriptor of `into`, `from` is
+    /// free.
+    Merge { into: u32, descriptor: Box<Slot>, from: u32, leaf_sequence: u64 },
     /// Restates all blocks of a hot extent, so that the journal can forget the records before.
     Mask(Box<Mask>),
 }
@@ -45,7 +50,7 @@ pub enum Record {
 /// |---|---|---|
 /// | 0 | 0 | is as the leaf, or records before this one, have it |
 /// | 0 | 1 | is lost: nothing can vouch for it |
-/// | 1 | 0 | holds nothing |
+/// | 1 | 0 | holds nothing; with `hole` it hides what lies beneath |
 /// | 1 | 1 | holds data, flushed |
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mask {
@@ -53,11 +58,12 @@ pub struct Mask {
     pub stated: Bitmap,
     pub valid: Bitmap,
     pub keep: Bitmap,
+    pub hole: Bitmap,
 }
 
 impl Mask {
     pub fn new(slot: u32) -> Mask {
-        Mask { slot, stated: [0; SUMS / 8], valid: [0; SUMS / 8], keep: [0; SUMS / 8] }
+        Mask { slot, stated: [0; SUMS / 8], valid: [0; SUMS / 8], keep: [0; SUMS / 8], hole: [0; SUMS / 8] }
     }
 }
 
@@ -68,11 +74,13 @@ const VALID: u8 = 4;
 const ZERO: u8 = 5;
 const MASK: u8 = 6;
 const UNIT: u8 = 7;
+const HOLE: u8 = 8;
+const MERGE: u8 = 9;
 
 impl Record {
     /// Whether whoever asked for it waits until it is on stable storage, not just out of this process.
     pub fn is_sync(&self) -> bool {
-        matches!(self, Record::Hot { .. } | Record::Cold { .. })
+        matches!(self, Record::Hot { .. } | Record::Cold { .. } | Record::Merge { .. })
     }
 
     /// Bytes of the record on disk.
@@ -83,8 +91,9 @@ impl Record {
             Record::Slot { descriptor, .. } => 8 + descriptor.record_len(),
             Record::Unit { .. } => 16,
             Record::Valid { checksums, .. } => 12 + 8 * checksums.len(),
-            Record::Zero { .. } => 12,
-            Record::Mask(_) => 8 + 3 * SUMS / 8,
+            Record::Zero { .. } | Record::Hole { .. } => 12,
+            Record::Merge { descriptor, .. } => 20 + descriptor.record_len(),
+            Record::Mask(_) => 8 + 4 * SUMS / 8,
         }
     }
 
@@ -98,6 +107,8 @@ impl Record {
             Record::Unit { .. } => UNIT,
             Record::Valid { .. } => VALID,
             Record::Zero { .. } => ZERO,
+            Record::Hole { .. } => HOLE,
+            Record::Merge { .. } => MERGE,
             Record::Mask(_) => MASK,
         };
         let len = self.encoded_len() as u16;
@@ -129,14 +140,20 @@ impl Record {
                 out.extend_from_slice(&(checksums.len() as u16).to_le_bytes());
                 checksums.iter().for_each(|sum| out.extend_from_slice(&sum.0.to_le_bytes()));
             }
-            Record::Zero { slot, first, count } => {
+            Record::Merge { into, descriptor, from, leaf_sequence } => {
+                out.extend_from_slice(&into.to_le_bytes());
+                out.extend_from_slice(&from.to_le_bytes());
+                out.extend_from_slice(&leaf_sequence.to_le_bytes());
+                descriptor.encode_record(out);
+            }
+            Record::Zero { slot, first, count } | Record::Hole { slot, first, count } => {
                 out.extend_from_slice(&slot.to_le_bytes());
                 out.extend_from_slice(&first.to_le_bytes());
                 out.extend_from_slice(&count.to_le_bytes());
             }
             Record::Mask(mask) => {
                 out.extend_from_slice(&mask.slot.to_le_bytes());
-                for map in [&mask.stated, &mask.valid, &mask.keep] {
+                for map in [&mask.stated, &mask.valid, &mask.keep, &mask.hole] {
                     out.extend_from_slice(map);
                 }
             }
@@ -173,15 +190,20 @@ impl Record {
                 let checksums: Option<_> = (0..count).map(|_| fields.u64().map(BlockChecksum)).collect();
                 Record::Valid { slot, first, checksums: checksums? }
             }
-            ZERO => {
+            ZERO | HOLE => {
                 let (slot, first, count) = (fields.u32()?, fields.u16()?, fields.u16()?);
                 in_extent(first, count)?;
-                Record::Zero { slot, first, count }
+                if head[0] == ZERO { Record::Zero { slot, first, count } } else { Record::Hole { slot, first, count } }
+            }
+            MERGE => {
+                let (into, from, leaf_sequence) = (fields.u32()?, fields.u32()?, fields.u64()?);
+                let descriptor = Box::new(Slot::decode_record(fields.take(fields.0.len())?)?);
+                Record::Merge { into, descriptor, from, leaf_sequence }
             }
             MASK => {
                 let slot = fields.u32()?;
                 let mut map = || Some(Bitmap::try_from(fields.take(SUMS / 8)?).expect("as many as asked for"));
-                Record::Mask(Box::new(Mask { slot, stated: map()?, valid: map()?, keep: map()? }))
+                Record::Mask(Box::new(Mask { slot, stated: map()?, valid: map()?, keep: map()?, hole: map()? }))
             }
             _ => return None,
         };
@@ -255,6 +277,8 @@ mod tests {
             Record::Unit { slot: 4, run: UnitRun { first: 0, count: 9, unit: NO_UNIT } },
             Record::Valid { slot: 4, first: 1000, checksums: vec![BlockChecksum(5); 24] },
             Record::Zero { slot: 4, first: 0, count: 1024 },
+            Record::Hole { slot: 4, first: 1023, count: 1 },
+            Record::Merge { into: 4, descriptor: Box::new(Slot::default()), from: 5, leaf_sequence: 6 },
             Record::Mask(Box::new(mask)),
         ]
     }

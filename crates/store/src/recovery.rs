@@ -2,15 +2,16 @@
 //!
 //! What cannot be explained by a crash is damage and refused: better no replica than a wrong one.
 
+use crate::OpenError;
 use crate::catalog::Catalog;
-use crate::hot::Recovered;
+use crate::hot::{Base, Recovered};
+use crate::journal::{self, HOT_MARKS_MAX};
 use crate::lanes::Key;
 use crate::layout::{ANCHORS, BLOCK, CATALOGS, Geometry, JOURNAL, table_block_of};
 use crate::record::Record;
 use crate::slots::{Slot, SlotState, decode_block, table_blocks_for};
 use crate::space::Space;
 use crate::superblock::Anchor;
-use crate::{HOT_EXTENTS_MAX, OpenError, journal};
 use pollux_base::unit::{BLOCK_BYTES, EXTENT_BYTES, VOLUME_BYTES_MAX};
 use pollux_base::{Generation, PoolId};
 use std::collections::BTreeMap;
@@ -207,7 +208,19 @@ fn replay(journal: journal::Found, geometry: &Geometry, found: &mut Found) -> Re
             Record::Valid { slot, first, checksums } => {
                 masks.entry(known(slot)?).or_default().on_valid(first, &checksums, block);
             }
-            Record::Zero { slot, first, count } => masks.entry(known(slot)?).or_default().on_zero(first, count),
+            Record::Zero { slot, first, count } => {
+                masks.entry(known(slot)?).or_default().on_zero(first, count, Base::Zero);
+            }
+            Record::Hole { slot, first, count } => {
+                masks.entry(known(slot)?).or_default().on_zero(first, count, Base::Hole);
+            }
+            Record::Merge { into, descriptor, from, leaf_sequence } => {
+                for (slot, descriptor) in [(into, *descriptor), (from, Slot { leaf_sequence, ..Slot::default() })] {
+                    grow(found, known(slot)?);
+                    found.slots[slot as usize] = descriptor;
+                    masks.remove(&slot);
+                }
+            }
             Record::Mask(mask) => masks.entry(known(mask.slot)?).or_default().on_mask(&mask),
         }
     }
@@ -235,8 +248,14 @@ fn replay(journal: journal::Found, geometry: &Geometry, found: &mut Found) -> Re
     {
         return Err(OpenError::Damaged(format!("{volume} lies in {:?}, which is not there", known.layer)));
     }
+    if let Some((layer, _)) = found.catalog.layers.iter().find(|(id, layer)| {
+        // A chain goes down to older layers only, so it ends.
+        layer.parent.is_some_and(|parent| parent >= **id || !found.catalog.layers.contains_key(&parent))
+    }) {
+        return Err(OpenError::Damaged(format!("{layer:?} lies on a layer that is not there")));
+    }
     marks.retain(|(layer, _), _| found.catalog.layers.contains_key(layer));
-    if marks.len() > HOT_EXTENTS_MAX {
+    if marks.len() > HOT_MARKS_MAX {
         return Err(OpenError::Damaged(format!("{} extents are marked hot", marks.len())));
     }
     for (key, generation) in marks {

@@ -229,6 +229,12 @@ impl SlotTable {
         })
     }
 
+    /// Gives back a slot of which no record ever told.
+    pub fn give_back(&mut self, slot: u32) {
+        assert!(self.get(slot).state == SlotState::Free, "only a free slot is given back like this");
+        self.vacant.insert(slot);
+    }
+
     /// The journal has this descriptor on disk now. Gives the one before.
     pub fn committed(&mut self, slot: u32, descriptor: Slot) -> Slot {
         self.dirty.insert(table_block_of(slot));

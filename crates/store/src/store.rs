@@ -144,32 +144,38 @@ impl Store {
 
     /// Whether a write may go to the extent now: it is hot, durably, under at least `generation`.
     pub fn is_hot(&self, volume: VolumeId, extent: ExtentIndex, generation: Generation) -> bool {
-        let marked = |pool: &Pool| pool.hot.get(&(pool.layer_of(volume)?, extent))?.marked;
+        let marked = |pool: &Pool| {
+            let key = (pool.layer_of(volume)?, extent);
+            pool.hot.get(&key)?.marked.filter(|_| !pool.freezing.contains(&key))
+        };
         self.pool().and_then(marked).is_some_and(|marked| marked >= generation)
     }
 
-    /// Hot extents. Right after opening: those that were hot when the process or the power died.
+    /// Hot extents of the volume and of what it lies on. Right after opening: those that were hot when the process or the
+    /// power died.
     pub fn hot(&self, volume: VolumeId) -> Vec<ExtentIndex> {
         let Some((pool, layer)) = self.layer_of(volume) else { return Vec::new() };
-        let all = (layer, ExtentIndex(0))..=(layer, ExtentIndex(u32::MAX));
-        pool.hot.range(all).map(|((_, extent), _)| *extent).collect()
+        pool.hot_of(layer).into_iter().collect()
     }
 
-    /// Extents last changed under a generation above `generation` (hot ones included), in order.
+    /// Extents last changed under a generation above `generation` (hot ones included), in order; with what a rollback changed,
+    /// and for a clone all that it has from the volume that it was made of, whose generations are not its own.
     pub fn changed_since(&self, volume: VolumeId, generation: Generation) -> Vec<ExtentIndex> {
         let Some((pool, layer)) = self.layer_of(volume) else { return Vec::new() };
-        let mut changed = self.hot(volume);
-        let mapped = pool.layers.get(&layer).into_iter().flat_map(|map| &map.extents);
-        changed.extend(mapped.filter(|(_, slot)| pool.table.get(**slot).generation > generation).map(|(x, _)| *x));
-        changed.sort_unstable();
-        changed.dedup();
-        changed
+        let size = pool.catalog.volumes.get(&volume).map_or(0, |known| known.size.0);
+        pool.changed_since(layer, size, generation).into_iter().collect()
     }
 
-    /// Extents that hold or held data, in order.
+    /// Extents that hold or held data, in the volume or in what it lies on, in order.
     pub fn allocated(&self, volume: VolumeId) -> Vec<ExtentIndex> {
-        let map = self.layer_of(volume).and_then(|(pool, layer)| pool.layers.get(&layer));
-        map.into_iter().flat_map(|map| map.extents.keys().copied()).collect()
+        let Some((pool, layer)) = self.layer_of(volume) else { return Vec::new() };
+        pool.allocated(layer).into_iter().collect()
+    }
+
+    /// Extents in which two volumes may differ, in order: all others were written by neither since they were one. Which
+    /// blocks of them do differ their `Checksums` tell.
+    pub fn differing(&self, one: VolumeId, two: VolumeId) -> Vec<ExtentIndex> {
+        self.pool().map_or_else(Vec::new, |pool| pool.differing(one, two))
     }
 
     fn layer_of(&self, volume: VolumeId) -> Option<(&Pool, LayerId)> {
@@ -182,10 +188,12 @@ impl Store {
         self.pool().map_or_else(Vec::new, |pool| pool.status(volume, range))
     }
 
-    /// Bytes of the pool that the group's blocks and their checksums take on disk.
+    /// Bytes of the pool that the group's blocks and their checksums take on disk, snapshots included. What several volumes
+    /// share is counted once: for the group whose volume or snapshot names it.
     pub fn used(&self, group: GroupId) -> ByteCount {
-        let layers = self.volumes().filter(|(_, of, _)| *of == group);
-        let maps = layers.filter_map(|(volume, _, _)| self.layer_of(volume)).filter_map(|(p, l)| p.layers.get(&l));
+        let maps = self.pool().into_iter().flat_map(|pool| {
+            pool.layers.iter().filter(move |(layer, _)| pool.payer(**layer) == Some(group)).map(|(_, map)| map)
+        });
         ByteCount(maps.map(|map| map.units * UNIT_BYTES + map.leaf_blocks * BLOCK_BYTES).sum())
     }
 

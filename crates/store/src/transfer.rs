@@ -12,7 +12,8 @@ use crate::hot::{Checksums, Fresh, HotExtent};
 use crate::lanes::{Key, LaneKey};
 use crate::layout::BLOCK;
 use crate::layout::{LEAF_BLOCKS_MAX, UNIT_BLOCKS};
-use crate::leaf::{LOST_CHECKSUM, SUMS};
+use crate::leaf::{HOLE_CHECKSUM, LOST_CHECKSUM, SUMS, is_data};
+use crate::merging::Merged;
 use crate::pool::{DiskThen, LogThen, Pool};
 use crate::reading::Reading;
 use crate::record::{Record, VALID_BLOCKS_MAX};
@@ -22,6 +23,7 @@ use crate::units::{NO_UNIT, UnitRun, Units, units_of};
 use crate::{StoreError, StoreReply, StoreRequestId};
 use pollux_base::unit::{BlockRange, EXTENT_BLOCKS};
 use pollux_base::{BlockChecksum, BlockCount, BlockIndex, Data, DiskOpKind, ExtentIndex, VolumeId};
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 pub type RequestId = SlabId<Request>;
@@ -69,6 +71,9 @@ pub enum Work {
         checksums: Vec<BlockChecksum>,
     },
     Zero,
+    /// The store's own: makes the slot of a layer that is given up a part of the one above.
+    /// `None` until it is known what the extent becomes.
+    Merge(Option<Box<Merged>>),
 }
 
 impl Work {
@@ -83,6 +88,8 @@ pub struct Part {
     pub request: RequestId,
     pub key: Key,
     pub lane: LaneKey,
+    /// The layers beneath, from the top.
+    pub below: Vec<LayerId>,
     pub first: u16,
     pub count: u16,
     /// Place in the request, in blocks.
@@ -92,11 +99,18 @@ pub struct Part {
     pub ops_left: u32,
 }
 
+impl Work {
+    /// Whether nobody else may have the blocks meanwhile.
+    pub fn is_exclusive(&self) -> bool {
+        self.changes() || matches!(self, Work::Merge(_))
+    }
+}
+
 impl Part {
-    fn blocks(&self) -> Range<usize> {
+    pub fn blocks(&self) -> Range<usize> {
         usize::from(self.first)..usize::from(self.first) + usize::from(self.count)
     }
-    fn units(&self) -> Range<usize> {
+    pub fn units(&self) -> Range<usize> {
         units_of(usize::from(self.first), usize::from(self.count))
     }
 }
@@ -147,7 +161,10 @@ impl Pool {
         let layer = self.checked_range(volume, range)?;
         assert_eq!(data.len() as u64, range.count.bytes().0, "a write brings its blocks, no more and no less");
         assert_eq!(checksums.len() as u64, range.count.0, "a write brings a checksum for each block");
-        assert!(checksums.iter().all(|sum| !sum.is_zero()), "no written block has the checksum ZERO");
+        assert!(
+            checksums.iter().all(|sum| is_data(*sum)),
+            "no written block has a checksum that stands for something else"
+        );
         self.has_room(layer, range)?;
         let parts = range.split_by_extent().count();
         if parts == 0 {
@@ -189,16 +206,8 @@ impl Pool {
     /// Takes what `has_room` found.
     fn give_space(&mut self, key: Key, part: BlockRange) {
         self.writer_arrives(key);
+        self.give_slot(key);
         let hot = self.hot.get_mut(&key).expect("it is marked");
-        if hot.slot.is_none() {
-            let slot = self.table.take().expect("vacant slots were counted");
-            hot.slot = Some(slot);
-            hot.descriptor.leaf_sequence = self.table.get(slot).leaf_sequence;
-            self.layers.get_mut(&key.0).expect("the layer is known").extents.insert(key.1, slot);
-        }
-        if matches!(hot.checksums, Checksums::Absent) {
-            hot.checksums = Checksums::Loaded(Box::new([BlockChecksum::ZERO; SUMS]));
-        }
         if hot.spare_leaf.is_none() {
             let place = self.space.take_leaf(LEAF_BLOCKS_MAX as u8);
             hot.spare_leaf = Some(place.expect("room for leaves was counted"));
@@ -213,17 +222,41 @@ impl Pool {
         hot.pin(units);
     }
 
+    fn give_slot(&mut self, key: Key) {
+        let hot = self.hot.get_mut(&key).expect("it is marked");
+        if hot.slot.is_none() {
+            let slot = self.table.take().expect("vacant slots were counted");
+            hot.slot = Some(slot);
+            hot.descriptor.leaf_sequence = self.table.get(slot).leaf_sequence;
+            self.layers.get_mut(&key.0).expect("the layer is known").extents.insert(key.1, slot);
+        }
+        if matches!(hot.checksums, Checksums::Absent) {
+            hot.checksums = Checksums::Loaded(Box::new([BlockChecksum::ZERO; SUMS]));
+        }
+    }
+
     pub fn begin_zero(&mut self, id: StoreRequestId, volume: VolumeId, range: BlockRange) -> Result<(), StoreError> {
         let layer = self.checked_range(volume, range)?;
         // What has no slot reads as zeros already.
-        let parts: Vec<BlockRange> = match range.count.0 {
-            0 => Vec::new(),
+        let mapped: BTreeSet<ExtentIndex> = match range.count.0 {
+            0 => BTreeSet::new(),
             _ => {
                 let extents = range.start.extent()..=BlockIndex(range.end().0 - 1).extent();
-                let mapped = self.layers[&layer].extents.range(extents);
-                mapped.map(|(extent, _)| within(range, *extent)).collect()
+                let pool = &*self;
+                let of = |beneath: LayerId| {
+                    let mapped = pool.layers[&beneath].extents.range(extents.clone()).map(|(extent, _)| *extent);
+                    // In its own layer a first write may be under way of which the journal was not told yet.
+                    let counts = move |extent: &ExtentIndex| pool.says_something((beneath, *extent));
+                    mapped.filter(move |extent| beneath == layer || counts(extent))
+                };
+                pool.catalog.chain(layer).flat_map(of).collect()
             }
         };
+        let parts: Vec<BlockRange> = mapped.into_iter().map(|extent| within(range, extent)).collect();
+        let slotless = |part: &&BlockRange| !self.layers[&layer].extents.contains_key(&part.start.extent());
+        if parts.iter().filter(slotless).count() > self.table.vacant() {
+            return Err(StoreError::Full);
+        }
         if parts.is_empty() {
             self.end(id, Ok(StoreReply::Done));
             return Ok(());
@@ -233,6 +266,7 @@ impl Pool {
             let key = (layer, part.start.extent());
             marked(self.hot.get(&key), key.0, key.1);
             self.writer_arrives(key);
+            self.give_slot(key);
             self.add_part(request, layer, range, part, Work::Zero);
         }
         Ok(())
@@ -243,26 +277,41 @@ impl Pool {
         self.hot.get_mut(&key).expect("it is marked").writers += 1;
     }
 
-    pub fn add_part(&mut self, request: RequestId, layer: LayerId, whole: BlockRange, part: BlockRange, work: Work) {
+    pub fn add_part(
+        &mut self,
+        request: RequestId,
+        layer: LayerId,
+        whole: BlockRange,
+        part: BlockRange,
+        work: Work,
+    ) -> PartId {
         let key = (layer, part.start.extent());
         let lane = (self.catalog.layers[&layer].family, key.1);
         let (first, count) = (part.start.in_extent() as u16, part.count.0 as u16);
-        let exclusive = work.changes();
+        let exclusive = work.is_exclusive();
+        let below: Vec<LayerId> = self.catalog.chain(layer).skip(1).collect();
+        for layer in below.iter().chain([&layer]) {
+            self.layers.get_mut(layer).expect("the layer is known").busy += 1;
+        }
         let at = (part.start.0 - whole.start.0) as usize;
-        let id = self.parts.insert(Part { request, key, lane, first, count, at, work, ops_left: 0 });
-        self.layers.get_mut(&layer).expect("the layer is known").busy += 1;
+        let id = self.parts.insert(Part { request, key, lane, below, first, count, at, work, ops_left: 0 });
         if self.lanes.enter(lane, id, first, count, exclusive) {
             self.ready.push_back(id);
         }
+        id
     }
 
     /// The part goes on as far as it can; it holds its blocks.
     pub fn advance(&mut self, id: PartId) {
         let Some(part) = self.parts.get(id) else { return };
         let (key, range) = (part.key, part.blocks());
+        let reads = !part.work.changes();
+        let unloaded = |layer: &LayerId| Some((*layer, key.1)).filter(|key| !self.is_loaded(*key));
+        let wanted = unloaded(&key.0).or_else(|| part.below.iter().filter(|_| reads).find_map(unloaded));
         match &part.work {
-            _ if !self.is_loaded(key) => self.load(key, Some(id)),
-            Work::Read { .. } | Work::Checksums => self.advance_read(id, key, range),
+            Work::Merge(_) => self.advance_merge(id),
+            _ if wanted.is_some() => wanted.into_iter().for_each(|key| self.load(key, Some(id))),
+            Work::Read { .. } | Work::Checksums => self.advance_read(id),
             Work::Write { .. } => self.advance_write(id),
             Work::Zero => self.advance_zero(id, key, range),
         }
@@ -293,18 +342,27 @@ impl Pool {
     }
 
     fn advance_zero(&mut self, id: PartId, key: Key, range: Range<usize>) {
+        let covers = self.parts.get(id).is_some_and(|part| self.shows_through(&part.below, key.1));
         let hot = self.hot.get_mut(&key).expect("what is written to stays hot");
         let Checksums::Loaded(sums) = &mut hot.checksums else { return self.finish_part(id) };
-        let held = range.clone().find(|block| !sums[*block].is_zero());
-        let Some((first, last)) = held.zip(range.rev().find(|block| !sums[*block].is_zero())) else {
+        // A zero above data of another layer must be told from a block that was never written here.
+        let zero = if covers { HOLE_CHECKSUM } else { BlockChecksum::ZERO };
+        let changes = |block: &usize| sums[*block] != zero;
+        let Some((first, last)) = range.clone().find(changes).zip(range.clone().rfind(changes)) else {
             return self.finish_part(id);
         };
-        sums[first..=last].fill(BlockChecksum::ZERO);
+        sums[first..=last].fill(zero);
         hot.fresh.retain(|block, _| !(first..=last).contains(&usize::from(*block)));
         hot.dirty = true;
-        let slot = hot.slot.expect("what holds data has a slot");
+        let slot = hot.slot.expect("a slot was given when the zeroing arrived");
         let count = last + 1 - first;
-        let mut last_record = Record::Zero { slot, first: first as u16, count: count as u16 };
+        let (first_block, blocks) = (first as u16, count as u16);
+        let mut last_record = match covers {
+            true => Record::Hole { slot, first: first_block, count: blocks },
+            false => Record::Zero { slot, first: first_block, count: blocks },
+        };
+        self.tell_slot(key);
+        let hot = self.hot.get_mut(&key).expect("it was just there");
         for (index, unit, told) in hot.drop_empty_units(units_of(first, count)) {
             if !told {
                 self.space.drop_unit(unit);
@@ -343,10 +401,10 @@ impl Pool {
         let mut records: Vec<Record> = Vec::new();
         for (block, sum) in (part.first..).zip(checksums) {
             let old = std::mem::replace(&mut sums[usize::from(block)], *sum);
-            if !old.is_zero() && old != LOST_CHECKSUM {
+            if is_data(old) && old != LOST_CHECKSUM {
                 continue;
             }
-            hot.fresh.insert(block, Fresh { told: u64::MAX, was_lost: old == LOST_CHECKSUM });
+            hot.fresh.insert(block, Fresh { told: u64::MAX, before: old });
             match records.last_mut() {
                 Some(Record::Valid { first, checksums, .. })
                     if usize::from(*first) + checksums.len() == usize::from(block)
@@ -363,18 +421,27 @@ impl Pool {
                 self.journal.queue(Record::Unit { slot, run });
             }
         } else {
-            hot.slot_told = true;
-            hot.descriptor.state = SlotState::Data;
-            (hot.descriptor.layer, hot.descriptor.extent) = (key.0, key.1.0);
-            hot.descriptor.generation = hot.generation;
-            hot.all_units_told();
-            let descriptor = hot.descriptor.clone();
-            self.log_slot(slot, descriptor);
+            self.tell_slot(key);
         }
         for record in records {
             self.journal.queue(record);
         }
         self.journal.queue_then(last, LogThen::Part(id));
+    }
+
+    /// The slot holds blocks of the extent from now on.
+    fn tell_slot(&mut self, key: Key) {
+        let hot = self.hot.get_mut(&key).expect("what is written to stays hot");
+        if hot.slot_told {
+            return;
+        }
+        hot.slot_told = true;
+        hot.descriptor.state = SlotState::Data;
+        (hot.descriptor.layer, hot.descriptor.extent) = (key.0, key.1.0);
+        hot.descriptor.generation = hot.generation;
+        hot.all_units_told();
+        let (slot, descriptor) = (hot.slot.expect("it was given one"), hot.descriptor.clone());
+        self.log_slot(slot, descriptor);
     }
 
     /// What the part had to tell is in the journal, up to its block `last`.
@@ -401,6 +468,7 @@ impl Pool {
             }
         }
         self.finish_one(part.request);
+        part.below.into_iter().for_each(|layer| self.no_longer_busy(layer));
         self.no_longer_busy(part.key.0);
     }
 }

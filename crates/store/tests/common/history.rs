@@ -70,6 +70,10 @@ enum Asked {
     },
     Create(VolumeId),
     Delete(VolumeId),
+    /// Extents of which it was remembered that they were changed.
+    Reap(BTreeSet<ExtentKey>),
+    /// The volume, what it goes back to, and the generation.
+    Rollback(VolumeId, VolumeId, u64),
     Other,
 }
 
@@ -84,12 +88,20 @@ pub struct History {
     /// Volumes that exist for sure, or whose creation was asked for (`false`).
     volumes: BTreeMap<VolumeId, bool>,
     deleting: BTreeSet<VolumeId>,
+    /// Snapshots: nobody writes to them.
+    frozen: BTreeSet<VolumeId>,
+    /// A volume that goes back to a snapshot: nothing else is asked of either meanwhile.
+    rolling: Option<(VolumeId, VolumeId)>,
     next_volume: u64,
     /// Notes given, oldest first, and how many of them are durable.
     notes: Vec<Option<Vec<u8>>>,
     notes_acked: usize,
     /// Generation under which an extent was last changed.
     changed: BTreeMap<ExtentKey, u64>,
+    /// Volumes that lie on others: of these a slot beneath does not tell that a change is there.
+    layered: BTreeSet<VolumeId>,
+    /// Extents of which a crash may have taken the last change.
+    maybe_lost: BTreeSet<ExtentKey>,
     /// Changed since `Cool` was last asked for.
     must_be_hot: BTreeSet<ExtentKey>,
     pub full: u32,
@@ -126,10 +138,14 @@ impl History {
             stamp: 0,
             volumes: BTreeMap::new(),
             deleting: BTreeSet::new(),
+            frozen: BTreeSet::new(),
+            rolling: None,
             next_volume: 1,
             notes: vec![None],
             notes_acked: 1,
             changed: BTreeMap::new(),
+            layered: BTreeSet::new(),
+            maybe_lost: BTreeSet::new(),
             must_be_hot: BTreeSet::new(),
             full: 0,
         };
@@ -195,6 +211,7 @@ impl History {
             .iter()
             .filter(|(volume, created)| **created && !self.deleting.contains(volume))
             .map(|(volume, _)| *volume)
+            .filter(|volume| self.rolling.is_none_or(|(one, two)| *volume != one && *volume != two))
             .collect();
         (!live.is_empty()).then(|| live[self.luck.below(live.len() as u64) as usize])
     }
@@ -224,11 +241,16 @@ impl History {
 
     fn ask_something(&mut self) {
         let Some(volume) = self.some_volume() else { return self.create() };
-        let (op, asked) = match self.luck.below(40) {
+        let (op, asked) = match self.luck.below(44) {
+            40 => return self.snapshot(volume),
+            41 => return self.clone_of(volume),
+            42 => return self.roll_back(volume),
+            43 => return,
             0..6 => {
                 let op = StoreOp::Heat { volume, extents: self.some_extents(), generation: gen_(self.generation) };
                 (op, Asked::Other)
             }
+            6..23 if self.frozen.contains(&volume) => return,
             6..18 => match self.write(volume) {
                 Some(asked) => asked,
                 None => return,
@@ -285,20 +307,120 @@ impl History {
         let allocated = self.rig.store.allocated(volume);
         let cools = |key: &ExtentKey| key.0 == volume && extents.contains(&key.1);
         self.must_be_hot.retain(|key| !cools(key));
-        self.changed.retain(|key, _| !cools(key) || allocated.contains(&key.1));
+        let (layered, lost) = (self.layered.contains(&volume), &self.maybe_lost);
+        let is_kept = |key: &ExtentKey| allocated.contains(&key.1) && !(layered && lost.contains(key));
+        self.changed.retain(|key, _| !cools(key) || is_kept(key));
     }
 
     /// Extents that hold nothing may be forgotten from the moment this is asked.
     fn asked_reap(&mut self) {
-        let allocated = |history: &History, key: &ExtentKey| history.rig.store.allocated(key.0).contains(&key.1);
-        let before: BTreeSet<ExtentKey> = self.changed.keys().copied().filter(|key| allocated(self, key)).collect();
+        let before: BTreeSet<ExtentKey> = self.changed.keys().copied().collect();
+        // Where a layer beneath tells of a change by itself, the store cannot be seen to forget one above.
+        let held: BTreeSet<ExtentKey> = self
+            .blocks
+            .iter()
+            .filter(|(key, versions)| self.busy.contains(*key) || versions.values[versions.acked - 1] != [0; 8])
+            .map(|((volume, block), _)| (*volume, BlockIndex(*block).extent()))
+            .collect();
+        self.changed.retain(|key, _| !self.layered.contains(&key.0) || held.contains(key));
         let id = self.rig.ask(StoreOp::Reap { group: GROUP });
-        for key in before {
-            if !allocated(self, &key) {
-                self.changed.remove(&key);
+        self.reaped(&before);
+        self.asked.insert(id, Asked::Reap(before));
+    }
+
+    /// What the store has forgotten of these was reaped.
+    fn reaped(&mut self, keys: &BTreeSet<ExtentKey>) {
+        let store = &self.rig.store;
+        self.changed.retain(|key, generation| {
+            !keys.contains(key) || store.changed_since(key.0, gen_(*generation - 1)).contains(&key.1)
+        });
+    }
+
+    fn is_busy(&self, volume: VolumeId) -> bool {
+        self.busy.iter().any(|(busy, _)| *busy == volume)
+    }
+
+    /// A new volume holds what another does.
+    fn copy(&mut self, of: VolumeId) -> VolumeId {
+        let volume = VolumeId(self.next_volume);
+        self.next_volume += 1;
+        let blocks: Vec<_> = self.blocks.range((of, 0)..=(of, u64::MAX)).map(|((_, b), v)| (*b, v.clone())).collect();
+        self.blocks.extend(blocks.into_iter().map(|(block, versions)| ((volume, block), versions)));
+        self.volumes.insert(volume, false);
+        volume
+    }
+
+    fn snapshot(&mut self, of: VolumeId) {
+        if self.is_busy(of) || self.volumes.len() > 7 {
+            return;
+        }
+        let snapshot = self.copy(of);
+        self.frozen.insert(snapshot);
+        self.layered.insert(of);
+        if self.layered.contains(&of) {
+            self.layered.insert(snapshot);
+        }
+        // Whoever takes a snapshot says that the replicas agree, as with cooling.
+        let allocated = self.rig.store.allocated(of);
+        let of_volume = self.changed.iter().filter(|((v, x), _)| *v == of && allocated.contains(x));
+        let changed: Vec<_> = of_volume.map(|((_, x), g)| (*x, *g)).collect();
+        self.changed.extend(changed.into_iter().map(|(extent, generation)| ((snapshot, extent), generation)));
+        let id = self.rig.ask(StoreOp::Snapshot { of: vec![(of, snapshot)] });
+        self.asked.insert(id, Asked::Create(snapshot));
+    }
+
+    fn clone_of(&mut self, of: VolumeId) {
+        if !self.frozen.contains(&of) || self.volumes.len() > 7 {
+            return;
+        }
+        let volume = self.copy(of);
+        self.layered.insert(volume);
+        let id = self.rig.ask(StoreOp::Clone { of, volume, group: GROUP });
+        self.asked.insert(id, Asked::Create(volume));
+    }
+
+    fn roll_back(&mut self, volume: VolumeId) {
+        let snapshots: Vec<VolumeId> = self
+            .frozen
+            .iter()
+            .copied()
+            .filter(|s| self.volumes.get(s) == Some(&true) && !self.deleting.contains(s))
+            .collect();
+        if self.frozen.contains(&volume) || self.is_busy(volume) || snapshots.is_empty() || self.rolling.is_some() {
+            return;
+        }
+        let snapshot = snapshots[self.luck.below(snapshots.len() as u64) as usize];
+        self.generation += 1;
+        self.rolling = Some((volume, snapshot));
+        self.layered.insert(volume);
+        // What was hot counts as changed from now on.
+        let hot: Vec<ExtentKey> = self.must_be_hot.iter().copied().filter(|(v, _)| *v == volume).collect();
+        for key in hot {
+            self.must_be_hot.remove(&key);
+        }
+        let id = self.rig.ask(StoreOp::Rollback { volume, snapshot, generation: gen_(self.generation) });
+        self.asked.insert(id, Asked::Rollback(volume, snapshot, self.generation));
+    }
+
+    /// The volume holds what the snapshot does.
+    fn rolled_back(&mut self, volume: VolumeId, snapshot: VolumeId, generation: u64) {
+        let blocks: BTreeSet<u64> =
+            self.blocks.keys().filter(|(v, _)| *v == volume || *v == snapshot).map(|(_, block)| *block).collect();
+        for block in blocks {
+            let old = self.blocks.get(&(volume, block)).cloned().unwrap_or_else(|| Versions::settled([0; 8]));
+            let new = self.blocks.get(&(snapshot, block)).cloned().unwrap_or_else(|| Versions::settled([0; 8]));
+            if old.values[old.acked - 1] != new.values[new.acked - 1] {
+                self.changed.insert((volume, BlockIndex(block).extent()), generation);
+            }
+            self.blocks.insert((volume, block), new);
+        }
+        // What was flushed of the values before says nothing of these.
+        for asked in self.asked.values_mut() {
+            if let Asked::Flush(flushed) = asked {
+                flushed.retain(|((of, _), _)| *of != volume);
             }
         }
-        self.asked.insert(id, Asked::Other);
+        self.rolling = None;
     }
 
     /// What the block reads as, unless it is being changed.
@@ -374,6 +496,7 @@ impl History {
                 (Asked::Change(keys, _), Ok(_)) => {
                     for key in keys {
                         self.busy.remove(&key);
+                        self.maybe_lost.remove(&(key.0, BlockIndex(key.1).extent()));
                         let versions = self.blocks.get_mut(&key).expect("it was written to");
                         versions.acked = versions.values.len();
                     }
@@ -413,9 +536,13 @@ impl History {
                         }
                     }
                 }
+                (Asked::Reap(keys), Ok(_)) => self.reaped(&keys),
                 (Asked::Note { at }, Ok(_)) => self.notes_acked = self.notes_acked.max(at),
                 (Asked::Create(volume), Ok(_)) => drop(self.volumes.insert(volume, true)),
                 (Asked::Delete(volume), Ok(_)) => self.forget(volume),
+                (Asked::Rollback(volume, snapshot, generation), Ok(_)) => {
+                    self.rolled_back(volume, snapshot, generation);
+                }
                 (Asked::Other, Ok(_)) => {}
                 (Asked::Read { volume, .. }, Err(StoreError::NoVolume)) if !self.volumes.contains_key(&volume) => {}
                 (Asked::Other, Err(StoreError::NoVolume)) => {}
@@ -427,6 +554,7 @@ impl History {
 
     fn forget(&mut self, volume: VolumeId) {
         self.deleting.remove(&volume);
+        self.frozen.remove(&volume);
         self.volumes.remove(&volume);
         self.blocks.retain(|(of, _), _| *of != volume);
         self.busy.retain(|(of, _)| *of != volume);
@@ -436,6 +564,14 @@ impl History {
 
     /// Crashes now, opens again, possibly crashing on the way, and compares.
     pub fn crash(mut self, crash: Crash) -> Result<History, String> {
+        for asked in self.asked.values() {
+            if let Asked::Change(_, before) = asked {
+                self.maybe_lost.extend(before.iter().map(|(key, _, _)| *key));
+            }
+        }
+        if crash == Crash::PowerCut {
+            self.maybe_lost.extend(&self.must_be_hot);
+        }
         let seed = self.luck.draw();
         let mut crash = crash;
         let mut disk = std::mem::replace(&mut self.rig.disk, FaultyDisk::new(0, 0));
@@ -473,7 +609,11 @@ impl History {
             }
         }
         self.rig = Rig::open(disk).map_err(|error| format!("not opened: {error}"))?;
-        self.asked.clear();
+        for asked in std::mem::take(&mut self.asked).into_values() {
+            if let Asked::Reap(keys) = asked {
+                self.reaped(&keys);
+            }
+        }
         self.busy.clear();
         self.verify(crash)?;
         Ok(self)
@@ -511,12 +651,15 @@ impl History {
                 return Err(format!("{volume} {extent:?} was changed in generation {generation} and it is forgotten"));
             }
         }
-        for volume in found {
+        // A volume that was going back is looked at before what it goes back to.
+        let rolling = self.rolling.map(|(volume, _)| volume).filter(|volume| found.contains(volume));
+        for volume in rolling.into_iter().chain(found.iter().copied().filter(|volume| Some(*volume) != rolling)) {
             for (extent, (start, len)) in (0..u64::from(EXTENTS)).flat_map(|e| PLACES.map(|place| (e, place))) {
                 // A little more than is written to, so that the neighbours are seen to stay zeros.
                 self.verify_range(volume, extent * EXTENT_BLOCKS + start, len + 4, crash)?;
             }
         }
+        self.rolling = None;
         Ok(())
     }
 
@@ -530,7 +673,11 @@ impl History {
             let found = sectors_of(bytes).map_err(|error| format!("{volume} b{block}: {error}"))?;
             let key = (volume, block);
             let versions = self.blocks.get(&key).cloned().unwrap_or_else(|| Versions::settled([0; 8]));
-            let legal = versions.legal(crash);
+            let mut legal = versions.legal(crash).to_vec();
+            if let Some((_, snapshot)) = self.rolling.filter(|(rolling, _)| *rolling == volume) {
+                let snapshot = self.blocks.get(&(snapshot, block)).cloned();
+                legal.extend(snapshot.unwrap_or_else(|| Versions::settled([0; 8])).legal(crash));
+            }
             for (sector, value) in found.iter().enumerate() {
                 if !legal.iter().any(|legal| legal[sector] == *value) {
                     return Err(format!("{volume} b{block} sector {sector} is {value} after {crash:?}: {versions:?}"));
