@@ -36,8 +36,8 @@ pub struct Volume {
 pub struct Layer {
     pub family: FamilyId,
     pub parent: Option<LayerId>,
-    /// What lies beneath counts the generations of another group.
-    pub is_foreign: bool,
+    /// What lies beneath counts the generations of another group: to this one it all counts as changed in this generation.
+    pub foreign: Option<Generation>,
     /// What this layer took the place of when its volume was rolled back.
     pub replaced: Option<Replaced>,
 }
@@ -93,7 +93,7 @@ impl Catalog {
         self.layers_made += 1;
         let id = LayerId(self.layers_made);
         let family = parent.and_then(|parent| self.layers.get(&parent)).map_or(FamilyId(id.0), |layer| layer.family);
-        self.layers.insert(id, Layer { family, parent, is_foreign: false, replaced: None });
+        self.layers.insert(id, Layer { family, parent, foreign: None, replaced: None });
         id
     }
 
@@ -121,7 +121,12 @@ impl Catalog {
         let Some((known, ground)) = self.volumes.get(&volume).copied().zip(self.volumes.get(&to).copied()) else {
             return;
         };
-        let before = self.layers.get(&known.layer).and_then(|layer| layer.replaced.clone());
+        // What it goes back from may itself have come about by going back.
+        let kept: BTreeSet<LayerId> = self.chain(ground.layer).collect();
+        let left = self.chain(known.layer).filter(|layer| !kept.contains(layer));
+        let before = left.filter_map(|layer| self.layers.get(&layer)?.replaced.as_ref());
+        let changed: BTreeSet<u32> =
+            extents.iter().map(|extent| extent.0).chain(before.flat_map(Replaced::iter)).collect();
         let is_done = |layer: &Layer| {
             layer.parent == Some(ground.layer) && layer.replaced.as_ref().is_some_and(|r| r.generation == generation)
         };
@@ -129,20 +134,19 @@ impl Catalog {
             return;
         }
         let layer = self.new_layer(Some(ground.layer));
-        let changed = extents.iter().map(|extent| extent.0).chain(before.iter().flat_map(Replaced::iter));
-        let replaced = Replaced::new(generation, changed);
         let top = self.layers.get_mut(&layer).expect("it was just made");
-        top.replaced = Some(replaced);
+        top.replaced = Some(Replaced::new(generation, changed));
+        top.foreign = (ground.group != known.group).then_some(generation);
         self.volumes.insert(volume, Volume { layer, ..known });
     }
 
     /// A new volume that begins as a copy of another.
-    pub fn clone_of(&mut self, of: VolumeId, volume: VolumeId, group: GroupId) {
+    pub fn clone_of(&mut self, of: VolumeId, volume: VolumeId, group: GroupId, generation: Generation) {
         let Some(known) = self.volumes.get(&of).copied().filter(|_| !self.volumes.contains_key(&volume)) else {
             return;
         };
         let layer = self.new_layer(Some(known.layer));
-        self.layers.get_mut(&layer).expect("it was just made").is_foreign = true;
+        self.layers.get_mut(&layer).expect("it was just made").foreign = Some(generation);
         self.volumes.insert(volume, Volume { group, layer, ..known });
     }
 
@@ -186,8 +190,10 @@ impl Catalog {
         let Some(below) = self.layers.remove(&parent) else { return };
         let Some(above) = self.layers.get_mut(&child) else { return };
         above.parent = below.parent;
-        above.is_foreign |= below.is_foreign;
-        above.replaced = match (above.replaced.take(), below.replaced) {
+        let foreign = above.foreign;
+        let below_replaced = below.replaced.map(|r| Replaced { generation: foreign.unwrap_or(r.generation), ..r });
+        above.foreign = foreign.or(below.foreign);
+        above.replaced = match (above.replaced.take(), below_replaced) {
             (Some(one), Some(two)) => {
                 let generation = one.generation.max(two.generation);
                 Some(Replaced::new(generation, one.iter().chain(two.iter())))
@@ -270,7 +276,7 @@ mod tests {
         assert_eq!(catalog.chain(LayerId(3)).collect::<Vec<_>>(), [LayerId(3), LayerId(2), LayerId(1)]);
         catalog.volumes.remove(&VolumeId(2));
         assert_eq!((catalog.prune(), catalog.mergeable()), (vec![], Some((LayerId(1), LayerId(2)))));
-        catalog.clone_of(VolumeId(3), VolumeId(4), GroupId(2));
+        catalog.clone_of(VolumeId(3), VolumeId(4), GroupId(2), Generation(1));
         catalog.volumes.remove(&VolumeId(3));
         assert_eq!(catalog.mergeable(), Some((LayerId(1), LayerId(2))), "layer 2 has two children");
         catalog.merge(LayerId(1), LayerId(2));

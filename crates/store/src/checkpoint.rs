@@ -79,7 +79,7 @@ impl Pool {
     fn restate(&mut self) {
         // Everything before the new tail was written when the flush began.
         let flushed = self.journal.durable();
-        let mut records = Vec::new();
+        let mut records: Vec<Record> = self.turn_marks().collect();
         for ((layer, extent), hot) in self.hot.iter().filter(|(_, hot)| !hot.is_committing()) {
             records.push(Record::Hot { layer: *layer, extent: *extent, generation: hot.generation });
             records.extend(hot.mask(flushed).map(|mask| Record::Mask(Box::new(mask))));

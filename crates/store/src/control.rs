@@ -34,6 +34,7 @@ pub enum Change {
         of: VolumeId,
         volume: VolumeId,
         group: GroupId,
+        generation: Generation,
     },
     /// `extents`: where the two may differ.
     Rollback {
@@ -148,7 +149,7 @@ impl Pool {
             }
             match change {
                 Change::Snapshot { of } => next.snapshot(&of),
-                Change::Clone { of, volume, group } => next.clone_of(of, volume, group),
+                Change::Clone { of, volume, group, generation } => next.clone_of(of, volume, group, generation),
                 Change::Rollback { volume, snapshot, generation, extents } => {
                     next.roll_back(volume, snapshot, generation, &extents);
                 }

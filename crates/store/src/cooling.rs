@@ -60,11 +60,11 @@ impl Pool {
     /// Marks the extents that wait for it, as far as the hot set has room.
     pub fn heat_waiting_extents(&mut self) {
         while let Some((request, key, generation)) = self.heat_waiting.front().copied() {
+            if self.marks_are_taken_over(key.0) {
+                return;
+            }
             if !self.hot.contains_key(&key) {
-                if self.is_merging(key) {
-                    return;
-                }
-                if self.hot.len() >= HOT_EXTENTS_MAX {
+                if self.is_merging(key) || self.hot.len() >= HOT_EXTENTS_MAX {
                     return;
                 }
                 let view = self.view(key).map(|(slot, descriptor)| (slot, descriptor.clone()));

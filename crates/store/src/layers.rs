@@ -48,6 +48,8 @@ pub struct Turning {
     step: Step,
     /// Volumes that change their layer, and the layer that they had.
     tops: Vec<(VolumeId, LayerId)>,
+    /// Those of the new layers, once they are queued for the journal.
+    marks: Vec<(Key, Generation)>,
 }
 
 /// Requests that wait until a turn is over, in order, and the volumes that they are about.
@@ -85,7 +87,7 @@ impl Pool {
         // Who had an extent hot may write to it although it waits for this.
         let hot = tops.iter().flat_map(|(_, layer)| self.hot.range(all_of(*layer)).map(|(key, _)| *key));
         hot.collect::<Vec<Key>>().into_iter().for_each(|key| self.cancel_cooling(key));
-        self.turning = Some(Turning { request, turn, step: Step::Drain, tops });
+        self.turning = Some(Turning { request, turn, step: Step::Drain, tops, marks: Vec::new() });
         Ok(())
     }
 
@@ -155,16 +157,18 @@ impl Pool {
             Turn::Snapshot { of } => next.snapshot(of),
             Turn::Rollback { volume, snapshot, generation } => next.roll_back(*volume, *snapshot, *generation, &[]),
         }
-        let mut records = Vec::new();
+        let mut marks = Vec::new();
         for (volume, old) in &turning.tops {
             let Some(new) = next.volumes.get(volume).map(|known| known.layer).filter(|new| new != old) else {
                 continue;
             };
             let marked =
                 self.hot.range(all_of(*old)).filter_map(|(key, hot)| Some((key.1, hot.marked?.max(hot.generation))));
-            records.extend(marked.map(|(extent, generation)| Record::Hot { layer: new, extent, generation }));
+            marks.extend(marked.map(|(extent, generation)| ((new, extent), generation)));
         }
-        self.turning.as_mut().expect("it was just there").step = Step::Mark;
+        let turning = self.turning.as_mut().expect("it was just there");
+        (turning.step, turning.marks) = (Step::Mark, marks);
+        let mut records: Vec<Record> = self.turn_marks().collect();
         match records.pop() {
             None => self.on_turn_marked(),
             Some(last) => {
@@ -172,6 +176,23 @@ impl Pool {
                 self.journal.queue_then(last, LogThen::Turned);
             }
         }
+    }
+
+    /// Marks of layers that are about to be in the catalog: a checkpoint must not forget them.
+    pub fn turn_marks(&self) -> impl Iterator<Item = Record> {
+        let marks = self.turning.iter().flat_map(|turning| &turning.marks);
+        marks.map(|((layer, extent), generation)| Record::Hot {
+            layer: *layer,
+            extent: *extent,
+            generation: *generation,
+        })
+    }
+
+    /// Whether a new layer has just been given the layer's marks. One that came now would be on the old layer only: it
+    /// waits, and goes to the new one.
+    pub fn marks_are_taken_over(&self, layer: LayerId) -> bool {
+        let turning = self.turning.as_ref().filter(|turning| turning.step != Step::Drain);
+        turning.is_some_and(|turning| turning.tops.iter().any(|(_, old)| *old == layer))
     }
 
     /// The new layers have the marks of the old ones, durably: the catalog may name them.
@@ -193,29 +214,25 @@ impl Pool {
         self.catalog_queue.push_back((request, change));
     }
 
-    /// The catalog is on disk, or could not take it: the turn is over.
-    pub fn end_turn(&mut self) {
+    /// The catalog is on disk, or could not take it: the turn is over, and what was held begins.
+    pub fn end_turn(&mut self) -> bool {
         let is_over = |turning: &Turning| turning.step == Step::Commit && self.requests.get(turning.request).is_none();
-        let Some(turning) = self.turning.take_if(|turning| is_over(turning)) else { return };
+        let Some(turning) = self.turning.take_if(|turning| is_over(turning)) else { return false };
         for (volume, old) in &turning.tops {
             let Some(new) = self.layer_of(*volume).filter(|new| new != old) else { continue };
-            let inherited: Vec<(ExtentIndex, Generation)> = self
-                .hot
-                .range(all_of(*old))
-                .filter_map(|((_, extent), hot)| Some((*extent, hot.marked?.max(hot.generation))))
-                .collect();
-            for (extent, generation) in inherited {
-                let mut hot = HotExtent::new(generation, None);
-                hot.marked = Some(generation);
-                self.hot.insert((new, extent), hot);
-            }
             for (_, key, _) in self.heat_waiting.iter_mut().filter(|(_, key, _)| key.0 == *old) {
                 key.0 = new;
             }
             self.freezing.extend(self.hot.range(all_of(*old)).map(|(key, _)| *key));
         }
+        for (key, generation) in turning.marks.iter().filter(|(key, _)| self.catalog.layers.contains_key(&key.0)) {
+            let mut hot = HotExtent::new(*generation, None);
+            hot.marked = Some(*generation);
+            self.hot.insert(*key, hot);
+        }
         let held = std::mem::take(&mut self.held);
         held.requests.into_iter().for_each(|(id, op)| self.on_request(id, op));
+        true
     }
 
     /// The store has failed: what was held is answered, too.
@@ -243,12 +260,13 @@ impl Pool {
         of: VolumeId,
         volume: VolumeId,
         group: GroupId,
+        generation: Generation,
     ) -> Result<(), StoreError> {
         self.known_volume(of)?;
         if self.deleting.contains(&volume) {
             return Err(StoreError::NoVolume);
         }
-        self.change_catalog(id, Change::Clone { of, volume, group });
+        self.change_catalog(id, Change::Clone { of, volume, group, generation });
         Ok(())
     }
 
@@ -274,20 +292,19 @@ impl Pool {
     }
 
     /// Extents last changed under a generation above `generation`, hot ones included. Beneath a layer whose ground counts
-    /// the generations of another group they cannot be compared: there every extent counts.
+    /// the generations of another group the layer says in which of its own all that is there came to it.
     pub fn changed_since(&self, layer: LayerId, size: u64, generation: Generation) -> BTreeSet<ExtentIndex> {
         let mut changed = self.hot_of(layer);
-        let mut is_foreign = false;
+        let mut foreign: Option<Generation> = None;
         for layer in self.catalog.chain(layer) {
             let Some((map, known)) = self.layers.get(&layer).zip(self.catalog.layers.get(&layer)) else { continue };
-            let newer = |slot: &u32| is_foreign || self.table.get(*slot).generation > generation;
-            changed.extend(map.extents.iter().filter(|(_, slot)| newer(slot)).map(|(extent, _)| *extent));
-            if let Some(replaced) =
-                known.replaced.as_ref().filter(|replaced| is_foreign || replaced.generation > generation)
-            {
+            let is_newer = |own: Generation| foreign.unwrap_or(own) > generation;
+            let newer = map.extents.iter().filter(|(_, slot)| is_newer(self.table.get(**slot).generation));
+            changed.extend(newer.map(|(extent, _)| *extent));
+            if let Some(replaced) = known.replaced.as_ref().filter(|replaced| is_newer(replaced.generation)) {
                 changed.extend(replaced.iter().map(ExtentIndex));
             }
-            is_foreign |= known.is_foreign;
+            foreign = foreign.or(known.foreign);
         }
         let extents = size.div_ceil(pollux_base::unit::EXTENT_BYTES);
         changed.retain(|extent| u64::from(extent.0) < extents);

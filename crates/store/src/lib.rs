@@ -81,9 +81,9 @@ pub enum StoreOp {
     /// and nothing is under way: which extents of the snapshot may differ between them is not remembered for long.
     Snapshot { of: Vec<(VolumeId, VolumeId)> },
     /// A new volume, as large as `of` (a snapshot, or any volume that is not written to any more), that begins as a copy of
-    /// it and shares its space. Ends in `Done` when durable. A volume that is there already is left as it is. `NoVolume`,
+    /// it and shares its space. All of it counts as changed in `generation`. Ends in `Done` when durable. A volume that is there already is left as it is. `NoVolume`,
     /// `Full` as for `Snapshot`.
-    Clone { of: VolumeId, volume: VolumeId, group: GroupId },
+    Clone { of: VolumeId, volume: VolumeId, group: GroupId, generation: Generation },
     /// The volume holds what its snapshot holds (or any other volume), and goes on from there; both stay as large as they are.
     /// At one point in the order of requests, like `Snapshot`; ends in `Done` when durable. Everything that this may
     /// have changed counts as changed in `generation`. The same again, in the same generation and before any other rollback or

@@ -7,7 +7,7 @@
 
 use crate::StoreOp;
 use crate::control::Change;
-use crate::hot::Checksums;
+use crate::hot::{Checksums, HotExtent};
 use crate::lanes::Key;
 use crate::layers::{all_of, nobody};
 use crate::layout::{BLOCK, LEAF_BLOCKS_MAX, LeafPlace, UNIT_BLOCKS};
@@ -55,7 +55,11 @@ pub struct Merged {
 impl Pool {
     /// Goes on making layers one, if there is anything to.
     pub fn step_merge(&mut self) {
-        if self.merging.is_none() && self.turning.is_none() && std::mem::take(&mut self.may_merge) {
+        // Marks that it moved during a turn would be on the old layer only.
+        if self.turning.is_some() {
+            return;
+        }
+        if self.merging.is_none() && std::mem::take(&mut self.may_merge) {
             let pair = self.catalog.mergeable();
             self.merging = pair.map(|(parent, child)| Merging {
                 parent,
@@ -88,7 +92,9 @@ impl Pool {
 
     /// Marks of the parent become marks of the child. `true`: not yet.
     fn take_over_marks(&mut self, parent: LayerId, child: LayerId) -> bool {
-        let marks: Vec<_> = self.hot.range(all_of(parent)).map(|((_, x), hot)| (*x, hot.generation)).collect();
+        let foreign = self.catalog.layers.get(&child).and_then(|layer| layer.foreign);
+        let generation = |hot: &HotExtent| foreign.unwrap_or(hot.generation);
+        let marks: Vec<_> = self.hot.range(all_of(parent)).map(|((_, x), hot)| (*x, generation(hot))).collect();
         for (extent, generation) in &marks {
             let key = (child, *extent);
             let has_it = self.hot.get(&key).and_then(|hot| hot.marked).is_some_and(|marked| marked >= *generation);
@@ -140,7 +146,7 @@ impl Pool {
         merging.holds = Some(extent);
         let (above, below) = ((child, extent), (merging.parent, extent));
         self.cancel_cooling(above);
-        let in_the_way = |hot: &crate::hot::HotExtent| hot.cooling.is_some() || hot.leaf_under_way;
+        let in_the_way = |hot: &HotExtent| hot.cooling.is_some() || hot.leaf_under_way;
         if self.hot.get(&above).is_some_and(in_the_way) || self.hot.contains_key(&below) {
             self.merge_stalled = true;
             return;
@@ -148,6 +154,9 @@ impl Pool {
         let Some((lower, from)) = self.view(below).map(|(number, slot)| (number, slot.clone())) else {
             return self.end_merge(id);
         };
+        // It came to this layer's volume when that was made, whatever its own generation is.
+        let foreign = self.catalog.layers.get(&child).and_then(|layer| layer.foreign);
+        let from = Slot { generation: foreign.unwrap_or(from.generation), ..from };
         if let Some(wanted) = [above, below].into_iter().find(|key| !self.is_loaded(*key)) {
             return self.load(wanted, Some(id));
         }
@@ -243,7 +252,7 @@ impl Pool {
         let mut is_whole = true;
         for at in 0..usize::from(count) {
             let sum = &mut merged.sums[usize::from(first) + at];
-            if !data.as_ref().is_some_and(|data| BlockChecksum::of(block_of(data, at)) == *sum) {
+            if data.as_ref().is_none_or(|data| BlockChecksum::of(block_of(data, at)) != *sum) {
                 // It was rotten before, and still is; a peer has a good one.
                 *sum = LOST_CHECKSUM;
                 is_whole = false;

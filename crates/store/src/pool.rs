@@ -21,7 +21,7 @@ use crate::slab::{Slab, SlabId};
 use crate::slots::{LayerId, Slot, SlotState, SlotTable};
 use crate::space::{Space, Ticket};
 use crate::superblock::{Anchor, Superblock};
-use crate::transfer::{Part, PartId, Request, RequestId};
+use crate::transfer::{Part, PartId, Request, RequestId, Work};
 use crate::units::{NO_UNIT, Units};
 use crate::{Output, StoreError, StoreOp, StoreReply, StoreRequestId};
 use pollux_base::unit::BlockRange;
@@ -274,7 +274,7 @@ impl Pool {
             StoreOp::Rollback { volume, snapshot, generation } => {
                 self.begin_turn(id, Turn::Rollback { volume, snapshot, generation })
             }
-            StoreOp::Clone { of, volume, group } => self.begin_clone(id, of, volume, group),
+            StoreOp::Clone { of, volume, group, generation } => self.begin_clone(id, of, volume, group, generation),
             StoreOp::Create { volume, group, size } => self.begin_create(id, volume, group, size),
             StoreOp::Delete { volume } => self.begin_delete(id, volume),
             StoreOp::PutNote { group, note } => self.begin_note(id, group, note),
@@ -492,13 +492,13 @@ impl Pool {
             }
             self.discard_given_back();
             self.step_turn();
+            self.step_merge();
             self.heat_waiting_extents();
             self.start_catalog_commit();
-            self.end_turn();
+            let ended = self.end_turn();
             self.freeze_some();
-            self.step_merge();
             // What was held may go on now.
-            if self.ready.is_empty() {
+            if self.ready.is_empty() && !ended {
                 break;
             }
         }
@@ -653,7 +653,8 @@ impl Pool {
             count += usize::from(!std::mem::replace(&mut owned[unit as usize], true));
         }
         // What is on its way to the journal or from it belongs to nobody for a while.
-        if self.space.leaving() || !self.journal.is_idle() || self.failed.is_some() || self.merging.is_some() {
+        let merges = self.parts.iter().any(|(_, part)| matches!(part.work, Work::Merge(_)));
+        if self.space.leaving() || !self.journal.is_idle() || self.failed.is_some() || merges {
             return;
         }
         let (leaf_units, leaf_blocks) = self.space.leaf_units();

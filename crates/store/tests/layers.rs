@@ -177,7 +177,7 @@ fn space_comes_back_in_whatever_order_volumes_snapshots_and_clones_are_deleted()
         rig.zero(40, 8);
         snapshot(&mut rig, VOLUME, SECOND);
         rig.write(5, &[3]);
-        rig.done(StoreOp::Clone { of: SNAPSHOT, volume: CLONE, group: GroupId(9) });
+        rig.done(StoreOp::Clone { of: SNAPSHOT, volume: CLONE, group: GroupId(9), generation: gen_(1) });
         heat_of(&mut rig, CLONE, &[0, 1], 1);
         rig.done(write_op(CLONE, 63, filled(&[4, 4])));
         let mut shown: Vec<Vec<u8>> = volumes.iter().map(|volume| bytes_of(&mut rig, *volume, 0, 70)).collect();
@@ -236,16 +236,16 @@ fn a_clone_begins_as_a_copy_and_so_does_a_clone_of_a_clone() {
     rig.heat(&[0], 1);
     rig.write(0, &[1; 4]);
     snapshot(&mut rig, VOLUME, SNAPSHOT);
-    rig.done(StoreOp::Clone { of: SNAPSHOT, volume: CLONE, group: GroupId(9) });
+    rig.done(StoreOp::Clone { of: SNAPSHOT, volume: CLONE, group: GroupId(9), generation: gen_(1) });
     heat_of(&mut rig, CLONE, &[0], 1);
     rig.done(write_op(CLONE, 1, filled(&[2])));
     snapshot(&mut rig, CLONE, SECOND);
     let third = VolumeId(61);
-    rig.done(StoreOp::Clone { of: SECOND, volume: third, group: GroupId(10) });
+    rig.done(StoreOp::Clone { of: SECOND, volume: third, group: GroupId(10), generation: gen_(1) });
     heat_of(&mut rig, third, &[0], 1);
     rig.done(write_op(third, 2, filled(&[3])));
     // The same again changes nothing.
-    rig.done(StoreOp::Clone { of: SNAPSHOT, volume: CLONE, group: GroupId(9) });
+    rig.done(StoreOp::Clone { of: SNAPSHOT, volume: CLONE, group: GroupId(9), generation: gen_(1) });
     rig.done(StoreOp::Snapshot { of: vec![(CLONE, SECOND)] });
     let mut rig = rig.reopen();
     assert_eq!(rig.bytes(0, 5), [1, 1, 1, 1, 0]);
@@ -253,7 +253,7 @@ fn a_clone_begins_as_a_copy_and_so_does_a_clone_of_a_clone() {
     assert_eq!(bytes_of(&mut rig, third, 0, 5), [1, 2, 3, 1, 0]);
     assert_eq!(rig.store.allocated(CLONE), [x(0)]);
     assert_eq!(rig.store.changed_since(CLONE, gen_(99)), [x(0)], "the generations beneath it are another group's");
-    let nothing = StoreOp::Clone { of: VolumeId(99), volume: VolumeId(98), group: GROUP };
+    let nothing = StoreOp::Clone { of: VolumeId(99), volume: VolumeId(98), group: GROUP, generation: gen_(1) };
     assert_eq!(rig.end(nothing), Err(StoreError::NoVolume));
 }
 
@@ -337,4 +337,132 @@ fn a_rotten_block_is_corrupt_for_everybody_who_shows_it_and_stays_so_when_layers
     assert_eq!(rig.corrupt(0, 4), [range(1, 1)]);
     rig.write(1, &[2]);
     assert_eq!(rig.bytes(0, 5), [9, 2, 3, 4, 0]);
+}
+
+#[test]
+fn a_mark_that_is_asked_for_while_a_snapshot_is_taken_survives_a_crash() {
+    for steps in 0..60 {
+        let mut rig = Rig::fresh();
+        rig.ask(StoreOp::Snapshot { of: vec![(VOLUME, SNAPSHOT)] });
+        let heated = rig.ask(StoreOp::Heat { volume: VOLUME, extents: vec![x(0)], generation: gen_(1) });
+        // It is held behind the first, and begins when the mark does.
+        let second = rig.ask(StoreOp::Snapshot { of: vec![(VOLUME, SECOND)] });
+        let again = rig.ask(StoreOp::Heat { volume: VOLUME, extents: vec![x(1)], generation: gen_(1) });
+        for _ in 0..steps {
+            rig.step();
+            assert!(!rig.ended.contains_key(&heated) || rig.store.is_hot(VOLUME, x(0), gen_(1)), "after {steps} steps");
+        }
+        if steps == 59 {
+            assert!(
+                [heated, second, again].iter().all(|id| rig.ended.contains_key(id)),
+                "everything has ended by then"
+            );
+        }
+        let hot = rig.ended.contains_key(&heated);
+        rig.disk.kill(steps);
+        assert!(!hot || rig.reopen().store.hot(VOLUME).contains(&x(0)), "after {steps} steps");
+    }
+}
+
+/// A hot extent with something in it, and so many other blocks of the journal.
+fn with_journal(blocks: u64) -> Rig {
+    let mut rig = Rig::fresh();
+    rig.thorough = false;
+    rig.heat(&[0], 1);
+    rig.write(0, &[1]);
+    (0..blocks).for_each(|at| heat_of(&mut rig, VOLUME, &[1], 2 + at));
+    rig
+}
+
+#[test]
+fn a_checkpoint_does_not_forget_the_marks_of_a_layer_that_is_about_to_be() {
+    let mut full = with_journal(900);
+    let mut blocks = 900;
+    loop {
+        full.issued.clear();
+        heat_of(&mut full, VOLUME, &[1], 2 + blocks);
+        full.settle();
+        if full.issued.len() > 4 {
+            break;
+        }
+        blocks += 1;
+    }
+    // So many more begin a checkpoint.
+    for steps in 0..60 {
+        let mut rig = with_journal(blocks - 1);
+        rig.ask(StoreOp::Heat { volume: VOLUME, extents: vec![x(2)], generation: gen_(1) });
+        rig.ask(StoreOp::Snapshot { of: vec![(VOLUME, SNAPSHOT)] });
+        for _ in 0..steps {
+            rig.step();
+        }
+        rig.disk.kill(steps);
+        assert!(rig.reopen().store.hot(VOLUME).contains(&x(0)), "after {steps} steps");
+    }
+}
+
+#[test]
+fn what_a_rollback_changed_is_remembered_after_a_snapshot_and_another_rollback() {
+    let mut rig = Rig::fresh();
+    let rollback = |generation| StoreOp::Rollback { volume: VOLUME, snapshot: SNAPSHOT, generation: gen_(generation) };
+    snapshot(&mut rig, VOLUME, SNAPSHOT);
+    rig.heat(&[3], 1);
+    rig.write(3072, &[1]);
+    rig.cool(&[3]);
+    rig.done(rollback(5));
+    snapshot(&mut rig, VOLUME, SECOND);
+    rig.done(rollback(6));
+    assert_eq!(rig.store.changed_since(VOLUME, gen_(4)), [x(3)]);
+    rig.done(StoreOp::Delete { volume: SECOND });
+    rig.done(StoreOp::Delete { volume: SNAPSHOT });
+    quiet(&mut rig);
+    assert_eq!(rig.reopen().store.changed_since(VOLUME, gen_(4)), [x(3)]);
+}
+
+#[test]
+fn all_that_a_clone_began_with_counts_as_changed_when_it_was_made_also_after_its_origin_is_gone() {
+    let mut rig = Rig::fresh();
+    rig.heat(&[0, 1], 2);
+    rig.write(0, &[1]);
+    rig.write(1024, &[1]);
+    rig.cool(&[0, 1]);
+    snapshot(&mut rig, VOLUME, SNAPSHOT);
+    // The other group counts generations of its own, and is far ahead.
+    rig.done(StoreOp::Clone { of: SNAPSHOT, volume: CLONE, group: GroupId(9), generation: gen_(50) });
+    heat_of(&mut rig, CLONE, &[1], 60);
+    rig.done(write_op(CLONE, 1025, filled(&[2])));
+    rig.done(StoreOp::Cool { volume: CLONE, extents: vec![x(1)] });
+    let mut rig = rig.reopen();
+    for round in 0..2 {
+        assert_eq!(rig.store.changed_since(CLONE, gen_(49)), [x(0), x(1)], "round {round}");
+        assert_eq!(rig.store.changed_since(CLONE, gen_(50)), [x(1)], "round {round}");
+        rig.done(StoreOp::Delete { volume: SNAPSHOT });
+        rig.done(StoreOp::Delete { volume: VOLUME });
+        quiet(&mut rig);
+        rig = rig.reopen();
+        if round == 0 {
+            rig.done(StoreOp::Create { volume: VOLUME, group: GROUP, size: pollux_base::ByteCount(4 << 20) });
+            snapshot(&mut rig, VOLUME, SNAPSHOT);
+        }
+    }
+}
+
+#[test]
+fn the_space_of_a_deleted_snapshot_is_given_back_although_nobody_asks_for_anything_more() {
+    let mut rig = Rig::fresh();
+    rig.heat(&[0, 1, 2], 1);
+    rig.write(0, &[1; 64]);
+    snapshot(&mut rig, VOLUME, SNAPSHOT);
+    rig.write(0, &[2; 64]);
+    rig.write(1024, &[2; 8]);
+    // Marks beneath must first go to the layer on top.
+    heat_of(&mut rig, SNAPSHOT, &[2], 1);
+    rig.done(write_op(SNAPSHOT, 2048, filled(&[3])));
+    rig.done(StoreOp::Delete { volume: SNAPSHOT });
+    rig.settle();
+    rig.cool(&[0, 1, 2]);
+    rig.settle();
+    let units = (64 + 8) / UNIT_BLOCKS + 1;
+    let used = rig.store.used(GROUP).0;
+    assert!(used < (units + 1) * UNIT_BYTES, "{used} bytes for {units} units and three short leaves");
+    assert_eq!((rig.bytes(0, 2), rig.bytes(2048, 1)), (vec![2, 2], vec![3]));
 }

@@ -70,10 +70,8 @@ enum Asked {
     },
     Create(VolumeId),
     Delete(VolumeId),
-    /// Extents of which it was remembered that they were changed.
-    Reap(BTreeSet<ExtentKey>),
-    /// The volume, what it goes back to, and the generation.
-    Rollback(VolumeId, VolumeId, u64),
+    Reap,
+    Rollback,
     Other,
 }
 
@@ -90,8 +88,8 @@ pub struct History {
     deleting: BTreeSet<VolumeId>,
     /// Snapshots: nobody writes to them.
     frozen: BTreeSet<VolumeId>,
-    /// A volume that goes back to a snapshot: nothing else is asked of either meanwhile.
-    rolling: Option<(VolumeId, VolumeId)>,
+    /// A volume that goes back to a snapshot, and in which generation: nothing else is asked of either meanwhile.
+    rolling: Option<(VolumeId, VolumeId, u64)>,
     next_volume: u64,
     /// Notes given, oldest first, and how many of them are durable.
     notes: Vec<Option<Vec<u8>>>,
@@ -211,7 +209,7 @@ impl History {
             .iter()
             .filter(|(volume, created)| **created && !self.deleting.contains(volume))
             .map(|(volume, _)| *volume)
-            .filter(|volume| self.rolling.is_none_or(|(one, two)| *volume != one && *volume != two))
+            .filter(|volume| self.rolling.is_none_or(|(one, two, _)| *volume != one && *volume != two))
             .collect();
         (!live.is_empty()).then(|| live[self.luck.below(live.len() as u64) as usize])
     }
@@ -312,28 +310,24 @@ impl History {
         self.changed.retain(|key, _| !cools(key) || is_kept(key));
     }
 
-    /// Extents that hold nothing may be forgotten from the moment this is asked.
+    /// Extents that hold nothing may be forgotten from the moment this is asked until it ends.
     fn asked_reap(&mut self) {
-        let before: BTreeSet<ExtentKey> = self.changed.keys().copied().collect();
-        // Where a layer beneath tells of a change by itself, the store cannot be seen to forget one above.
+        let id = self.rig.ask(StoreOp::Reap { group: GROUP });
+        self.reaped();
+        self.asked.insert(id, Asked::Reap);
+    }
+
+    fn reaped(&mut self) {
         let held: BTreeSet<ExtentKey> = self
             .blocks
             .iter()
             .filter(|(key, versions)| self.busy.contains(*key) || versions.values[versions.acked - 1] != [0; 8])
             .map(|((volume, block), _)| (*volume, BlockIndex(*block).extent()))
             .collect();
-        self.changed.retain(|key, _| !self.layered.contains(&key.0) || held.contains(key));
-        let id = self.rig.ask(StoreOp::Reap { group: GROUP });
-        self.reaped(&before);
-        self.asked.insert(id, Asked::Reap(before));
-    }
-
-    /// What the store has forgotten of these was reaped.
-    fn reaped(&mut self, keys: &BTreeSet<ExtentKey>) {
-        let store = &self.rig.store;
-        self.changed.retain(|key, generation| {
-            !keys.contains(key) || store.changed_since(key.0, gen_(*generation - 1)).contains(&key.1)
-        });
+        let (layered, lost) = (&self.layered, &self.maybe_lost);
+        // What a layer beneath holds does not tell that a change above it, which a crash may have taken, is there.
+        let is_there = |key: &ExtentKey| held.contains(key) && !(layered.contains(&key.0) && lost.contains(key));
+        self.changed.retain(|key, _| is_there(key));
     }
 
     fn is_busy(&self, volume: VolumeId) -> bool {
@@ -356,15 +350,14 @@ impl History {
         }
         let snapshot = self.copy(of);
         self.frozen.insert(snapshot);
-        self.layered.insert(of);
-        if self.layered.contains(&of) {
-            self.layered.insert(snapshot);
-        }
+        self.layered.extend([of, snapshot]);
         // Whoever takes a snapshot says that the replicas agree, as with cooling.
         let allocated = self.rig.store.allocated(of);
         let of_volume = self.changed.iter().filter(|((v, x), _)| *v == of && allocated.contains(x));
         let changed: Vec<_> = of_volume.map(|((_, x), g)| (*x, *g)).collect();
         self.changed.extend(changed.into_iter().map(|(extent, generation)| ((snapshot, extent), generation)));
+        let lost: Vec<_> = self.maybe_lost.iter().filter(|(v, _)| *v == of).map(|(_, x)| (snapshot, *x)).collect();
+        self.maybe_lost.extend(lost);
         let id = self.rig.ask(StoreOp::Snapshot { of: vec![(of, snapshot)] });
         self.asked.insert(id, Asked::Create(snapshot));
     }
@@ -375,7 +368,7 @@ impl History {
         }
         let volume = self.copy(of);
         self.layered.insert(volume);
-        let id = self.rig.ask(StoreOp::Clone { of, volume, group: GROUP });
+        let id = self.rig.ask(StoreOp::Clone { of, volume, group: GROUP, generation: gen_(self.generation) });
         self.asked.insert(id, Asked::Create(volume));
     }
 
@@ -391,15 +384,10 @@ impl History {
         }
         let snapshot = snapshots[self.luck.below(snapshots.len() as u64) as usize];
         self.generation += 1;
-        self.rolling = Some((volume, snapshot));
+        self.rolling = Some((volume, snapshot, self.generation));
         self.layered.insert(volume);
-        // What was hot counts as changed from now on.
-        let hot: Vec<ExtentKey> = self.must_be_hot.iter().copied().filter(|(v, _)| *v == volume).collect();
-        for key in hot {
-            self.must_be_hot.remove(&key);
-        }
         let id = self.rig.ask(StoreOp::Rollback { volume, snapshot, generation: gen_(self.generation) });
-        self.asked.insert(id, Asked::Rollback(volume, snapshot, self.generation));
+        self.asked.insert(id, Asked::Rollback);
     }
 
     /// The volume holds what the snapshot does.
@@ -536,11 +524,12 @@ impl History {
                         }
                     }
                 }
-                (Asked::Reap(keys), Ok(_)) => self.reaped(&keys),
+                (Asked::Reap, Ok(_)) => self.reaped(),
                 (Asked::Note { at }, Ok(_)) => self.notes_acked = self.notes_acked.max(at),
                 (Asked::Create(volume), Ok(_)) => drop(self.volumes.insert(volume, true)),
                 (Asked::Delete(volume), Ok(_)) => self.forget(volume),
-                (Asked::Rollback(volume, snapshot, generation), Ok(_)) => {
+                (Asked::Rollback, Ok(_)) => {
+                    let (volume, snapshot, generation) = self.rolling.expect("it was asked for");
                     self.rolled_back(volume, snapshot, generation);
                 }
                 (Asked::Other, Ok(_)) => {}
@@ -610,8 +599,8 @@ impl History {
         }
         self.rig = Rig::open(disk).map_err(|error| format!("not opened: {error}"))?;
         for asked in std::mem::take(&mut self.asked).into_values() {
-            if let Asked::Reap(keys) = asked {
-                self.reaped(&keys);
+            if let Asked::Reap = asked {
+                self.reaped();
             }
         }
         self.busy.clear();
@@ -651,15 +640,25 @@ impl History {
                 return Err(format!("{volume} {extent:?} was changed in generation {generation} and it is forgotten"));
             }
         }
-        // A volume that was going back is looked at before what it goes back to.
-        let rolling = self.rolling.map(|(volume, _)| volume).filter(|volume| found.contains(volume));
-        for volume in rolling.into_iter().chain(found.iter().copied().filter(|volume| Some(*volume) != rolling)) {
-            for (extent, (start, len)) in (0..u64::from(EXTENTS)).flat_map(|e| PLACES.map(|place| (e, place))) {
-                // A little more than is written to, so that the neighbours are seen to stay zeros.
-                self.verify_range(volume, extent * EXTENT_BLOCKS + start, len + 4, crash)?;
+        // A volume that was going back has gone back as a whole or not at all.
+        if let Some((volume, snapshot, generation)) = self.rolling.filter(|(volume, _, _)| found.contains(volume)) {
+            let before = self.blocks.clone();
+            if let Err(not_at_all) = self.verify_volume(volume, crash) {
+                self.blocks = before;
+                self.rolled_back(volume, snapshot, generation);
+                self.verify_volume(volume, crash)
+                    .map_err(|error| format!("not gone back: {not_at_all}; nor whole: {error}"))?;
             }
         }
         self.rolling = None;
+        found.into_iter().try_for_each(|volume| self.verify_volume(volume, crash))
+    }
+
+    fn verify_volume(&mut self, volume: VolumeId, crash: Crash) -> Result<(), String> {
+        for (extent, (start, len)) in (0..u64::from(EXTENTS)).flat_map(|e| PLACES.map(|place| (e, place))) {
+            // A little more than is written to, so that the neighbours are seen to stay zeros.
+            self.verify_range(volume, extent * EXTENT_BLOCKS + start, len + 4, crash)?;
+        }
         Ok(())
     }
 
@@ -673,11 +672,7 @@ impl History {
             let found = sectors_of(bytes).map_err(|error| format!("{volume} b{block}: {error}"))?;
             let key = (volume, block);
             let versions = self.blocks.get(&key).cloned().unwrap_or_else(|| Versions::settled([0; 8]));
-            let mut legal = versions.legal(crash).to_vec();
-            if let Some((_, snapshot)) = self.rolling.filter(|(rolling, _)| *rolling == volume) {
-                let snapshot = self.blocks.get(&(snapshot, block)).cloned();
-                legal.extend(snapshot.unwrap_or_else(|| Versions::settled([0; 8])).legal(crash));
-            }
+            let legal = versions.legal(crash);
             for (sector, value) in found.iter().enumerate() {
                 if !legal.iter().any(|legal| legal[sector] == *value) {
                     return Err(format!("{volume} b{block} sector {sector} is {value} after {crash:?}: {versions:?}"));
