@@ -8,11 +8,32 @@
 use crate::data::Data;
 use crate::unit::ByteCount;
 
-/// Names an operation between its issue and its completion; never used twice while one is under way.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct DiskOpId(pub u64);
+/// Which of the pool's disks, by the order in which the shell gave them.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct DiskIndex(pub u8);
 
-/// One operation on the pool's disk. Offsets and lengths are multiples of 4096, memory is aligned likewise.
+impl DiskIndex {
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// Names an operation between its issue and its completion, and the disk that it is on; never used twice while one is
+/// under way.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct DiskOpId {
+    pub disk: DiskIndex,
+    pub number: u64,
+}
+
+impl DiskOpId {
+    /// On a pool's first disk.
+    pub fn new(number: u64) -> DiskOpId {
+        DiskOpId { disk: DiskIndex::default(), number }
+    }
+}
+
+/// One operation on one of the pool's disks. Offsets and lengths are multiples of 4096, memory is aligned likewise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskOp {
     pub id: DiskOpId,

@@ -85,6 +85,8 @@ random_id!(/// One cluster. Pools, peers and the witness refuse whoever speaks o
     ClusterId);
 random_id!(/// One pool: the disks that one node gives to Pollux.
     PoolId);
+random_id!(/// One disk of a pool, from its formatting on.
+    DiskId);
 
 /// Text that is not 32 hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

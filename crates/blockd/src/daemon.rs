@@ -46,7 +46,7 @@ impl Daemon {
         let mut reactor = Reactor::new().context("io_uring cannot be used")?;
         let disk = Disk::open(&config.pool.path).context("the pool")?;
         let pool_size = disk.size();
-        reactor.set_disk(disk);
+        reactor.add_disk(disk);
 
         let links = own.replication.iter().map(|address| listen_tcp(*address));
         let links: Vec<Socket> = links.collect::<Result<_, _>>().context("replication")?;
@@ -68,7 +68,8 @@ impl Daemon {
         let control = Control::new(listen_unix(data_socket).context("orders")?);
 
         let boot = clock::boot_id().context("the number of this boot")?;
-        let config_of_core = pollux_replica::Config { cluster: config.cluster, node: config.node, pool_size, boot };
+        let config_of_core =
+            pollux_replica::Config { cluster: config.cluster, node: config.node, disks: vec![pool_size], boot };
         let mut daemon = Daemon {
             reactor,
             plane: DataPlane::new(config_of_core, now),

@@ -1,7 +1,7 @@
 //! The pool's disk: made (`blockd format`), opened, and looked at (`blockd check`).
 
 use pollux_base::config::NodeConfig;
-use pollux_base::{ByteCount, DiskError, DiskOp, PoolId};
+use pollux_base::{ByteCount, DiskError, DiskId, DiskOp, PoolId};
 use pollux_host::clock;
 use pollux_host::disk::{Disk, OpenDiskError};
 use pollux_host::reactor::{Done, Op, Reactor, Token};
@@ -91,7 +91,7 @@ fn format_disk(config: &NodeConfig, size: Option<ByteCount>, may_overwrite: bool
         return Err(PoolError::NotEmpty { path: path.clone(), pool: config.pool.pool });
     }
     let mut reactor = Reactor::new().map_err(PoolError::Ring)?;
-    reactor.set_disk(disk);
+    reactor.add_disk(disk);
     for op in Store::format(identity(config), actual)? {
         carry_out(&mut reactor, op).map_err(PoolError::Ring)?.result.map_err(PoolError::Write)?;
     }
@@ -104,14 +104,14 @@ pub fn check(config: &NodeConfig) -> Result<ByteCount, PoolError> {
     let size = disk.size();
     let mut store = Store::open(config.cluster, config.node, size);
     let mut reactor = Reactor::new().map_err(PoolError::Ring)?;
-    reactor.set_disk(disk);
+    reactor.add_disk(disk);
     let mut ops = VecDeque::new();
     loop {
         while let Some(output) = store.poll() {
             match output {
                 pollux_store::Output::Disk(op) => ops.push_back(op),
                 pollux_store::Output::Opened(opened) => return Ok(opened.map(|()| size)?),
-                pollux_store::Output::Ended(..) => {}
+                pollux_store::Output::Ended(..) | pollux_store::Output::Changed(..) => {}
             }
         }
         let op = ops.pop_front().expect("opening ends, or waits for the disk");
@@ -121,7 +121,12 @@ pub fn check(config: &NodeConfig) -> Result<ByteCount, PoolError> {
 }
 
 fn identity(config: &NodeConfig) -> PoolIdentity {
-    PoolIdentity { cluster: config.cluster, node: config.node, pool: config.pool.pool }
+    PoolIdentity {
+        cluster: config.cluster,
+        node: config.node,
+        pool: config.pool.pool,
+        disk: DiskId(u128::from_le_bytes(crate::random())),
+    }
 }
 
 /// Does one operation and waits for its end.

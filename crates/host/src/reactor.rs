@@ -52,19 +52,18 @@ pub enum Done {
 
 pub struct Reactor {
     ring: Ring,
-    disk: Option<Disk>,
+    disks: Vec<Disk>,
     landed: Vec<Landed>,
 }
 
 impl Reactor {
     pub fn new() -> io::Result<Reactor> {
-        Ok(Reactor { ring: Ring::new()?, disk: None, landed: Vec::new() })
+        Ok(Reactor { ring: Ring::new()?, disks: Vec::new(), landed: Vec::new() })
     }
 
-    /// The disk that `Op::Disk` goes to, given once.
-    pub fn set_disk(&mut self, disk: Disk) {
-        assert!(self.disk.is_none(), "the disk of a reactor does not change: operations on it may be under way");
-        self.disk = Some(disk);
+    /// One more disk for `Op::Disk`, under the next number.
+    pub fn add_disk(&mut self, disk: Disk) {
+        self.disks.push(disk);
     }
 
     /// Queues an operation; it reaches the kernel with the next `wait`.
@@ -79,7 +78,7 @@ impl Reactor {
             Op::Send(socket, segments) => self.ring.send(token, socket, Box::new(Gather::new(segments))),
             Op::Watch(socket) => self.ring.watch(token, socket),
             Op::Disk(DiskOp { id, kind }) => {
-                let disk = self.disk.as_ref().expect("disk operations come after the disk").raw_fd();
+                let disk = self.disks.get(id.disk.index()).expect("disk operations come after the disk").raw_fd();
                 match kind {
                     DiskOpKind::Read { offset, len } => self.ring.disk_read(token, disk, id, offset.0, len),
                     DiskOpKind::Write { offset, data, sync } => {

@@ -23,10 +23,10 @@ fn next(reactor: &mut Reactor) -> Event {
 }
 
 fn disk(reactor: &mut Reactor, id: u64, kind: DiskOpKind) -> Result<Option<Data>, DiskError> {
-    reactor.submit(Token(0), Op::Disk(DiskOp { id: DiskOpId(id), kind }));
+    reactor.submit(Token(0), Op::Disk(DiskOp { id: DiskOpId::new(id), kind }));
     match next(reactor).done {
         Done::Disk(done) => {
-            assert_eq!(done.id, DiskOpId(id));
+            assert_eq!(done.id, DiskOpId::new(id));
             done.result
         }
         _ => panic!("a disk operation ends as one"),
@@ -49,7 +49,7 @@ fn a_disk_gives_back_what_was_written() -> Outcome {
     let path = dir.path().join("pool");
     Disk::create_file(&path, ByteCount(1 << 20))?;
     let mut reactor = Reactor::new()?;
-    reactor.set_disk(Disk::open(&path)?);
+    reactor.add_disk(Disk::open(&path)?);
 
     let parts = vec![Data::copy_of(&[1; 4096]), Data::copy_of(&[2; 8192])];
     let write = DiskOpKind::Write { offset: ByteCount(8192), data: parts, sync: true };
@@ -78,7 +78,7 @@ fn a_short_read_is_an_error_never_a_success() -> Outcome {
     let path = dir.path().join("pool");
     Disk::create_file(&path, ByteCount(8192))?;
     let mut reactor = Reactor::new()?;
-    reactor.set_disk(Disk::open(&path)?);
+    reactor.add_disk(Disk::open(&path)?);
     let result = disk(&mut reactor, 1, DiskOpKind::Read { offset: ByteCount(4096), len: 8192 });
     assert_eq!(result, Err(DiskError::Short { expected: 8192, actual: 4096 }));
     Ok(())

@@ -12,7 +12,7 @@ use crate::{Config, Input, Output};
 use pollux_base::pool::PoolReport;
 use pollux_base::timing::{LEASE_RENEW, REPLICA_LOST};
 use pollux_base::{BlockError, GroupId, Instant, NodeId, Order, Reply, Report, Request, Session, Stamp, VolumeId};
-use pollux_store::{Store, StoreError, StoreReply};
+use pollux_store::{Disks, StoreError, StoreReply};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ pub struct DataPlane {
 impl DataPlane {
     /// Begins opening the pool; nothing is served and nothing is said to peers before it is open.
     pub fn new(config: Config, now: Instant) -> DataPlane {
-        let store = Store::open(config.cluster, config.node, config.pool_size);
+        let store = Disks::open(config.cluster, config.node, &config.disks);
         let mut plane = DataPlane {
             node: Node::new(now, config.node, config.boot, store),
             groups: BTreeMap::new(),
@@ -161,7 +161,7 @@ impl DataPlane {
     }
 
     /// The store, to be looked at: by reports to people and by checkers.
-    pub fn store(&self) -> &Store {
+    pub fn store(&self) -> &Disks {
         &self.node.store
     }
 
@@ -188,6 +188,7 @@ impl DataPlane {
             match output {
                 pollux_store::Output::Disk(op) => self.node.out.push_back(Output::Disk(op)),
                 pollux_store::Output::Opened(result) => self.on_opened(result.map_err(|error| error.to_string())),
+                pollux_store::Output::Changed(..) => {}
                 pollux_store::Output::Ended(id, result) => {
                     let (group, purpose) = self.node.owner(id);
                     self.on_ended(group, purpose, result);

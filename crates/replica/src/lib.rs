@@ -39,12 +39,12 @@ use pollux_base::{
 use wire::Frame;
 
 /// Who this node is and where its pool ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     pub cluster: ClusterId,
     pub node: NodeId,
-    /// Size of the pool's disk.
-    pub pool_size: ByteCount,
+    /// Sizes of the pool's disks, in the order of their numbers.
+    pub disks: Vec<ByteCount>,
     /// Random number of this boot of the machine. What was written in the same boot is still there, flushed or not: the
     /// process may have died since, the power has not gone.
     pub boot: u128,

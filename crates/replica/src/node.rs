@@ -7,7 +7,7 @@ use crate::pace::Pace;
 use crate::range_queue::Key;
 use crate::wire::{Frame, Message, Sequence};
 use pollux_base::{GroupId, Instant, NodeId, Report, Session, Stamp};
-use pollux_store::{Store, StoreOp, StoreRequestId};
+use pollux_store::{Disks, StoreOp, StoreRequestId};
 use std::collections::{BTreeMap, VecDeque};
 
 /// What a store request was made for.
@@ -60,7 +60,7 @@ pub(crate) struct Node {
     pub me: NodeId,
     /// Number of this boot of the machine.
     pub boot: u128,
-    pub store: Store,
+    pub store: Disks,
     pub links: BTreeMap<NodeId, Link>,
     pub out: VecDeque<Output>,
     /// Why the pool is out of use, once it is. A store whose write failed takes no more (W6).
@@ -85,7 +85,7 @@ impl Node {
         asked.max(self.awake_since) + ANSWER_LATE
     }
 
-    pub(crate) fn new(now: Instant, me: NodeId, boot: u128, store: Store) -> Node {
+    pub(crate) fn new(now: Instant, me: NodeId, boot: u128, store: Disks) -> Node {
         Node {
             now,
             awake_since: now,

@@ -16,7 +16,7 @@ use crate::time::{Clock, Time};
 use crate::trace::Trace;
 use pollux_base::guard::{Heartbeat, Network};
 use pollux_base::{
-    ByteCount, ClusterId, DiskOpId, GroupId, GroupRecord, Incarnation, NodeId, PoolId, RequestId, Stamp, VmId,
+    ByteCount, ClusterId, DiskId, DiskOpId, GroupId, GroupRecord, Incarnation, NodeId, PoolId, RequestId, Stamp, VmId,
 };
 use pollux_cluster::{Entry, EpochRecord, PeerHello, Register};
 use pollux_store::faulty_disk::{FaultyDisk, Luck};
@@ -213,7 +213,8 @@ impl World {
         for number in 1..=settings.nodes {
             let id = NodeId(number);
             let drift_ppm = Clock::drift(&mut luck);
-            let identity = PoolIdentity { cluster: CLUSTER, node: id, pool: PoolId(u128::from(number)) };
+            let identity =
+                PoolIdentity { cluster: CLUSTER, node: id, pool: PoolId(u128::from(number)), disk: DiskId(1) };
             let mut disk = FaultyDisk::new(POOL_BYTES, luck.draw());
             for op in Store::format(identity, ByteCount(POOL_BYTES)).expect("the pool's size is fine") {
                 disk.submit(op);

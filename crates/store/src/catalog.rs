@@ -8,7 +8,7 @@ use crate::layout::{BLOCK, BlockKind, CATALOG_BYTES, Header, seal, unseal};
 use crate::slots::LayerId;
 use pollux_base::checksum::crc32c;
 use pollux_base::data::Buffer;
-use pollux_base::{ByteCount, Data, ExtentIndex, Generation, GroupId, PoolId, VolumeId};
+use pollux_base::{ByteCount, Data, DiskId, ExtentIndex, Generation, GroupId, PoolId, VolumeId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,6 +20,38 @@ pub struct Catalog {
     /// another one.
     pub layers_made: u64,
     pub notes: BTreeMap<GroupId, Vec<u8>>,
+    /// Changes so far that every disk of the pool makes: of two disks the one with more is ahead.
+    pub changes: u64,
+    pub members: BTreeMap<DiskId, Member>,
+    /// Extents of volumes that may have been on a disk that is out, first and count: what of them has no slot here is lost.
+    pub lost: BTreeMap<VolumeId, Vec<(u32, u32)>>,
+    /// An extent that is on its way here from a disk that is being drained. What there is of it counts only once the other
+    /// disk has forgotten it.
+    pub arriving: Option<(FamilyId, ExtentIndex)>,
+}
+
+/// The catalog of a disk, for another one of the same pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CatalogCopy(pub(crate) Box<Catalog>);
+
+/// A disk of the pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    pub size: ByteCount,
+    /// Where it was found, for whoever looks for it.
+    pub path: String,
+    pub state: MemberState,
+    /// How often it had been opened when the pool last was: an image of an earlier day counts fewer.
+    pub life: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemberState {
+    Active,
+    /// Takes nothing new, and gives up what it has.
+    Draining,
+    /// No longer a part of the pool, whatever it says itself.
+    Out,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -185,6 +217,16 @@ impl Catalog {
         })
     }
 
+    /// What this disk missed of the pool's changes, from one that has them. Layers that were made one there and not yet here
+    /// stay as they are here.
+    pub fn adopt(&mut self, ahead: Catalog) {
+        let mut layers = self.layers.clone();
+        for (id, layer) in ahead.layers {
+            layers.entry(id).or_insert(layer);
+        }
+        *self = Catalog { layers, arriving: self.arriving, ..ahead };
+    }
+
     /// The parent, which has no slots any more, is gone; what it remembered goes to its child.
     pub fn merge(&mut self, parent: LayerId, child: LayerId) {
         let Some(below) = self.layers.remove(&parent) else { return };
@@ -213,12 +255,15 @@ impl Catalog {
         const LAYER_BYTES: usize = 56;
         const REPLACED_BYTES: usize = 10;
         const NOTE_BYTES: usize = 20;
+        const MEMBER_BYTES: usize = 80;
         let entries = (1 + self.volumes.len()) * VOLUME_BYTES
             + (1 + self.layers.len()) * LAYER_BYTES
             + self.replaced_ranges() * REPLACED_BYTES
             + (2 + self.notes.len()) * NOTE_BYTES;
         let notes: usize = self.notes.values().map(Vec::len).sum();
-        entries + notes + note_bytes <= CATALOG_BYTES - BLOCK
+        let members: usize = self.members.values().map(|member| MEMBER_BYTES + member.path.len()).sum();
+        let lost: usize = self.lost.values().map(|ranges| VOLUME_BYTES + ranges.len() * REPLACED_BYTES).sum();
+        entries + notes + members + lost + note_bytes <= CATALOG_BYTES - BLOCK
     }
 
     fn replaced_ranges(&self) -> usize {

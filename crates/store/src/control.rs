@@ -1,6 +1,7 @@
 //! Volumes and notes: made, grown, kept and erased through the catalog, several changes in one write.
 
-use crate::catalog::{Catalog, Volume};
+use crate::catalog::{Catalog, Member, Volume};
+use crate::lanes::FamilyId;
 use crate::layers::all_of;
 use crate::layout::CATALOGS;
 use crate::pool::{DiskThen, FlushThen, LogThen, Pool};
@@ -10,8 +11,8 @@ use crate::space::Ticket;
 use crate::transfer::{Request, RequestId};
 use crate::{NOTE_BYTES_MAX, StoreError, StoreRequestId};
 use pollux_base::unit::{BLOCK_BYTES, VOLUME_BYTES_MAX};
-use pollux_base::{ByteCount, DiskOpKind, ExtentIndex, Generation, GroupId, VolumeId};
-use std::collections::VecDeque;
+use pollux_base::{ByteCount, DiskId, DiskOpKind, ExtentIndex, Generation, GroupId, VolumeId};
+use std::collections::{BTreeMap, VecDeque};
 
 /// A change of the catalog that was asked for.
 pub enum Change {
@@ -48,6 +49,12 @@ pub enum Change {
         parent: LayerId,
         child: LayerId,
     },
+    Members {
+        members: BTreeMap<DiskId, Member>,
+        lost: BTreeMap<VolumeId, Vec<(u32, u32)>>,
+    },
+    Adopt(Box<Catalog>),
+    Arriving(Option<(FamilyId, ExtentIndex)>),
 }
 
 pub type CatalogQueue = VecDeque<(RequestId, Change)>;
@@ -138,7 +145,8 @@ impl Pool {
                 Change::Snapshot { of } => of.iter().all(|_| next.fits(128 * of.len())),
                 Change::Clone { .. } => next.fits(0),
                 Change::Rollback { .. } => next.fits(1024),
-                Change::Delete { .. } | Change::Merge { .. } => true,
+                Change::Members { lost, .. } => next.fits(lost.values().map(|ranges| 40 + 10 * ranges.len()).sum()),
+                Change::Delete { .. } | Change::Merge { .. } | Change::Adopt(_) | Change::Arriving(_) => true,
             };
             if !fits {
                 if let Some(request) = self.requests.get_mut(id) {
@@ -147,32 +155,55 @@ impl Pool {
                 self.finish_one(id);
                 continue;
             }
-            match change {
-                Change::Snapshot { of } => next.snapshot(&of),
-                Change::Clone { of, volume, group, generation } => next.clone_of(of, volume, group, generation),
+            let made = next.layers_made;
+            let counts = match change {
+                Change::Snapshot { of } => {
+                    next.snapshot(&of);
+                    next.layers_made > made
+                }
+                Change::Clone { of, volume, group, generation } => {
+                    next.clone_of(of, volume, group, generation);
+                    next.layers_made > made
+                }
                 Change::Rollback { volume, snapshot, generation, extents } => {
                     next.roll_back(volume, snapshot, generation, &extents);
+                    next.layers_made > made
                 }
-                Change::Merge { parent, child } => next.merge(parent, child),
+                // Each disk makes its layers one when it likes.
+                Change::Merge { parent, child } => {
+                    next.merge(parent, child);
+                    false
+                }
+                Change::Members { members, lost } => {
+                    (next.members, next.lost) = (members, lost);
+                    true
+                }
+                Change::Arriving(column) => {
+                    next.arriving = column;
+                    false
+                }
+                Change::Adopt(ahead) => {
+                    next.adopt(*ahead);
+                    false
+                }
                 Change::Create { volume, group, size } => {
                     let layer = next.volumes.get(&volume).map(|known| known.layer);
                     let layer = layer.unwrap_or_else(|| next.new_layer(None));
-                    let known = next.volumes.entry(volume).or_insert(Volume { group, size, layer });
-                    *known = Volume { group, size: size.max(known.size), layer };
+                    let known = next.volumes.get(&volume).map_or(ByteCount(0), |known| known.size);
+                    let volume_now = Volume { group, size: size.max(known), layer };
+                    next.volumes.insert(volume, volume_now) != Some(volume_now)
                 }
                 Change::Delete { volume } => {
-                    next.volumes.remove(&volume);
+                    next.lost.remove(&volume);
                     // It ends later, when the space is free.
                     deleted.push((volume, id));
+                    next.changes += u64::from(next.volumes.remove(&volume).is_some());
                     continue;
                 }
-                Change::Note { group, note: Some(note) } => {
-                    next.notes.insert(group, note);
-                }
-                Change::Note { group, note: None } => {
-                    next.notes.remove(&group);
-                }
-            }
+                Change::Note { group, note: Some(note) } => next.notes.insert(group, note.clone()) != Some(note),
+                Change::Note { group, note: None } => next.notes.remove(&group).is_some(),
+            };
+            next.changes += u64::from(counts);
             requests.push(id);
         }
         next.prune();

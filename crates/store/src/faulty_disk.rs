@@ -409,10 +409,10 @@ mod tests {
 
     fn write(id: u64, offset: u64, byte: u8, sync: bool) -> DiskOp {
         let data = Data::copy_of(&[byte; PAGE]);
-        DiskOp { id: DiskOpId(id), kind: DiskOpKind::Write { offset: ByteCount(offset), data: vec![data], sync } }
+        DiskOp { id: DiskOpId::new(id), kind: DiskOpKind::Write { offset: ByteCount(offset), data: vec![data], sync } }
     }
     fn flush(id: u64) -> DiskOp {
-        DiskOp { id: DiskOpId(id), kind: DiskOpKind::Flush }
+        DiskOp { id: DiskOpId::new(id), kind: DiskOpKind::Flush }
     }
 
     #[test]
@@ -420,13 +420,13 @@ mod tests {
         for seed in 0..50 {
             let mut disk = FaultyDisk::new(1 << 20, 0);
             disk.submit(write(1, 0, 1, false));
-            disk.complete(DiskOpId(1));
+            disk.complete(DiskOpId::new(1));
             disk.submit(write(2, 4096, 2, true));
-            disk.complete(DiskOpId(2));
+            disk.complete(DiskOpId::new(2));
             disk.submit(flush(3));
-            disk.complete(DiskOpId(3));
+            disk.complete(DiskOpId::new(3));
             disk.submit(write(4, 8192, 3, true));
-            disk.complete(DiskOpId(4));
+            disk.complete(DiskOpId::new(4));
             disk.power_cut(seed);
             for (offset, byte) in [(0, 1), (4096, 2), (8192, 3)] {
                 assert_eq!(disk.read_now(offset, PAGE), [byte; PAGE]);
@@ -441,9 +441,9 @@ mod tests {
             let mut disk = FaultyDisk::new(1 << 20, 0);
             disk.submit(write(1, 0, 1, false));
             disk.submit(flush(2));
-            disk.complete(DiskOpId(1));
+            disk.complete(DiskOpId::new(1));
             // The flush was issued before the write completed: it promises nothing for it.
-            disk.complete(DiskOpId(2));
+            disk.complete(DiskOpId::new(2));
             disk.power_cut(seed);
             match disk.read_now(0, PAGE).iter().filter(|byte| **byte == 1).count() {
                 0 => lost = true,
@@ -460,7 +460,7 @@ mod tests {
         for seed in 0..20 {
             let mut disk = FaultyDisk::new(1 << 20, 0);
             disk.submit(write(1, 0, 1, false));
-            disk.complete(DiskOpId(1));
+            disk.complete(DiskOpId::new(1));
             disk.kill(seed);
             assert_eq!(disk.read_now(0, PAGE), [1; PAGE]);
             disk.power_cut(seed);

@@ -29,7 +29,7 @@ pub fn nobody() -> RequestId {
 /// What gives volumes a new top layer.
 pub enum Turn {
     Snapshot { of: Vec<(VolumeId, VolumeId)> },
-    Rollback { volume: VolumeId, snapshot: VolumeId, generation: Generation },
+    Rollback { volume: VolumeId, snapshot: VolumeId, generation: Generation, also: Vec<ExtentIndex> },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -68,7 +68,10 @@ impl Pool {
         let volumes: Vec<VolumeId> = match &turn {
             Turn::Snapshot { of } => of.iter().map(|(volume, _)| *volume).collect(),
             Turn::Rollback { volume, snapshot, .. } => {
-                self.known_volume(*snapshot)?;
+                let origin = |volume| Ok(self.catalog.layers.get(&self.known_volume(volume)?.layer).map(|l| l.family));
+                if origin(*volume)? != origin(*snapshot)? {
+                    return Err(StoreError::NoVolume);
+                }
                 vec![*volume]
             }
         };
@@ -105,12 +108,18 @@ impl Pool {
             | StoreOp::Read { volume, .. }
             | StoreOp::Write { volume, .. }
             | StoreOp::Zero { volume, .. }
+            | StoreOp::Lose { volume, .. }
+            | StoreOp::Forget { volume, .. }
             | StoreOp::Checksums { volume, .. } => (vec![*volume], None, false),
             StoreOp::Clone { of, volume, .. } => (vec![*of, *volume], None, true),
             StoreOp::Snapshot { of } => (of.iter().flat_map(|(a, b)| [*a, *b]).collect(), None, true),
             StoreOp::Rollback { volume, snapshot, .. } => (vec![*volume, *snapshot], None, true),
             StoreOp::Remark { group, .. } | StoreOp::Reap { group } => (Vec::new(), Some(*group), false),
-            StoreOp::PutNote { .. } | StoreOp::Flush => (Vec::new(), None, false),
+            StoreOp::PutNote { .. }
+            | StoreOp::PutMembers { .. }
+            | StoreOp::PutArriving { .. }
+            | StoreOp::Adopt(_)
+            | StoreOp::Flush => (Vec::new(), None, false),
         };
         let held = &mut self.held;
         let waits = makes_layers
@@ -155,7 +164,7 @@ impl Pool {
         let mut next = self.catalog.clone();
         match &turning.turn {
             Turn::Snapshot { of } => next.snapshot(of),
-            Turn::Rollback { volume, snapshot, generation } => next.roll_back(*volume, *snapshot, *generation, &[]),
+            Turn::Rollback { volume, snapshot, generation, .. } => next.roll_back(*volume, *snapshot, *generation, &[]),
         }
         let mut marks = Vec::new();
         for (volume, old) in &turning.tops {
@@ -202,11 +211,11 @@ impl Pool {
         let request = turning.request;
         let change = match &turning.turn {
             Turn::Snapshot { of } => Change::Snapshot { of: of.clone() },
-            Turn::Rollback { volume, snapshot, generation } => {
-                let (volume, snapshot, generation) = (*volume, *snapshot, *generation);
+            Turn::Rollback { volume, snapshot, generation, also } => {
+                let (volume, snapshot, generation, also) = (*volume, *snapshot, *generation, also.clone());
                 // What was hot may differ between replicas although nothing of it is here.
                 let hot = self.layer_of(volume).map(|layer| self.hot_of(layer)).unwrap_or_default();
-                let extents = self.differing(volume, snapshot).into_iter().chain(hot).collect();
+                let extents = self.differing(volume, snapshot).into_iter().chain(hot).chain(also).collect();
                 Change::Rollback { volume, snapshot, generation, extents }
             }
         };
@@ -272,9 +281,12 @@ impl Pool {
 
     /// Extents in which two volumes may differ, because a layer that only one of them has says something there.
     pub fn differing(&self, one: VolumeId, two: VolumeId) -> Vec<ExtentIndex> {
-        let chain = |volume| -> BTreeSet<LayerId> {
-            self.layer_of(volume).into_iter().flat_map(|layer| self.catalog.chain(layer)).collect()
-        };
+        let layers = self.layer_of(one).zip(self.layer_of(two));
+        layers.map_or_else(Vec::new, |(one, two)| self.differing_layers(one, two))
+    }
+
+    pub fn differing_layers(&self, one: LayerId, two: LayerId) -> Vec<ExtentIndex> {
+        let chain = |layer| -> BTreeSet<LayerId> { self.catalog.chain(layer).collect() };
         let (one, two) = (chain(one), chain(two));
         let extents = |layer: &LayerId| self.layers.get(layer).into_iter().flat_map(|map| map.extents.keys().copied());
         let differing: BTreeSet<ExtentIndex> = one.symmetric_difference(&two).flat_map(extents).collect();

@@ -10,8 +10,10 @@
 
 mod catalog;
 mod checkpoint;
+mod columns;
 mod control;
 mod cooling;
+mod disks;
 pub mod faulty_disk;
 mod hot;
 mod journal;
@@ -34,6 +36,8 @@ mod superblock;
 mod transfer;
 mod units;
 
+pub use catalog::{CatalogCopy, Member, MemberState};
+pub use disks::{DISKS_MAX, DiskChange, DiskStatus, Disks};
 pub use layout::UNIT_BYTES;
 pub use leaf::LOST_CHECKSUM;
 pub use store::Store;
@@ -41,8 +45,9 @@ pub use store::Store;
 use pollux_base::disk::{DiskDone, DiskOp};
 use pollux_base::unit::BlockRange;
 use pollux_base::{
-    BlockChecksum, ByteCount, ClusterId, Data, ExtentIndex, Generation, GroupId, NodeId, PoolId, VolumeId,
+    BlockChecksum, ByteCount, ClusterId, Data, DiskId, ExtentIndex, Generation, GroupId, NodeId, PoolId, VolumeId,
 };
+use std::collections::BTreeMap;
 
 /// Names a store request between its issue and its end; chosen by the caller.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -54,6 +59,7 @@ pub struct PoolIdentity {
     pub cluster: ClusterId,
     pub node: NodeId,
     pub pool: PoolId,
+    pub disk: DiskId,
 }
 
 #[derive(Clone, Debug)]
@@ -84,11 +90,12 @@ pub enum StoreOp {
     /// it and shares its space. All of it counts as changed in `generation`. Ends in `Done` when durable. A volume that is there already is left as it is. `NoVolume`,
     /// `Full` as for `Snapshot`.
     Clone { of: VolumeId, volume: VolumeId, group: GroupId, generation: Generation },
-    /// The volume holds what its snapshot holds (or any other volume), and goes on from there; both stay as large as they are.
+    /// The volume holds what its snapshot holds (or another volume of the same origin; else `NoVolume`), and goes on from there;
+    /// both stay as large as they are.
     /// At one point in the order of requests, like `Snapshot`; ends in `Done` when durable. Everything that this may
-    /// have changed counts as changed in `generation`. The same again, in the same generation and before any other rollback or
+    /// have changed counts as changed in `generation`, and `also` what is named here. The same again, in the same generation and before any other rollback or
     /// snapshot, changes nothing.
-    Rollback { volume: VolumeId, snapshot: VolumeId, generation: Generation },
+    Rollback { volume: VolumeId, snapshot: VolumeId, generation: Generation, also: Vec<ExtentIndex> },
     /// Keeps a small text of the caller (at most `NOTE_BYTES_MAX`) for a group, durable when this ends. `None` erases it.
     /// `Full`: the catalog is full.
     PutNote { group: GroupId, note: Option<Vec<u8>> },
@@ -112,6 +119,18 @@ pub enum StoreOp {
     Write { volume: VolumeId, range: BlockRange, data: Data, checksums: Vec<BlockChecksum> },
     /// The range reads as zeros. Ends in `Done` when recorded (not flushed).
     Zero { volume: VolumeId, range: BlockRange },
+    /// What the volume itself has of the extent is lost with a disk: each block is corrupt until it is written or zeroed
+    /// again, also after a crash. The extent must be hot.
+    Lose { volume: VolumeId, extent: ExtentIndex },
+    /// All that the volume, and whatever shares its origin, has of the extent is gone from here, all of it or nothing: it
+    /// lives on another disk. Ends in `Done` when durable.
+    Forget { volume: VolumeId, extent: ExtentIndex },
+    /// Which disks the pool has, and which extents may have been on one that is out.
+    PutMembers { members: BTreeMap<DiskId, Member>, lost: BTreeMap<VolumeId, Vec<(u32, u32)>> },
+    /// Remembers durably that an extent of the volume, and of whatever shares its origin, is on its way here; `None`: nothing is.
+    PutArriving { column: Option<(VolumeId, ExtentIndex)> },
+    /// Changes of the pool that this disk missed.
+    Adopt(CatalogCopy),
     /// Everything that ended before this was asked survives a power cut.
     Flush,
     /// Stored checksums of a whole extent, for comparing replicas. Ends in `Checksums`; `LOST_CHECKSUM` stands for one
@@ -128,6 +147,8 @@ pub enum Output {
     /// The pool is open (or not): nothing else is answered before.
     Opened(Result<(), OpenError>),
     Ended(StoreRequestId, Result<StoreReply, StoreError>),
+    /// A change of the pool's disks is done, or why it is not.
+    Changed(StoreRequestId, Result<(), String>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -178,6 +199,24 @@ pub enum OpenError {
     Truncated { found: u64, expected: u64 },
     #[error("metadata is damaged: {0}")]
     Damaged(String),
+    /// One of several disks, by its place in the configuration from 0 on.
+    #[error("disk number {disk} of the pool: {error}")]
+    OneDisk { disk: usize, error: Box<OpenError> },
+    #[error("disks number {} and {} of the pool are the same one ({id}): one of them is a copy, leave it out", .disks[0], .disks[1])]
+    Twice { disks: [usize; 2], id: DiskId },
+    #[error("disk number {disk} belongs to pool {found}, the first one to {expected}")]
+    OtherPool { disk: usize, found: PoolId, expected: PoolId },
+    #[error(
+        "disk number {disk} ({id}) is no longer a part of the pool: leave it out, or erase it and add it as a new one"
+    )]
+    Out { disk: usize, id: DiskId },
+    #[error(
+        "disk number {disk} ({id}) is an image of an earlier day: it was opened {openings} times, the others remember \
+         {expected}; put the real one back"
+    )]
+    OldImage { disk: usize, id: DiskId, openings: u64, expected: u64 },
+    #[error("disk {id} of the pool is missing (last seen at {path:?}): attach it")]
+    DiskMissing { id: DiskId, path: String },
     #[error("the disk failed: {0}")]
     Disk(String),
 }

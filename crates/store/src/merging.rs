@@ -16,7 +16,6 @@ use crate::pool::{DiskThen, FlushThen, LogThen, Pool, block_of};
 use crate::record::Record;
 use crate::slots::{LayerId, Slot, SlotState};
 use crate::transfer::{PartId, Work};
-use crate::units::Units;
 use pollux_base::unit::{BlockRange, EXTENT_BLOCKS};
 use pollux_base::{BlockChecksum, BlockCount, Data, DiskOpKind, ExtentIndex};
 use std::collections::BTreeSet;
@@ -39,9 +38,6 @@ impl Merging {
     /// The extent that is being changed just now.
     pub fn holds(&self) -> Option<ExtentIndex> {
         self.holds
-    }
-    pub fn part(&self) -> Option<PartId> {
-        self.part
     }
 }
 
@@ -148,7 +144,7 @@ impl Pool {
         self.cancel_cooling(above);
         let in_the_way = |hot: &HotExtent| hot.cooling.is_some() || hot.leaf_under_way;
         if self.hot.get(&above).is_some_and(in_the_way) || self.hot.contains_key(&below) {
-            self.merge_stalled = true;
+            self.stalled.push(id);
             return;
         }
         let Some((lower, from)) = self.view(below).map(|(number, slot)| (number, slot.clone())) else {
@@ -290,7 +286,7 @@ impl Pool {
         let Some(spare) = spare.or_else(|| self.space.take_leaf(LEAF_BLOCKS_MAX as u8)) else {
             // The pool is full. It is tried again from the beginning, when something has happened.
             part.work = Work::Merge(None);
-            self.merge_stalled = true;
+            self.stalled.push(id);
             return;
         };
         let leaf = LeafPlace { blocks: (data.len() / BLOCK) as u8, ..spare };
@@ -387,11 +383,4 @@ impl Pool {
             self.finish_part(id);
         }
     }
-}
-
-/// The units that are in neither any more.
-pub fn lost_units(before: [&Units; 2], now: &Units) -> Vec<(u32, u32)> {
-    let kept: BTreeSet<u32> = now.iter().map(|(_, unit)| unit).collect();
-    let units = before.into_iter().flat_map(Units::iter).map(|(_, unit)| unit);
-    units.filter(|unit| !kept.contains(unit)).map(|unit| (unit, 1)).collect()
 }

@@ -119,7 +119,7 @@ impl Opening {
             while self.under_way.len() < WINDOW
                 && let Some(kind) = self.waiting.pop_front()
             {
-                let id = DiskOpId(self.next_op);
+                let id = DiskOpId::new(self.next_op);
                 self.next_op += 1;
                 self.under_way.insert(id, kind.clone());
                 out.push_back(Output::Disk(DiskOp { id, kind }));

@@ -4,9 +4,9 @@
 //! leaves), `checkpoint` (keeping the journal short), `control` (volumes and notes), `space` (units). What follows from an event is a `Then`, so that reading the three
 //! enums below tells everything the pool ever waits for.
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, CatalogCopy};
 use crate::checkpoint::Checkpoint;
-use crate::control::{CatalogCommit, CatalogQueue, Leaving};
+use crate::control::{CatalogCommit, CatalogQueue, Change, Leaving};
 use crate::hot::HotExtent;
 use crate::journal::{Committed, HOT_MARKS_MAX, Journal, Wrote};
 use crate::lanes::{Key, LaneKey, Lanes};
@@ -14,7 +14,7 @@ use crate::layers::{Held, Turn, Turning};
 use crate::layout::{Geometry, LeafPlace};
 use crate::leaf::LeafCache;
 use crate::loading::Load;
-use crate::merging::{self, Merging};
+use crate::merging::Merging;
 use crate::record::Record;
 use crate::recovery::Found;
 use crate::slab::{Slab, SlabId};
@@ -85,6 +85,7 @@ pub enum LogThen {
     /// New layers have the marks of the old ones.
     Turned,
     Merged(PartId),
+    Forgotten(PartId),
     Restated,
 }
 
@@ -97,7 +98,7 @@ pub struct Io {
 
 impl Io {
     pub fn submit(&mut self, kind: DiskOpKind, then: DiskThen) {
-        let id = DiskOpId(self.then.insert(then).0);
+        let id = DiskOpId::new(self.then.insert(then).0);
         self.out.push_back(Output::Disk(DiskOp { id, kind }));
     }
 }
@@ -146,10 +147,11 @@ pub struct Pool {
     pub held: Held,
     /// Extents of layers beneath that are to cool by themselves.
     pub freezing: BTreeSet<Key>,
-    /// Two layers that are being made one; whether there may be others; whether the part that does it waits for something.
+    /// Two layers that are being made one; whether there may be others.
     pub merging: Option<Merging>,
     pub may_merge: bool,
-    pub merge_stalled: bool,
+    /// Parts that wait for something other than their blocks.
+    pub stalled: Vec<PartId>,
     /// Changes of the extent that is just being made one.
     pub merge_held: Vec<(StoreRequestId, StoreOp)>,
     /// Layers that are gone from the catalog and whose slots are being freed.
@@ -221,7 +223,7 @@ impl Pool {
             freezing: BTreeSet::new(),
             merging: None,
             may_merge: true,
-            merge_stalled: false,
+            stalled: Vec::new(),
             merge_held: Vec::new(),
             leaving: BTreeMap::new(),
             layers,
@@ -271,8 +273,8 @@ impl Pool {
         }
         let begun = match op {
             StoreOp::Snapshot { of } => self.begin_turn(id, Turn::Snapshot { of }),
-            StoreOp::Rollback { volume, snapshot, generation } => {
-                self.begin_turn(id, Turn::Rollback { volume, snapshot, generation })
+            StoreOp::Rollback { volume, snapshot, generation, also } => {
+                self.begin_turn(id, Turn::Rollback { volume, snapshot, generation, also })
             }
             StoreOp::Clone { of, volume, group, generation } => self.begin_clone(id, of, volume, group, generation),
             StoreOp::Create { volume, group, size } => self.begin_create(id, volume, group, size),
@@ -285,6 +287,22 @@ impl Pool {
             StoreOp::Read { volume, range } => self.begin_read(id, volume, range),
             StoreOp::Write { volume, range, data, checksums } => self.begin_write(id, volume, range, data, checksums),
             StoreOp::Zero { volume, range } => self.begin_zero(id, volume, range),
+            StoreOp::Lose { volume, extent } => self.begin_lose(id, volume, extent),
+            StoreOp::Forget { volume, extent } => self.begin_forget(id, volume, extent),
+            StoreOp::PutMembers { members, lost } => {
+                self.change_catalog(id, Change::Members { members, lost });
+                Ok(())
+            }
+            StoreOp::PutArriving { column } => {
+                let family = |volume| Some(self.catalog.layers.get(&self.layer_of(volume)?)?.family);
+                let column = column.and_then(|(volume, extent)| Some((family(volume)?, extent)));
+                self.change_catalog(id, Change::Arriving(column));
+                Ok(())
+            }
+            StoreOp::Adopt(CatalogCopy(ahead)) => {
+                self.change_catalog(id, Change::Adopt(ahead));
+                Ok(())
+            }
             StoreOp::Flush => {
                 let request = self.requests.insert(Request::change(id, 1));
                 self.flush(FlushThen::Request(request));
@@ -298,7 +316,7 @@ impl Pool {
     }
 
     pub fn on_disk(&mut self, done: DiskDone) {
-        let Some(then) = self.io.then.remove(SlabId::from_raw(done.id.0)) else { return };
+        let Some(then) = self.io.then.remove(SlabId::from_raw(done.id.number)) else { return };
         match then {
             DiskThen::Read(part, first, count) => self.on_piece_read(part, first, count, done.result),
             DiskThen::Leaf(key) => self.on_leaf_read(key, done.result.ok().flatten()),
@@ -398,7 +416,11 @@ impl Pool {
                 Record::Valid { checksums, .. } => self.unflushed_blocks += checksums.len() as u64,
                 Record::Merge { into, descriptor, from, leaf_sequence } => {
                     let freed = Slot { leaf_sequence, ..Slot::default() };
-                    self.on_slots_merged(into, *descriptor, from, freed, committed.last);
+                    self.on_slots_committed(vec![(into, *descriptor), (from, freed)], committed.last);
+                }
+                Record::Forget { slots } => {
+                    let freed = |(slot, leaf_sequence)| (slot, Slot { leaf_sequence, ..Slot::default() });
+                    self.on_slots_committed(slots.into_iter().map(freed).collect(), committed.last);
                 }
                 Record::Hot { .. }
                 | Record::Cold { .. }
@@ -420,6 +442,7 @@ impl Pool {
                 LogThen::Freed(layer) => self.on_slots_freed(layer),
                 LogThen::Turned => self.on_turn_marked(),
                 LogThen::Merged(part) => self.on_merged(part),
+                LogThen::Forgotten(part) => self.on_forgotten(part),
                 LogThen::Restated => self.on_restated(),
             }
         }
@@ -441,23 +464,29 @@ impl Pool {
         self.space.give_back(told, lost_units(&before.units, &units), leaves);
     }
 
-    /// What neither of the two slots names any more is given back.
-    fn on_slots_merged(&mut self, into: u32, descriptor: Slot, from: u32, freed: Slot, told: u64) {
-        let (layer, units, leaf) = (descriptor.layer, descriptor.units.clone(), descriptor.leaf);
-        let before = [self.table.committed(into, descriptor), self.table.committed(from, freed)];
+    /// What none of the slots names any more is given back.
+    fn on_slots_committed(&mut self, slots: Vec<(u32, Slot)>, told: u64) {
+        let (mut kept_units, mut kept_leaves) = (BTreeSet::new(), Vec::new());
+        let mut before = Vec::new();
+        for (number, descriptor) in slots {
+            if let Some(map) = self.layers.get_mut(&descriptor.layer).filter(|_| descriptor.state != SlotState::Free) {
+                map.units += descriptor.units.count() as u64;
+                map.leaf_blocks += descriptor.leaf.map_or(0, |leaf| u64::from(leaf.blocks));
+            }
+            kept_units.extend(descriptor.units.iter().map(|(_, unit)| unit));
+            kept_leaves.extend(descriptor.leaf);
+            before.push(self.table.committed(number, descriptor));
+        }
         for slot in &before {
             if let Some(map) = self.layers.get_mut(&slot.layer) {
                 map.units -= slot.units.count() as u64;
                 map.leaf_blocks -= slot.leaf.map_or(0, |leaf| u64::from(leaf.blocks));
             }
         }
-        if let Some(map) = self.layers.get_mut(&layer) {
-            map.units += units.count() as u64;
-            map.leaf_blocks += leaf.map_or(0, |leaf| u64::from(leaf.blocks));
-        }
-        let leaves = before.iter().filter_map(|slot| slot.leaf).filter(|place| Some(*place) != leaf).collect();
-        let [one, two] = &before;
-        self.space.give_back(told, merging::lost_units([&one.units, &two.units], &units), leaves);
+        let units = before.iter().flat_map(|slot| slot.units.iter()).map(|(_, unit)| unit);
+        let lost = units.filter(|unit| !kept_units.contains(unit)).map(|unit| (unit, 1)).collect();
+        let leaves = before.iter().filter_map(|slot| slot.leaf).filter(|place| !kept_leaves.contains(place)).collect();
+        self.space.give_back(told, lost, leaves);
     }
 
     /// Changes a slot's descriptor, through the journal.
@@ -481,10 +510,8 @@ impl Pool {
 
     /// Does whatever has become possible. Called after every event.
     pub fn pump(&mut self) {
-        // What a merge found in its way may be gone now.
-        let stalled = self.merging.as_ref().and_then(|merging| merging.part()).filter(|_| self.merge_stalled);
-        self.merge_stalled = false;
-        self.ready.extend(stalled);
+        // What they found in their way may be gone now.
+        self.ready.extend(std::mem::take(&mut self.stalled));
         loop {
             self.advance_ready();
             if self.failed.is_some() {

@@ -10,6 +10,9 @@ use pollux_base::{BlockChecksum, ExtentIndex, Generation};
 /// Checksums in one `Valid` record: short enough that records fill blocks of the journal well.
 pub const VALID_BLOCKS_MAX: usize = 128;
 
+/// Slots in one `Forget` record: it must fit a block.
+pub const FORGET_SLOTS_MAX: usize = (PAYLOAD_BYTES - 4) / 12;
+
 /// One bit per block of an extent.
 pub type Bitmap = [u8; SUMS / 8];
 
@@ -40,6 +43,8 @@ pub enum Record {
     /// A slot of a layer that is given up became a part of one above: the first replaces the descriptor of `into`, `from` is
     /// free.
     Merge { into: u32, descriptor: Box<Slot>, from: u32, leaf_sequence: u64 },
+    /// These slots are free, all of them or none: their extent lives on another disk. With each its `leaf_sequence`.
+    Forget { slots: Vec<(u32, u64)> },
     /// Restates all blocks of a hot extent, so that the journal can forget the records before.
     Mask(Box<Mask>),
 }
@@ -76,11 +81,12 @@ const MASK: u8 = 6;
 const UNIT: u8 = 7;
 const HOLE: u8 = 8;
 const MERGE: u8 = 9;
+const FORGET: u8 = 10;
 
 impl Record {
     /// Whether whoever asked for it waits until it is on stable storage, not just out of this process.
     pub fn is_sync(&self) -> bool {
-        matches!(self, Record::Hot { .. } | Record::Cold { .. } | Record::Merge { .. })
+        matches!(self, Record::Hot { .. } | Record::Cold { .. } | Record::Merge { .. } | Record::Forget { .. })
     }
 
     /// Bytes of the record on disk.
@@ -93,6 +99,7 @@ impl Record {
             Record::Valid { checksums, .. } => 12 + 8 * checksums.len(),
             Record::Zero { .. } | Record::Hole { .. } => 12,
             Record::Merge { descriptor, .. } => 20 + descriptor.record_len(),
+            Record::Forget { slots } => 4 + 12 * slots.len(),
             Record::Mask(_) => 8 + 4 * SUMS / 8,
         }
     }
@@ -109,6 +116,7 @@ impl Record {
             Record::Zero { .. } => ZERO,
             Record::Hole { .. } => HOLE,
             Record::Merge { .. } => MERGE,
+            Record::Forget { .. } => FORGET,
             Record::Mask(_) => MASK,
         };
         let len = self.encoded_len() as u16;
@@ -150,6 +158,12 @@ impl Record {
                 out.extend_from_slice(&slot.to_le_bytes());
                 out.extend_from_slice(&first.to_le_bytes());
                 out.extend_from_slice(&count.to_le_bytes());
+            }
+            Record::Forget { slots } => {
+                for (slot, leaf_sequence) in slots {
+                    out.extend_from_slice(&slot.to_le_bytes());
+                    out.extend_from_slice(&leaf_sequence.to_le_bytes());
+                }
             }
             Record::Mask(mask) => {
                 out.extend_from_slice(&mask.slot.to_le_bytes());
@@ -199,6 +213,13 @@ impl Record {
                 let (into, from, leaf_sequence) = (fields.u32()?, fields.u32()?, fields.u64()?);
                 let descriptor = Box::new(Slot::decode_record(fields.take(fields.0.len())?)?);
                 Record::Merge { into, descriptor, from, leaf_sequence }
+            }
+            FORGET => {
+                let mut slots = Vec::new();
+                while !fields.0.is_empty() {
+                    slots.push((fields.u32()?, fields.u64()?));
+                }
+                Record::Forget { slots }
             }
             MASK => {
                 let slot = fields.u32()?;
@@ -279,6 +300,7 @@ mod tests {
             Record::Zero { slot: 4, first: 0, count: 1024 },
             Record::Hole { slot: 4, first: 1023, count: 1 },
             Record::Merge { into: 4, descriptor: Box::new(Slot::default()), from: 5, leaf_sequence: 6 },
+            Record::Forget { slots: vec![(4, 7), (9, 0)] },
             Record::Mask(Box::new(mask)),
         ]
     }

@@ -221,6 +221,13 @@ fn replay(journal: journal::Found, geometry: &Geometry, found: &mut Found) -> Re
                     masks.remove(&slot);
                 }
             }
+            Record::Forget { slots } => {
+                for (slot, leaf_sequence) in slots {
+                    grow(found, known(slot)?);
+                    found.slots[slot as usize] = Slot { leaf_sequence, ..Slot::default() };
+                    masks.remove(&slot);
+                }
+            }
             Record::Mask(mask) => masks.entry(known(mask.slot)?).or_default().on_mask(&mask),
         }
     }

@@ -1,18 +1,18 @@
 //! The store as its user sees it: being opened, open, or refused.
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Member, MemberState};
 use crate::layout::{ANCHORS, CATALOGS, Geometry, JOURNAL, JOURNAL_BLOCKS, SUPERBLOCKS, UNIT_BYTES};
 use crate::opening::{Opening, Progress};
 use crate::pool::Pool;
 use crate::slots::LayerId;
 use crate::superblock::{Anchor, Superblock};
-use crate::{FormatError, Input, Output, PoolIdentity, StoreError};
+use crate::{FormatError, Input, Output, PoolIdentity, StoreError, StoreOp};
 use pollux_base::unit::{BLOCK_BYTES, BlockRange};
 use pollux_base::{
     ByteCount, ClusterId, Data, DiskOp, DiskOpId, DiskOpKind, ExtentIndex, Generation, GroupId, Instant, NodeId,
     VolumeId,
 };
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 enum Phase {
     Opening(Box<Opening>),
@@ -34,6 +34,17 @@ impl Store {
     /// The operations that make an empty pool of `size` bytes, in order; each must be done before the next. The
     /// superblocks come last, so that a pool that was not finished is no pool.
     pub fn format(identity: PoolIdentity, size: ByteCount) -> Result<Vec<DiskOp>, FormatError> {
+        let member = Member { size, path: String::new(), state: MemberState::Active, life: 1 };
+        let catalog = Catalog { members: BTreeMap::from([(identity.disk, member)]), ..Catalog::default() };
+        Store::format_with(identity, size, &catalog)
+    }
+
+    /// Likewise, for a disk that joins a pool which has this catalog.
+    pub(crate) fn format_with(
+        identity: PoolIdentity,
+        size: ByteCount,
+        catalog: &Catalog,
+    ) -> Result<Vec<DiskOp>, FormatError> {
         let geometry = Geometry::of(size)?;
         let mut kinds = Vec::new();
         let mut write = |offset: u64, data: Data| {
@@ -48,7 +59,7 @@ impl Store {
             write(JOURNAL + at, zeros.clone());
         }
         for offset in CATALOGS {
-            write(offset, Catalog::default().encode(1, identity.pool));
+            write(offset, catalog.encode(1, identity.pool));
         }
         let anchor = Anchor { sequence: 1, tail: 1, durable: 1, log_life: 1, life: 1, end: 0, slots: 0 };
         for offset in ANCHORS {
@@ -61,7 +72,7 @@ impl Store {
             kinds.push(DiskOpKind::Write { offset: ByteCount(offset), data, sync: true });
         }
         kinds.push(DiskOpKind::Flush);
-        Ok(kinds.into_iter().zip(1..).map(|(kind, id)| DiskOp { id: DiskOpId(id), kind }).collect())
+        Ok(kinds.into_iter().zip(1..).map(|(kind, id)| DiskOp { id: DiskOpId::new(id), kind }).collect())
     }
 
     /// Begins opening a pool of `size` bytes: reads go out through `poll`, `Opened` comes when done. `cluster` and
@@ -125,11 +136,16 @@ impl Store {
         None
     }
 
-    fn pool(&self) -> Option<&Pool> {
+    pub(crate) fn pool(&self) -> Option<&Pool> {
         match &self.phase {
             Phase::Open(pool) => Some(pool),
             Phase::Opening(_) | Phase::Refused => None,
         }
+    }
+
+    /// Why the store takes no more changes.
+    pub fn failed(&self) -> Option<&str> {
+        self.pool()?.failed.as_deref()
     }
 
     /// Notes of the caller, by group.
@@ -149,6 +165,28 @@ impl Store {
             pool.hot.get(&key)?.marked.filter(|_| !pool.freezing.contains(&key))
         };
         self.pool().and_then(marked).is_some_and(|marked| marked >= generation)
+    }
+
+    /// Whether there is room for what the request would write.
+    pub(crate) fn has_room_for(&self, op: &StoreOp) -> bool {
+        let Some(pool) = self.pool() else { return false };
+        match op {
+            StoreOp::Write { volume, range, .. } => {
+                pool.layer_of(*volume).is_none_or(|layer| pool.has_room(layer, *range).is_ok())
+            }
+            StoreOp::Zero { range, .. } => pool.table.vacant() >= range.extents().count(),
+            _ => true,
+        }
+    }
+
+    /// Calls off a cooling: whoever saw the extent hot is about to write to it.
+    pub(crate) fn keep_hot(&mut self, volume: VolumeId, extent: ExtentIndex) {
+        if let Phase::Open(pool) = &mut self.phase
+            && let Some(layer) = pool.layer_of(volume)
+        {
+            pool.cancel_cooling((layer, extent));
+            self.out.append(&mut pool.io.out);
+        }
     }
 
     /// Hot extents of the volume and of what it lies on. Right after opening: those that were hot when the process or the

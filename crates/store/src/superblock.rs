@@ -8,7 +8,7 @@ use crate::layout::{
 };
 use crate::{OpenError, PoolIdentity};
 use pollux_base::data::Buffer;
-use pollux_base::{ByteCount, ClusterId, Data, NodeId, PoolId};
+use pollux_base::{ByteCount, ClusterId, Data, DiskId, NodeId, PoolId};
 use zerocopy::little_endian::{U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -25,6 +25,7 @@ struct RawSuperblock {
     table_first: U64,
     table_second: U64,
     data: U64,
+    disk: U128,
 }
 
 /// What a superblock says.
@@ -48,6 +49,7 @@ impl Superblock {
             table_first: g.tables[0].into(),
             table_second: g.tables[1].into(),
             data: g.data.into(),
+            disk: self.identity.disk.0.into(),
         };
         let len = size_of::<RawSuperblock>();
         let header = Header { kind: BlockKind::Superblock, part: 0, sequence: 1, one: 0, two: 0, len };
@@ -70,7 +72,8 @@ impl Superblock {
         if Geometry::of(ByteCount(found.size)) != Ok(found) || u64::from(raw.unit_bytes.get()) != UNIT_BYTES {
             return Err(BlockFault::Misplaced);
         }
-        Ok(Superblock { identity: PoolIdentity { cluster, node: NodeId(raw.node.get()), pool }, geometry: found })
+        let (node, disk) = (NodeId(raw.node.get()), DiskId(raw.disk.get()));
+        Ok(Superblock { identity: PoolIdentity { cluster, node, pool, disk }, geometry: found })
     }
 
     /// Judges both copies (`None`: could not be read). Gives the superblock and which copies need healing, or why the

@@ -71,6 +71,10 @@ pub enum Work {
         checksums: Vec<BlockChecksum>,
     },
     Zero,
+    /// Of no block of the extent is anything known any more.
+    Lose,
+    /// All that any layer has of the extent goes.
+    Forget,
     /// The store's own: makes the slot of a layer that is given up a part of the one above.
     /// `None` until it is known what the extent becomes.
     Merge(Option<Box<Merged>>),
@@ -79,7 +83,7 @@ pub enum Work {
 impl Work {
     /// Whether it ends when the store fails.
     pub fn changes(&self) -> bool {
-        matches!(self, Work::Write { .. } | Work::Zero)
+        matches!(self, Work::Write { .. } | Work::Zero | Work::Lose)
     }
 }
 
@@ -102,7 +106,7 @@ pub struct Part {
 impl Work {
     /// Whether nobody else may have the blocks meanwhile.
     pub fn is_exclusive(&self) -> bool {
-        self.changes() || matches!(self, Work::Merge(_))
+        self.changes() || matches!(self, Work::Merge(_) | Work::Forget)
     }
 }
 
@@ -189,7 +193,7 @@ impl Pool {
     }
 
     /// Whether all that a write to the range still needs can be had: slots, units, places for leaves.
-    fn has_room(&self, layer: LayerId, range: BlockRange) -> Result<(), StoreError> {
+    pub fn has_room(&self, layer: LayerId, range: BlockRange) -> Result<(), StoreError> {
         let (mut slots, mut units, mut leaves) = (0, 0, 0);
         for part in range.split_by_extent() {
             let hot = marked(self.hot.get(&(layer, part.start.extent())), layer, part.start.extent());
@@ -222,7 +226,7 @@ impl Pool {
         hot.pin(units);
     }
 
-    fn give_slot(&mut self, key: Key) {
+    pub fn give_slot(&mut self, key: Key) {
         let hot = self.hot.get_mut(&key).expect("it is marked");
         if hot.slot.is_none() {
             let slot = self.table.take().expect("vacant slots were counted");
@@ -272,7 +276,7 @@ impl Pool {
         Ok(())
     }
 
-    fn writer_arrives(&mut self, key: Key) {
+    pub fn writer_arrives(&mut self, key: Key) {
         self.cancel_cooling(key);
         self.hot.get_mut(&key).expect("it is marked").writers += 1;
     }
@@ -310,10 +314,12 @@ impl Pool {
         let wanted = unloaded(&key.0).or_else(|| part.below.iter().filter(|_| reads).find_map(unloaded));
         match &part.work {
             Work::Merge(_) => self.advance_merge(id),
+            Work::Forget => self.advance_forget(id),
             _ if wanted.is_some() => wanted.into_iter().for_each(|key| self.load(key, Some(id))),
             Work::Read { .. } | Work::Checksums => self.advance_read(id),
             Work::Write { .. } => self.advance_write(id),
             Work::Zero => self.advance_zero(id, key, range),
+            Work::Lose => self.advance_lose(id, key),
         }
     }
 
@@ -430,7 +436,7 @@ impl Pool {
     }
 
     /// The slot holds blocks of the extent from now on.
-    fn tell_slot(&mut self, key: Key) {
+    pub fn tell_slot(&mut self, key: Key) {
         let hot = self.hot.get_mut(&key).expect("what is written to stays hot");
         if hot.slot_told {
             return;
@@ -474,7 +480,7 @@ impl Pool {
 }
 
 /// W7: the caller must have had the extent marked before it changes it.
-fn marked(hot: Option<&HotExtent>, layer: LayerId, extent: ExtentIndex) -> &HotExtent {
+pub fn marked(hot: Option<&HotExtent>, layer: LayerId, extent: ExtentIndex) -> &HotExtent {
     let hot = hot.filter(|hot| hot.marked.is_some());
     hot.unwrap_or_else(|| panic!("{extent:?} of {layer:?} is not marked hot: Heat must precede what changes it"))
 }

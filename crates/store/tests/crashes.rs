@@ -59,6 +59,19 @@ fn a_crash_at_any_step_of_a_checkpoint_loses_nothing() {
     }
 }
 
+#[test]
+fn histories_in_which_disks_join_and_leave_lose_nothing() {
+    for seed in seeds(4_000_000, 25) {
+        let mut luck = Luck::new(seed);
+        let mut history = History::with_disks(seed);
+        for _ in 0..8 {
+            or_fail(seed, "run", history.run(luck.below(700)));
+            let crash = if luck.one_in(2) { Crash::Kill } else { Crash::PowerCut };
+            history = or_fail(seed, "crash", history.crash(crash));
+        }
+    }
+}
+
 /// The checker is of use: on a disk whose flushes do nothing it must find losses.
 #[test]
 fn a_disk_that_lies_about_flushes_is_found_out() {

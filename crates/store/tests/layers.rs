@@ -270,7 +270,12 @@ fn a_rollback_goes_back_and_everything_it_may_have_changed_is_a_candidate() {
     rig.write(2048, &[3]);
     rig.cool(&[0, 1, 2, 3]);
     rig.settle();
-    let rollback = |snapshot, generation| StoreOp::Rollback { volume: VOLUME, snapshot, generation: gen_(generation) };
+    let rollback = |snapshot, generation| StoreOp::Rollback {
+        volume: VOLUME,
+        snapshot,
+        generation: gen_(generation),
+        also: vec![],
+    };
     rig.done(rollback(SNAPSHOT, 5));
     assert_eq!((rig.bytes(0, 4), rig.bytes(1024, 1), rig.bytes(2048, 1)), (vec![1; 4], vec![0], vec![0]));
     assert_eq!(rig.store.changed_since(VOLUME, gen_(4)), [x(0), x(1), x(2)], "the last one is what it was");
@@ -403,7 +408,12 @@ fn a_checkpoint_does_not_forget_the_marks_of_a_layer_that_is_about_to_be() {
 #[test]
 fn what_a_rollback_changed_is_remembered_after_a_snapshot_and_another_rollback() {
     let mut rig = Rig::fresh();
-    let rollback = |generation| StoreOp::Rollback { volume: VOLUME, snapshot: SNAPSHOT, generation: gen_(generation) };
+    let rollback = |generation| StoreOp::Rollback {
+        volume: VOLUME,
+        snapshot: SNAPSHOT,
+        generation: gen_(generation),
+        also: vec![],
+    };
     snapshot(&mut rig, VOLUME, SNAPSHOT);
     rig.heat(&[3], 1);
     rig.write(3072, &[1]);

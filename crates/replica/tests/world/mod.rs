@@ -6,8 +6,8 @@ use pollux_base::order::{FreezeReason, GroupReport, ReplicaState};
 use pollux_base::record::{GroupRecord, GroupSpec, LagBound, Lineage, Mode};
 use pollux_base::unit::{BLOCK_BYTES, BlockRange};
 use pollux_base::{
-    BlockChecksum, BlockCount, BlockIndex, ByteCount, ClusterId, Data, DiskOpId, Epoch, Generation, GroupId, Instant,
-    NodeId, Op, Order, PoolId, Reply, Report, Request, RequestId, Session, Stamp, VolumeId,
+    BlockChecksum, BlockCount, BlockIndex, ByteCount, ClusterId, Data, DiskId, DiskOpId, Epoch, Generation, GroupId,
+    Instant, NodeId, Op, Order, PoolId, Reply, Report, Request, RequestId, Session, Stamp, VolumeId,
 };
 use pollux_replica::wire::{Carried, Decoder, Frame, Message, Place, What, encode};
 use pollux_replica::{Config, DataPlane, Input, Output};
@@ -210,7 +210,8 @@ impl World {
         let machine = self.machines.get_mut(&node).expect("the node exists");
         assert!(machine.plane.is_none(), "stop it first");
         machine.disk = FaultyDisk::new(POOL, self.luck.draw());
-        let identity = PoolIdentity { cluster: CLUSTER, node, pool: PoolId(u128::from(self.luck.draw())) };
+        let identity =
+            PoolIdentity { cluster: CLUSTER, node, pool: PoolId(u128::from(self.luck.draw())), disk: DiskId(1) };
         for op in Store::format(identity, ByteCount(POOL)).expect("the size is right") {
             let id = op.id;
             machine.disk.submit(op);
@@ -228,7 +229,7 @@ impl World {
         let machine = self.machine(node);
         assert!(machine.plane.is_none(), "it runs already");
         machine.run += 1;
-        let config = Config { cluster: CLUSTER, node, pool_size: ByteCount(machine.disk.size()), boot: machine.boot };
+        let config = Config { cluster: CLUSTER, node, disks: vec![ByteCount(machine.disk.size())], boot: machine.boot };
         machine.plane = Some(DataPlane::new(config, now));
         self.collect(node);
         self.order(node, Order::Group(self.spec.clone()));
@@ -685,6 +686,7 @@ fn drain(store: &mut Store, disk: &mut FaultyDisk) -> Vec<Result<StoreReply, pol
                 pollux_store::Output::Disk(op) => disk.submit(op),
                 pollux_store::Output::Opened(result) => result.expect("the pool is well"),
                 pollux_store::Output::Ended(_, result) => ended.push(result),
+                pollux_store::Output::Changed(..) => unreachable!("nobody changes its disks"),
             }
         }
         let Some(done) = disk.complete_any() else { return ended };

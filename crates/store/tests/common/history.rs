@@ -4,6 +4,7 @@
 //! at a chosen step, opens again (crashing in the middle of that, too) and compares. What must hold is written at
 //! `verify`.
 
+use super::shelf::Shelf;
 use super::*;
 use pollux_base::unit::EXTENT_BLOCKS;
 use pollux_store::UNIT_BYTES;
@@ -90,6 +91,8 @@ pub struct History {
     frozen: BTreeSet<VolumeId>,
     /// A volume that goes back to a snapshot, and in which generation: nothing else is asked of either meanwhile.
     rolling: Option<(VolumeId, VolumeId, u64)>,
+    /// From which volume another was made, in the end.
+    origin: BTreeMap<VolumeId, VolumeId>,
     next_volume: u64,
     /// Notes given, oldest first, and how many of them are durable.
     notes: Vec<Option<Vec<u8>>>,
@@ -102,6 +105,8 @@ pub struct History {
     maybe_lost: BTreeSet<ExtentKey>,
     /// Changed since `Cool` was last asked for.
     must_be_hot: BTreeSet<ExtentKey>,
+    /// The disks, if they change.
+    shelf: Option<Shelf>,
     pub full: u32,
 }
 
@@ -138,6 +143,7 @@ impl History {
             deleting: BTreeSet::new(),
             frozen: BTreeSet::new(),
             rolling: None,
+            origin: BTreeMap::new(),
             next_volume: 1,
             notes: vec![None],
             notes_acked: 1,
@@ -145,6 +151,7 @@ impl History {
             layered: BTreeSet::new(),
             maybe_lost: BTreeSet::new(),
             must_be_hot: BTreeSet::new(),
+            shelf: None,
             full: 0,
         };
         for (volume, _, _) in history.rig.store.volumes().filter(|(volume, _, _)| *volume != BALLAST) {
@@ -152,6 +159,11 @@ impl History {
             history.next_volume += 1;
         }
         history
+    }
+
+    /// One in which disks come and go.
+    pub fn with_disks(seed: u64) -> History {
+        History { shelf: Some(Shelf::new()), ..History::new(seed) }
     }
 
     fn made() -> FaultyDisk {
@@ -238,6 +250,11 @@ impl History {
     }
 
     fn ask_something(&mut self) {
+        if let Some(shelf) = &mut self.shelf
+            && self.luck.one_in(30)
+        {
+            return shelf.ask(&mut self.rig, &mut self.luck);
+        }
         let Some(volume) = self.some_volume() else { return self.create() };
         let (op, asked) = match self.luck.below(44) {
             40 => return self.snapshot(volume),
@@ -340,6 +357,8 @@ impl History {
         self.next_volume += 1;
         let blocks: Vec<_> = self.blocks.range((of, 0)..=(of, u64::MAX)).map(|((_, b), v)| (*b, v.clone())).collect();
         self.blocks.extend(blocks.into_iter().map(|(block, versions)| ((volume, block), versions)));
+        let origin = self.origin.get(&of).copied().unwrap_or(of);
+        self.origin.insert(volume, origin);
         self.volumes.insert(volume, false);
         volume
     }
@@ -378,6 +397,9 @@ impl History {
             .iter()
             .copied()
             .filter(|s| self.volumes.get(s) == Some(&true) && !self.deleting.contains(s))
+            .filter(|s| {
+                self.origin.get(s).copied().unwrap_or(*s) == self.origin.get(&volume).copied().unwrap_or(volume)
+            })
             .collect();
         if self.frozen.contains(&volume) || self.is_busy(volume) || snapshots.is_empty() || self.rolling.is_some() {
             return;
@@ -386,7 +408,8 @@ impl History {
         self.generation += 1;
         self.rolling = Some((volume, snapshot, self.generation));
         self.layered.insert(volume);
-        let id = self.rig.ask(StoreOp::Rollback { volume, snapshot, generation: gen_(self.generation) });
+        let id =
+            self.rig.ask(StoreOp::Rollback { volume, snapshot, generation: gen_(self.generation), also: Vec::new() });
         self.asked.insert(id, Asked::Rollback);
     }
 
@@ -478,6 +501,9 @@ impl History {
 
     /// Takes in what has ended.
     fn gather(&mut self) -> Result<(), String> {
+        if let Some(shelf) = &mut self.shelf {
+            shelf.gather(&mut self.rig);
+        }
         for (id, ended) in std::mem::take(&mut self.rig.ended) {
             let Some(asked) = self.asked.remove(&id) else { continue };
             match (asked, ended) {
@@ -563,15 +589,23 @@ impl History {
         }
         let seed = self.luck.draw();
         let mut crash = crash;
-        let mut disk = std::mem::replace(&mut self.rig.disk, FaultyDisk::new(0, 0));
-        let break_disk = |disk: &mut FaultyDisk, kind: Crash, seed: u64| match kind {
-            Crash::Kill => disk.kill(seed),
-            Crash::PowerCut => disk.power_cut(seed),
+        let mut disks = vec![std::mem::replace(&mut self.rig.disk, FaultyDisk::new(0, 0))];
+        disks.append(&mut self.rig.more);
+        let break_disks = |disks: &mut [FaultyDisk], kind: Crash, seed: u64| {
+            for (disk, at) in disks.iter_mut().zip(0..) {
+                match kind {
+                    Crash::Kill => disk.kill(seed + at),
+                    Crash::PowerCut => disk.power_cut(seed + at),
+                }
+            }
         };
-        break_disk(&mut disk, crash, seed);
+        break_disks(&mut disks, crash, seed);
+        if let Some(shelf) = &mut self.shelf {
+            disks = shelf.usable(disks)?;
+        }
         while self.luck.one_in(3) {
             // The opening itself is cut short, or what follows at once.
-            let mut rig = Rig::opening(disk);
+            let mut rig = Rig::opening_all(disks, CLUSTER, NODE);
             for _ in 0..self.luck.below(60) {
                 rig.step();
                 if rig.opened == Some(Ok(())) && self.luck.one_in(4) {
@@ -589,15 +623,15 @@ impl History {
             if let Some(Err(error)) = rig.opened {
                 return Err(format!("not opened: {error}"));
             }
-            disk = rig.disk;
+            disks = rig.into_disks();
             let again = if self.luck.one_in(2) { Crash::Kill } else { Crash::PowerCut };
-            break_disk(&mut disk, again, self.luck.draw());
+            break_disks(&mut disks, again, self.luck.draw());
             if again == Crash::PowerCut {
                 // What the first crash left may not have been flushed by an opening that was cut short.
                 crash = Crash::PowerCut;
             }
         }
-        self.rig = Rig::open(disk).map_err(|error| format!("not opened: {error}"))?;
+        self.rig = Rig::open_all(disks).map_err(|error| format!("not opened: {error}"))?;
         for asked in std::mem::take(&mut self.asked).into_values() {
             if let Asked::Reap = asked {
                 self.reaped();
@@ -630,8 +664,21 @@ impl History {
         }
         self.notes = vec![note];
         self.notes_acked = 1;
-        for (volume, extent) in &self.must_be_hot {
-            if !self.rig.store.hot(*volume).contains(extent) {
+        let rolling = self.rolling;
+        for (volume, extent) in self.must_be_hot.clone() {
+            let is_hot = self.rig.store.hot(volume).contains(&extent);
+            if let Some((_, _, generation)) = rolling.filter(|(rolling, _, _)| *rolling == volume) {
+                // If it went back, what was hot counts as changed; if not, it is hot. Which of the two is not known.
+                let counts = self.rig.store.changed_since(volume, gen_(generation - 1)).contains(&extent);
+                self.must_be_hot.remove(&(volume, extent));
+                if counts && !is_hot {
+                    self.changed.insert((volume, extent), generation);
+                }
+                if counts {
+                    continue;
+                }
+            }
+            if !is_hot {
                 return Err(format!("{volume} {extent:?} may differ between replicas and is not hot"));
             }
         }

@@ -2,20 +2,24 @@
 #![allow(dead_code)]
 
 pub mod history;
+pub mod shelf;
 
 use pollux_base::unit::BlockRange;
 use pollux_base::{
-    BlockChecksum, BlockCount, BlockIndex, ByteCount, ClusterId, Data, DiskOpKind, ExtentIndex, Generation, GroupId,
-    Instant, NodeId, PoolId, VolumeId,
+    BlockChecksum, BlockCount, BlockIndex, ByteCount, ClusterId, Data, DiskId, DiskOpKind, ExtentIndex, Generation,
+    GroupId, Instant, NodeId, PoolId, VolumeId,
 };
-use pollux_store::faulty_disk::FaultyDisk;
-use pollux_store::{Input, OpenError, Output, PoolIdentity, Store, StoreError, StoreOp, StoreReply, StoreRequestId};
+use pollux_store::faulty_disk::{FaultyDisk, Luck};
+use pollux_store::{
+    DiskChange, Disks, Input, MemberState, OpenError, Output, PoolIdentity, Store, StoreError, StoreOp, StoreReply,
+    StoreRequestId,
+};
 use std::collections::BTreeMap;
 
 pub const SIZE: u64 = 64 << 20;
 pub const CLUSTER: ClusterId = ClusterId(0xc1);
 pub const NODE: NodeId = NodeId(1);
-pub const IDENTITY: PoolIdentity = PoolIdentity { cluster: CLUSTER, node: NODE, pool: PoolId(0x9001) };
+pub const IDENTITY: PoolIdentity = PoolIdentity { cluster: CLUSTER, node: NODE, pool: PoolId(0x9001), disk: DiskId(1) };
 pub const GROUP: GroupId = GroupId(1);
 pub const VOLUME: VolumeId = VolumeId(1);
 pub const BLOCK: usize = 4096;
@@ -51,9 +55,13 @@ pub fn write_op(volume: VolumeId, start: u64, data: Data) -> StoreOp {
 }
 
 pub struct Rig {
+    /// The pool's first disk, and the others.
     pub disk: FaultyDisk,
-    pub store: Store,
+    pub more: Vec<FaultyDisk>,
+    pub store: Disks,
+    luck: Luck,
     pub ended: BTreeMap<StoreRequestId, Ended>,
+    pub changed: BTreeMap<StoreRequestId, Result<(), String>>,
     pub opened: Option<Result<(), OpenError>>,
     /// Writes, flushes and discards that the store has issued since it was opened, oldest first.
     pub issued: Vec<DiskOpKind>,
@@ -67,11 +75,39 @@ impl Rig {
         Rig::opening_as(disk, CLUSTER, NODE)
     }
     pub fn opening_as(disk: FaultyDisk, cluster: ClusterId, node: NodeId) -> Rig {
-        let store = Store::open(cluster, node, ByteCount(disk.size()));
-        let mut rig =
-            Rig { disk, store, ended: BTreeMap::new(), opened: None, issued: Vec::new(), thorough: true, next_id: 0 };
+        Rig::opening_all(vec![disk], cluster, node)
+    }
+    pub fn opening_all(mut disks: Vec<FaultyDisk>, cluster: ClusterId, node: NodeId) -> Rig {
+        let sizes: Vec<ByteCount> = disks.iter().map(|disk| ByteCount(disk.size())).collect();
+        let store = Disks::open(cluster, node, &sizes);
+        let more = disks.split_off(1);
+        let disk = disks.remove(0);
+        let mut rig = Rig {
+            disk,
+            more,
+            store,
+            luck: Luck::new(1),
+            ended: BTreeMap::new(),
+            changed: BTreeMap::new(),
+            opened: None,
+            issued: Vec::new(),
+            thorough: true,
+            next_id: 0,
+        };
         rig.drain();
         rig
+    }
+    /// Runs the opening of several disks to its end.
+    pub fn open_all(disks: Vec<FaultyDisk>) -> Result<Rig, OpenError> {
+        let mut rig = Rig::opening_all(disks, CLUSTER, NODE);
+        rig.settle();
+        rig.opened.take().expect("an opening ends").map(|()| rig)
+    }
+    pub fn into_disks(self) -> Vec<FaultyDisk> {
+        std::iter::once(self.disk).chain(self.more).collect()
+    }
+    pub fn disks_mut(&mut self) -> impl Iterator<Item = &mut FaultyDisk> {
+        std::iter::once(&mut self.disk).chain(&mut self.more)
     }
     /// Runs the opening to its end.
     pub fn open(disk: FaultyDisk) -> Result<Rig, OpenError> {
@@ -86,7 +122,7 @@ impl Rig {
         rig
     }
     pub fn reopen(self) -> Rig {
-        Rig::open(self.disk).expect("the pool opens again")
+        Rig::open_all(self.into_disks()).expect("the pool opens again")
     }
 
     pub fn drain(&mut self) {
@@ -96,9 +132,13 @@ impl Rig {
                     if !matches!(op.kind, DiskOpKind::Read { .. }) {
                         self.issued.push(op.kind.clone());
                     }
-                    self.disk.submit(op);
+                    match op.id.disk.index() {
+                        0 => self.disk.submit(op),
+                        other => self.more[other - 1].submit(op),
+                    }
                 }
                 Output::Opened(result) => self.opened = Some(result),
+                Output::Changed(id, result) => drop(self.changed.insert(id, result)),
                 Output::Ended(id, result) => {
                     assert!(self.ended.insert(id, result).is_none(), "{id:?} ended twice");
                 }
@@ -107,7 +147,18 @@ impl Rig {
     }
     /// Completes one operation of the disk. `false`: there was none.
     pub fn step(&mut self) -> bool {
-        let Some(done) = self.disk.complete_any() else { return false };
+        let busy: Vec<usize> = self
+            .disks_mut()
+            .enumerate()
+            .filter(|(_, disk)| disk.pending().next().is_some())
+            .map(|(at, _)| at)
+            .collect();
+        let chosen = match busy.as_slice() {
+            [] => return false,
+            [only] => *only,
+            several => several[self.luck.below(several.len() as u64) as usize],
+        };
+        let done = self.disks_mut().nth(chosen).and_then(FaultyDisk::complete_any).expect("it has something to do");
         self.store.handle(Instant(0), Input::Disk(done));
         self.drain();
         if self.thorough {
@@ -127,6 +178,20 @@ impl Rig {
             self.store.check();
         }
         id
+    }
+    pub fn ask_disks(&mut self, change: DiskChange) -> StoreRequestId {
+        self.next_id += 1;
+        let id = StoreRequestId(self.next_id);
+        self.store.change_disks(id, change);
+        self.drain();
+        id
+    }
+    pub fn end_disks(&mut self, change: DiskChange) -> Result<(), String> {
+        let id = self.ask_disks(change);
+        while !self.changed.contains_key(&id) {
+            assert!(self.step(), "a change of disks never ends");
+        }
+        self.changed.remove(&id).expect("it has ended")
     }
     /// Asks and runs until it has ended.
     pub fn end(&mut self, op: StoreOp) -> Ended {

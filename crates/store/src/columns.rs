@@ -1,0 +1,143 @@
+//! What a pool of several disks asks of each: an extent with all its layers, a column, lives on one of them. It can be given
+//! up here, because it lives elsewhere now, or be lost, because its disk is.
+
+use crate::hot::Checksums;
+use crate::lanes::{FamilyId, Key};
+use crate::leaf::LOST_CHECKSUM;
+use crate::pool::{FlushThen, LogThen, Pool};
+use crate::record::{FORGET_SLOTS_MAX, Mask, Record};
+use crate::slots::{LayerId, SlotState};
+use crate::transfer::{PartId, Request, Work, marked};
+use crate::{StoreError, StoreRequestId};
+use pollux_base::unit::{BlockRange, EXTENT_BLOCKS};
+use pollux_base::{BlockCount, ExtentIndex, Generation, VolumeId};
+use std::collections::BTreeSet;
+
+impl Pool {
+    /// Columns of which there is anything here.
+    pub fn columns(&self) -> BTreeSet<(FamilyId, ExtentIndex)> {
+        let family = |layer: &LayerId| self.catalog.layers.get(layer).map(|layer| layer.family);
+        let mapped = self.layers.iter().flat_map(|(layer, map)| map.extents.keys().map(|extent| (*layer, *extent)));
+        let hot = self.hot.keys().copied();
+        mapped.chain(hot).filter_map(|(layer, extent)| Some((family(&layer)?, extent))).collect()
+    }
+
+    fn layers_of_family(&self, family: FamilyId) -> Vec<LayerId> {
+        let layers = self.catalog.layers.iter().filter(|(_, layer)| layer.family == family);
+        layers.map(|(layer, _)| *layer).collect()
+    }
+
+    /// Under which generation the volume's extent was last changed; `None`: nothing is known of it here.
+    pub fn generation_of(&self, layer: LayerId, extent: ExtentIndex) -> Option<Generation> {
+        let mut newest = None;
+        let mut foreign = None;
+        for layer in self.catalog.chain(layer) {
+            let key = (layer, extent);
+            let known = self.catalog.layers.get(&layer)?;
+            let hot = self.hot.get(&key).map(|hot| hot.generation);
+            let slot = Some(key).filter(|key| self.says_something(*key)).and_then(|key| self.view(key));
+            let replaced = known.replaced.as_ref().filter(|replaced| replaced.iter().any(|x| x == extent.0));
+            let own = [hot, slot.map(|(_, slot)| slot.generation), replaced.map(|replaced| replaced.generation)];
+            newest = own.into_iter().flatten().map(|own| foreign.unwrap_or(own)).max().max(newest);
+            foreign = foreign.or(known.foreign);
+        }
+        newest
+    }
+
+    pub fn begin_lose(&mut self, id: StoreRequestId, volume: VolumeId, extent: ExtentIndex) -> Result<(), StoreError> {
+        let layer = self.known_volume(volume)?.layer;
+        if self.table.vacant() == 0 {
+            return Err(StoreError::Full);
+        }
+        let request = self.requests.insert(Request::change(id, 1));
+        let key = (layer, extent);
+        marked(self.hot.get(&key), key.0, key.1);
+        self.writer_arrives(key);
+        self.give_slot(key);
+        self.add_part(request, layer, whole(extent), whole(extent), Work::Lose);
+        Ok(())
+    }
+
+    pub fn advance_lose(&mut self, id: PartId, key: Key) {
+        let hot = self.hot.get_mut(&key).expect("what is written to stays hot");
+        let Checksums::Loaded(sums) = &mut hot.checksums else { return self.finish_part(id) };
+        sums.fill(LOST_CHECKSUM);
+        hot.fresh.clear();
+        hot.dirty = true;
+        let slot = hot.slot.expect("it was given one");
+        self.tell_slot(key);
+        let mut mask = Mask::new(slot);
+        mask.valid.fill(u8::MAX);
+        self.journal.queue_then(Record::Mask(Box::new(mask)), LogThen::Part(id));
+    }
+
+    pub fn begin_forget(
+        &mut self,
+        id: StoreRequestId,
+        volume: VolumeId,
+        extent: ExtentIndex,
+    ) -> Result<(), StoreError> {
+        let layer = self.known_volume(volume)?.layer;
+        let request = self.requests.insert(Request::change(id, 1));
+        self.add_part(request, layer, whole(extent), whole(extent), Work::Forget);
+        Ok(())
+    }
+
+    /// The part has the column for itself.
+    pub fn advance_forget(&mut self, id: PartId) {
+        let Some(part) = self.parts.get(id) else { return };
+        let (lane, extent) = (part.lane, part.key.1);
+        let keys: Vec<Key> = self.layers_of_family(lane.0).into_iter().map(|layer| (layer, extent)).collect();
+        keys.iter().for_each(|key| self.cancel_cooling(*key));
+        let in_the_way = |key: &Key| {
+            self.is_merging(*key)
+                || self.loads.contains_key(key)
+                || self
+                    .hot
+                    .get(key)
+                    .is_some_and(|hot| hot.cooling.is_some() || hot.leaf_under_way || hot.marking.is_some())
+        };
+        if keys.iter().any(in_the_way) {
+            return self.stalled.push(id);
+        }
+        let mut slots = Vec::new();
+        for key in &keys {
+            let Some(slot) = self.layers.get(&key.0).and_then(|map| map.extents.get(&key.1)).copied() else { continue };
+            let hot = self.hot.get(key);
+            if self.table.get(slot).state != SlotState::Free || hot.is_some_and(|hot| hot.slot_told) {
+                slots.push((slot, hot.map_or(self.table.get(slot).leaf_sequence, |hot| hot.descriptor.leaf_sequence)));
+            }
+        }
+        if slots.len() > FORGET_SLOTS_MAX {
+            let part = self.parts.get(id).expect("it was just there");
+            if let Some(request) = self.requests.get_mut(part.request) {
+                request.error = Some(StoreError::Disk(format!("{extent:?} has {} layers at once", slots.len())));
+            }
+            return self.finish_part(id);
+        }
+        for key in keys {
+            if let Some(hot) = self.hot.remove(&key) {
+                hot.spare_leaf.into_iter().for_each(|place| self.space.drop_leaf(place));
+                self.freezing.remove(&key);
+                self.journal.queue(Record::Cold { layer: key.0, extent: key.1 });
+            }
+            let Some(slot) = self.layers.get_mut(&key.0).and_then(|map| map.extents.remove(&key.1)) else { continue };
+            self.leaves.remove(slot);
+            if !slots.iter().any(|(told, _)| *told == slot) {
+                self.table.give_back(slot);
+            }
+        }
+        self.journal.queue_then(Record::Forget { slots }, LogThen::Forgotten(id));
+    }
+
+    pub fn on_forgotten(&mut self, id: PartId) {
+        if self.parts.get(id).is_some() {
+            self.flush(FlushThen::Nothing);
+            self.finish_part(id);
+        }
+    }
+}
+
+fn whole(extent: ExtentIndex) -> BlockRange {
+    BlockRange::new(extent.first_block(), BlockCount(EXTENT_BLOCKS))
+}

@@ -1,0 +1,207 @@
+//! Opening a pool of several disks: each store by itself, then they are compared, and what one missed it is told.
+//!
+//! A change of the catalog is made on all disks and acknowledged when all have it. So after a crash some may lack the last
+//! ones, and those who lack them have not let go on what was held behind them: they adopt them now.
+
+use super::{Column, Disk, Disks};
+use crate::catalog::CatalogCopy;
+use crate::{MemberState, OpenError, Output, StoreError, StoreOp, StoreReply};
+use pollux_base::{DiskId, DiskIndex, ExtentIndex, VolumeId};
+use std::collections::{BTreeMap, BTreeSet};
+
+#[derive(Default)]
+pub struct Opening {
+    opened: u32,
+    /// The first disk that was not, and why.
+    refused: Option<OpenError>,
+    /// Requests to disks that must still end, and whether they were the last.
+    left: u32,
+    is_last: bool,
+}
+
+impl Disks {
+    pub(super) fn on_store_opened(&mut self, disk: DiskIndex, result: Result<(), OpenError>) {
+        let several = self.disks.len() > 1;
+        let Some(opening) = &mut self.opening else { return self.on_joined(disk, result) };
+        opening.opened += 1;
+        if let Err(error) = result {
+            let error = match several {
+                true => OpenError::OneDisk { disk: disk.index(), error: Box::new(error) },
+                false => error,
+            };
+            opening.refused.get_or_insert(error);
+        }
+        if opening.opened < self.disks.len() as u32 {
+            return;
+        }
+        match opening.refused.take().map_or_else(|| self.judge(), Err) {
+            Err(error) => {
+                self.opening = None;
+                self.out.push_back(Output::Opened(Err(error)));
+            }
+            Ok(()) => self.begin_adopting(),
+        }
+    }
+
+    /// Whether these are all the disks of one pool, each in its latest state.
+    fn judge(&mut self) -> Result<(), OpenError> {
+        let mut seen: BTreeMap<DiskId, usize> = BTreeMap::new();
+        let mut pool_id = None;
+        for (index, disk) in self.disks.iter_mut().enumerate() {
+            let Some(pool) = disk.store.pool() else { continue };
+            let identity = pool.superblock.identity;
+            disk.id = identity.disk;
+            if let Some(other) = seen.insert(identity.disk, index) {
+                return Err(OpenError::Twice { disks: [other, index], id: identity.disk });
+            }
+            let expected = *pool_id.get_or_insert(identity.pool);
+            if identity.pool != expected {
+                return Err(OpenError::OtherPool { disk: index, found: identity.pool, expected });
+            }
+        }
+        let ahead = self.ahead();
+        let members = ahead.0.members.clone();
+        for (index, disk) in self.disks.iter_mut().enumerate() {
+            let member = members.get(&disk.id);
+            match member.map(|member| member.state) {
+                Some(MemberState::Out) => return Err(OpenError::Out { disk: index, id: disk.id }),
+                // It was about to join when everything stopped: it has to be added again.
+                None => disk.is_in = false,
+                Some(state) => disk.is_draining = state == MemberState::Draining,
+            }
+            let life = disk.store.pool().map_or(0, |pool| pool.anchor.life);
+            if let Some(expected) = member.map(|member| member.life).filter(|expected| life <= *expected) {
+                return Err(OpenError::OldImage { disk: index, id: disk.id, openings: life, expected });
+            }
+        }
+        let missing = members.iter().find(|(id, member)| member.state != MemberState::Out && !seen.contains_key(id));
+        match missing {
+            Some((id, member)) => Err(OpenError::DiskMissing { id: *id, path: member.path.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// The catalog of the disk that has the most changes.
+    fn ahead(&self) -> CatalogCopy {
+        let catalogs = self.disks.iter().filter_map(|disk| disk.store.pool()).map(|pool| &pool.catalog);
+        // Of several the first.
+        let ahead = catalogs.rev().max_by_key(|catalog| catalog.changes);
+        CatalogCopy(Box::new(ahead.cloned().unwrap_or_default()))
+    }
+
+    fn begin_adopting(&mut self) {
+        if self.disks.len() == 1 && self.first().pool().is_some_and(|pool| pool.catalog.lost.is_empty()) {
+            self.opening = None;
+            self.is_open = true;
+            return self.out.push_back(Output::Opened(Ok(())));
+        }
+        let ahead = self.ahead();
+        let behind: Vec<DiskIndex> = self
+            .members()
+            .filter(|(_, disk)| disk.store.pool().is_some_and(|pool| pool.catalog.changes < ahead.0.changes))
+            .map(|(index, _)| index)
+            .collect();
+        self.ask_opening(behind.into_iter().map(|disk| (disk, StoreOp::Adopt(ahead.clone()))).collect(), false);
+    }
+
+    fn ask_opening(&mut self, requests: Vec<(DiskIndex, StoreOp)>, is_last: bool) {
+        let opening = self.opening.as_mut().expect("the pool is being opened");
+        (opening.left, opening.is_last) = (requests.len() as u32, is_last);
+        if requests.is_empty() {
+            return self.after_adopting();
+        }
+        for (disk, op) in requests {
+            let id = self.own_id();
+            self.send(disk, id, op);
+        }
+    }
+
+    pub(super) fn on_adopted(&mut self, disk: DiskIndex, result: Result<StoreReply, StoreError>) {
+        let Some(opening) = &mut self.opening else { return };
+        opening.left -= 1;
+        if let Err(error) = result {
+            let error = Box::new(OpenError::Disk(error.to_string()));
+            opening.refused.get_or_insert(OpenError::OneDisk { disk: disk.index(), error });
+        }
+        if opening.left > 0 {
+            return;
+        }
+        match opening.refused.take() {
+            Some(error) => {
+                self.opening = None;
+                self.out.push_back(Output::Opened(Err(error)));
+            }
+            None => self.after_adopting(),
+        }
+    }
+
+    fn after_adopting(&mut self) {
+        if self.opening.as_ref().is_some_and(|opening| opening.is_last) {
+            self.opening = None;
+            self.is_open = true;
+            return self.out.push_back(Output::Opened(Ok(())));
+        }
+        let doubles = self.find_homes();
+        self.load_lost();
+        // How often each was opened is remembered by all, so that an image of an earlier day is known for what it is.
+        let CatalogCopy(ahead) = self.ahead();
+        let (mut members, lost) = (ahead.members, ahead.lost);
+        for disk in self.disks.iter().filter(|disk| disk.is_in) {
+            if let Some((member, pool)) = members.get_mut(&disk.id).zip(disk.store.pool()) {
+                member.life = pool.anchor.life;
+            }
+        }
+        let put = |(index, _): (DiskIndex, &Disk)| {
+            (index, StoreOp::PutMembers { members: members.clone(), lost: lost.clone() })
+        };
+        let mut requests: Vec<(DiskIndex, StoreOp)> = self.members().map(put).collect();
+        requests.extend(doubles);
+        self.ask_opening(requests, true);
+    }
+
+    /// Finds out what lives where. Gives what must be forgotten: copies of columns that were on their way from a disk that is
+    /// being drained, and had not got there yet.
+    fn find_homes(&mut self) -> Vec<(DiskIndex, StoreOp)> {
+        let mut doubles = Vec::new();
+        let mut order: Vec<DiskIndex> = self.members().map(|(index, _)| index).collect();
+        order.sort_by_key(|index| !self.disks[index.index()].is_draining);
+        for index in order {
+            let columns = self.disks[index.index()].store.pool().map(|pool| pool.columns()).unwrap_or_default();
+            for column in columns {
+                if self.home(column).is_none() && !self.is_half_arrived(index, column) {
+                    self.settle_in(column, index);
+                    continue;
+                }
+                let of_family = |volume: &VolumeId| self.family(*volume) == Some(column.0);
+                let volume = self.volumes().map(|(volume, _, _)| volume).find(of_family);
+                doubles.extend(volume.map(|volume| (index, StoreOp::Forget { volume, extent: column.1 })));
+            }
+        }
+        doubles
+    }
+
+    /// Whether the column was on its way to this disk from one that is not here any more: it may not have come whole.
+    fn is_half_arrived(&self, index: DiskIndex, column: Column) -> bool {
+        let is_arriving =
+            self.disks[index.index()].store.pool().is_some_and(|pool| pool.catalog.arriving == Some(column));
+        // Those that are drained come first: had one of them the column, it would have a home.
+        is_arriving && !self.members().any(|(_, disk)| disk.is_draining)
+    }
+
+    fn load_lost(&mut self) {
+        let CatalogCopy(ahead) = self.ahead();
+        if ahead.lost.is_empty() {
+            return;
+        }
+        let mut own: BTreeSet<(VolumeId, ExtentIndex)> = BTreeSet::new();
+        for volume in ahead.lost.keys() {
+            for (_, disk) in self.members() {
+                let Some(pool) = disk.store.pool() else { continue };
+                let Some(layer) = pool.layer_of(*volume) else { continue };
+                let extents = pool.layers.get(&layer).into_iter().flat_map(|map| map.extents.keys().copied());
+                own.extend(extents.filter(|x| pool.says_something((layer, *x))).map(|x| (*volume, x)));
+            }
+        }
+        self.lost.load(ahead.lost, |volume, extent| own.contains(&(volume, extent)));
+    }
+}
