@@ -5,11 +5,11 @@
 
 use crate::error::{ApiError, ErrorCode};
 use crate::request::{
-    Accepted, AddReplica, ConfirmDown, CreateVm, CreateVolume, ExportVolume, MoveReplica, Promote, ScrubVolume, SetLag,
-    SetMode,
+    Accepted, AddReplica, ConfirmDown, CreateSnapshot, CreateVm, CreateVolume, ExportVolume, MoveReplica, Promote,
+    ScrubVolume, SetLag, SetMode,
 };
 use crate::resource::{
-    ConfirmToken, Event, Group, Image, Node, Pool, PromoteToken, Status, Task, TaskState, Vm, Volume, Witness,
+    ConfirmToken, Event, Group, Image, Node, Pool, PromoteToken, Snapshot, Status, Task, TaskState, Vm, Volume, Witness,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -198,6 +198,21 @@ impl Client {
     /// A scrub now; or, with `every_days`, how often it is made by itself.
     pub fn scrub_volume(&self, volume: &str, every_days: Option<u32>) -> Result<Accepted, ClientError> {
         self.post(&format!("/v1/volumes/{}/scrub", escape(volume)), &ScrubVolume { every_days })
+    }
+    pub fn snapshot_vm(&self, vm: &str, name: &str) -> Result<Accepted, ClientError> {
+        self.post(&format!("/v1/vms/{}/snapshot", escape(vm)), &CreateSnapshot { name: name.into() })
+    }
+    pub fn snapshot_volume(&self, volume: &str, name: &str) -> Result<Accepted, ClientError> {
+        self.post(&format!("/v1/volumes/{}/snapshot", escape(volume)), &CreateSnapshot { name: name.into() })
+    }
+    pub fn snapshots(&self) -> Result<Vec<Snapshot>, ClientError> {
+        self.get("/v1/snapshots")
+    }
+    pub fn snapshot(&self, snapshot: &str) -> Result<Snapshot, ClientError> {
+        self.get(&format!("/v1/snapshots/{}", escape(snapshot)))
+    }
+    pub fn delete_snapshot(&self, snapshot: &str) -> Result<Accepted, ClientError> {
+        self.delete(&format!("/v1/snapshots/{}", escape(snapshot)))
     }
     pub fn images(&self) -> Result<Vec<Image>, ClientError> {
         self.get("/v1/images")

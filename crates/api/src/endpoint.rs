@@ -90,6 +90,11 @@ pub const ENDPOINTS: &[Endpoint] = &[
         One("ScrubVolume"),
     ),
     post("/v1/volumes/{volume}/export", "Offer it over NBD, or cease to.", One("ExportVolume")),
+    post("/v1/vms/{vm}/snapshot", "Freeze all its disks at one point of the stream of writes.", One("CreateSnapshot")),
+    post("/v1/volumes/{volume}/snapshot", "Freeze it at one point of the stream of writes.", One("CreateSnapshot")),
+    get("/v1/snapshots", "All snapshots.", Many("Snapshot")),
+    get("/v1/snapshots/{snapshot}", "One snapshot, by `OWNER@NAME` or id.", One("Snapshot")),
+    delete("/v1/snapshots/{snapshot}", "Delete a snapshot."),
     get("/v1/images", "All images.", Many("Image")),
     Endpoint {
         method: "POST",

@@ -88,6 +88,7 @@ fn schemas() -> BTreeMap<String, Value> {
     add::<resource::Status>(&mut schemas);
     add::<resource::Volume>(&mut schemas);
     add::<resource::Pool>(&mut schemas);
+    add::<resource::Snapshot>(&mut schemas);
     add::<resource::Image>(&mut schemas);
     add::<resource::Event>(&mut schemas);
     add::<resource::Task>(&mut schemas);
@@ -102,6 +103,7 @@ fn schemas() -> BTreeMap<String, Value> {
     add::<request::AddReplica>(&mut schemas);
     add::<request::MoveReplica>(&mut schemas);
     add::<request::Promote>(&mut schemas);
+    add::<request::CreateSnapshot>(&mut schemas);
     add::<request::ConfirmDown>(&mut schemas);
     add::<request::Accepted>(&mut schemas);
     add::<error::ApiError>(&mut schemas);

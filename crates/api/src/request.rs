@@ -26,6 +26,14 @@ pub struct CreateVolume {
     pub size_bytes: u64,
 }
 
+/// A snapshot to take.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateSnapshot {
+    /// Unique among the snapshots of its VM or volume.
+    pub name: String,
+}
+
 /// Whether a volume is offered to other machines over NBD.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

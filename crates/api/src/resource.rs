@@ -387,11 +387,38 @@ pub struct Volume {
     pub resync: Option<Resync>,
     pub scrub: Scrub,
     pub primary: String,
+    /// The snapshot that it is of, as `OWNER@NAME`; then it is read only.
+    pub snapshot: Option<String>,
     /// Whose disk it is.
     pub vm: Option<String>,
     pub image: Option<String>,
     /// NBD addresses while it is exported, the serving node's first. A client that loses one connects to the other.
     pub uris: Vec<String>,
+}
+
+/// All disks of a VM, or a volume, frozen at one point of the stream of writes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Snapshot {
+    pub id: u64,
+    /// `OWNER@NAME`.
+    pub name: String,
+    pub state: SnapshotState,
+    /// The VM or volume that it is of.
+    pub of: String,
+    /// When it was asked for.
+    pub unix_ms: u64,
+    pub group: u64,
+    /// Names of its volumes, which can be exported.
+    pub volumes: Vec<String>,
+}
+
+words! {
+    SnapshotState {
+        /// Writes are about to wait, or waiting, for it to be on every replica that is in sync.
+        Taking = "taking",
+        /// Every replica that is in sync has it.
+        Taken = "taken",
+    }
 }
 
 /// A disk image from which VMs are made.

@@ -86,6 +86,9 @@ pub enum BlockError {
     /// This node does not serve the group (any more); the client should connect to the node that does.
     #[error("the volume is not served here")]
     NotServed,
+    /// The volume is of a snapshot.
+    #[error("the volume is read only")]
+    ReadOnly,
     /// No copy has the data.
     #[error("no copy of the data could be read")]
     Unreadable,

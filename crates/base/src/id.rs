@@ -1,6 +1,6 @@
 //! An id per kind, so that one cannot be passed for another.
 //!
-//! Group, volume, image and VM ids are minted by the cluster log from one counter and are never used twice: what
+//! Group, volume, snapshot, image and VM ids are minted by the cluster log from one counter and are never used twice: what
 //! belonged to a deleted volume can not appear under a new one. Cluster and pool ids are 128 random bits, minted by
 //! whoever creates the cluster or formats the pool.
 
@@ -11,7 +11,7 @@ use std::str::FromStr;
 macro_rules! counter_id {
     ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+        #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
         #[serde(transparent)]
         pub struct $name(pub u64);
 
@@ -39,6 +39,8 @@ counter_id!(/// A virtual machine.
     VmId, "vm");
 counter_id!(/// An imported disk image from which volumes are filled.
     ImageId, "img");
+counter_id!(/// A snapshot of a group: all its volumes at one point of the write stream.
+    SnapshotId, "snap");
 counter_id!(/// One connection between two peers. Grows with every connection, so that a message of an earlier one is known.
     Session, "s");
 

@@ -22,7 +22,7 @@ pub use block::{BlockError, Op, Reply, Request, RequestId};
 pub use checksum::BlockChecksum;
 pub use data::{Data, Segment};
 pub use disk::{DiskDone, DiskError, DiskIndex, DiskOp, DiskOpId, DiskOpKind};
-pub use id::{ClusterId, DiskId, GroupId, ImageId, NodeId, PoolId, Session, VmId, VolumeId};
+pub use id::{ClusterId, DiskId, GroupId, ImageId, NodeId, PoolId, Session, SnapshotId, VmId, VolumeId};
 pub use order::{Order, Report};
 pub use pool::{PoolLevel, PoolReport};
 pub use record::{GroupRecord, Stamp};

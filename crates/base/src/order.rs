@@ -1,7 +1,7 @@
 //! Orders from the control plane to the data plane, and reports back. They travel as JSON lines over a unix socket, and
 //! as plain values in the simulator. Orders state what is to hold, not steps: giving one twice changes nothing.
 
-use crate::id::{GroupId, NodeId, VolumeId};
+use crate::id::{GroupId, NodeId, SnapshotId, VolumeId};
 use crate::pool::PoolReport;
 use crate::record::{GroupSpec, Stamp};
 use crate::secret::Secret;
@@ -56,6 +56,8 @@ pub enum Report {
     /// The primary has brought this replica up to date and completes writes only with it: a record with it may be
     /// committed (W9).
     ReplicaCurrent { group: GroupId, generation: Generation, node: NodeId },
+    /// Every required replica has this snapshot (said again until the log says so), or one can not have it.
+    Snapshot { group: GroupId, generation: Generation, snapshot: SnapshotId, result: Result<(), String> },
     /// The pool cannot be used; nothing is served from it.
     PoolFailed { reason: String },
     /// How the pool is doing; sent when that has changed noticeably.
@@ -163,6 +165,8 @@ pub enum FreezeReason {
     Settling { node: NodeId },
     /// The record is being made durable here.
     Recording,
+    /// Writes wait for a snapshot to be on every required replica.
+    Snapshot,
     /// The authority moved on; waiting for the order that says where to.
     Outdated,
     /// The pool has no space left; goes on when there is.
@@ -240,7 +244,7 @@ pub enum FoundBy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{GroupRecord, LagBound, Lineage, Mode};
+    use crate::record::{GroupRecord, LagBound, Lineage, Mode, Snapshots};
     use crate::unit::{BlockCount, BlockIndex, ByteCount, Epoch};
 
     /// Orders hold maps with numbers as keys inside tagged enums.
@@ -253,6 +257,7 @@ mod tests {
             modes: BTreeMap::from([(NodeId(2), Mode::Async)]),
             lag: LagBound::default(),
             volumes: BTreeMap::from([(VolumeId(9), ByteCount(4096))]),
+            snapshots: Snapshots::default(),
             record: GroupRecord { stamp, primary: NodeId(1), in_sync: BTreeSet::from([NodeId(1)]) },
             lineage: Lineage(BTreeMap::from([(stamp.epoch, stamp.generation)])),
         };

@@ -1,6 +1,6 @@
 //! The authority record of a group, and how a replica's own last record is told apart from another history.
 
-use crate::id::{GroupId, NodeId, VolumeId};
+use crate::id::{GroupId, NodeId, SnapshotId, VolumeId};
 use crate::unit::{ByteCount, Epoch, Generation};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -100,6 +100,48 @@ impl Default for LagBound {
     }
 }
 
+/// The snapshots that a group has, or is to have.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshots {
+    /// Grows with every change of what is below; of two texts under one stamp the later one counts.
+    pub revision: u64,
+    /// Every snapshot of which a volume has this number or a lower one is below, or was deleted. Of later ones this text
+    /// knows nothing.
+    pub minted: u64,
+    pub each: BTreeMap<SnapshotId, Snapshot>,
+}
+
+/// All volumes of a group at one point of the write stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Every replica that was in sync under this generation has it, and all of it. `None`: it is still to be taken, and the
+    /// group's primary does not serve before that is so.
+    pub taken: Option<Generation>,
+    /// By the volumes under which it can be read.
+    pub volumes: BTreeMap<VolumeId, Frozen>,
+}
+
+/// A volume of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frozen {
+    /// The volume that it was.
+    pub of: VolumeId,
+    /// The size that it had.
+    pub size: ByteCount,
+}
+
+impl Snapshots {
+    /// The snapshot that is still to be taken. One at a time: the log refuses another meanwhile.
+    pub fn untaken(&self) -> Option<(SnapshotId, &Snapshot)> {
+        self.each.iter().find(|(_, snapshot)| snapshot.taken.is_none()).map(|(id, snapshot)| (*id, snapshot))
+    }
+
+    /// Volumes of all snapshots, oldest snapshot first.
+    pub fn volumes(&self) -> impl Iterator<Item = (VolumeId, Frozen)> {
+        self.each.values().flat_map(|snapshot| snapshot.volumes.iter().map(|(volume, frozen)| (*volume, *frozen)))
+    }
+}
+
 /// What a node must know of a group to carry a replica of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupSpec {
@@ -111,6 +153,7 @@ pub struct GroupSpec {
     pub lag: LagBound,
     /// Volumes and their sizes (multiples of a block).
     pub volumes: BTreeMap<VolumeId, ByteCount>,
+    pub snapshots: Snapshots,
     pub record: GroupRecord,
     pub lineage: Lineage,
 }
@@ -118,6 +161,12 @@ pub struct GroupSpec {
 impl GroupSpec {
     pub fn mode(&self, replica: NodeId) -> Mode {
         self.modes.get(&replica).copied().unwrap_or_default()
+    }
+
+    /// Size of a volume of the group, or of one of its snapshots.
+    pub fn size(&self, volume: VolumeId) -> Option<ByteCount> {
+        let frozen = || self.snapshots.volumes().find(|(frozen, _)| *frozen == volume).map(|(_, frozen)| frozen.size);
+        self.volumes.get(&volume).copied().or_else(frozen)
     }
 }
 

@@ -83,7 +83,7 @@ impl Directory {
     fn export(&self, offer: Offer) -> Export {
         let Offer { volume, is_public, is_read_only } = offer;
         let export = |size, place| Export { volume, size, is_read_only, is_public, place };
-        let known = self.groups.values().find_map(|spec| Some((spec.record.primary, *spec.volumes.get(&volume)?)));
+        let known = self.groups.values().find_map(|spec| Some((spec.record.primary, spec.size(volume)?)));
         // Orders come in any order: the group of a volume that has a name is about to be told.
         let Some((primary, size)) = known else { return export(ByteCount(0), Place::Soon) };
         let place = if self.served.contains(&volume) {
@@ -125,6 +125,7 @@ mod tests {
             modes: BTreeMap::new(),
             lag: LagBound::default(),
             volumes: BTreeMap::from([(VolumeId(7), ByteCount(1 << 20))]),
+            snapshots: Default::default(),
             record: GroupRecord { stamp, primary: NodeId(primary), in_sync: both },
             lineage: Lineage::default(),
         })

@@ -14,7 +14,7 @@ pub mod size;
 pub mod table;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use command::{event, group, image, node, pool, raw, status, task, vm, volume, witness};
+use command::{event, group, image, node, pool, raw, snapshot, status, task, vm, volume, witness};
 use context::ContextArgs;
 use failure::{Failure, Outcome};
 use output::{Format, Output};
@@ -63,6 +63,9 @@ enum Noun {
     /// Virtual disks
     #[command(subcommand)]
     Volume(volume::VolumeCommand),
+    /// VMs' disks and volumes, frozen in time
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
     /// The space that nodes give to volumes
     #[command(subcommand)]
     Pool(pool::PoolCommand),
@@ -129,6 +132,7 @@ fn run_once(noun: Noun, client: &Arc<Client>, ca: &Path, output: &Output) -> Out
         Noun::Node(command) => node::run(command, client, output),
         Noun::Vm(command) => vm::run(command, client, output),
         Noun::Volume(command) => volume::run(command, client, ca, output),
+        Noun::Snapshot(command) => snapshot::run(command, client, output),
         Noun::Pool(command) => pool::run(command, client, output),
         Noun::Group(command) => group::run(command, client, output),
         Noun::Image(command) => image::run(command, client, output),
@@ -158,8 +162,8 @@ impl Noun {
     /// Whether it changes nothing and ends at once, so that it may be done again and again.
     fn only_shows(&self) -> bool {
         use command::{
-            group::GroupCommand, image::ImageCommand, node::NodeCommand, task::TaskCommand, vm::VmCommand,
-            volume::VolumeCommand,
+            group::GroupCommand, image::ImageCommand, node::NodeCommand, snapshot::SnapshotCommand, task::TaskCommand,
+            vm::VmCommand, volume::VolumeCommand,
         };
         match self {
             Noun::Status | Noun::Event(_) | Noun::Witness(_) | Noun::Pool(_) => true,
@@ -167,6 +171,7 @@ impl Noun {
             Noun::Vm(command) => matches!(command, VmCommand::List | VmCommand::Show { .. } | VmCommand::Why { .. }),
             Noun::Volume(command) => matches!(command, VolumeCommand::List | VolumeCommand::Show { .. }),
             Noun::Group(command) => matches!(command, GroupCommand::List | GroupCommand::Show { .. }),
+            Noun::Snapshot(command) => matches!(command, SnapshotCommand::List | SnapshotCommand::Show { .. }),
             Noun::Image(command) => matches!(command, ImageCommand::List | ImageCommand::Show { .. }),
             Noun::Task(command) => matches!(command, TaskCommand::List | TaskCommand::Show { .. }),
             Noun::Api(_) | Noun::Lab(_) => false,

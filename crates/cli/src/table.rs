@@ -2,7 +2,9 @@
 
 use crate::output::{Table, day_and_time, fields, list, or_dash, time_of_day};
 use crate::size::show as size;
-use pollux_api::{Event, Group, GroupState, Image, Lag, Node, Pool, Resync, Scrub, Status, Task, Vm, Volume, Witness};
+use pollux_api::{
+    Event, Group, GroupState, Image, Lag, Node, Pool, Resync, Scrub, Snapshot, Status, Task, Vm, Volume, Witness,
+};
 use std::fmt::Write;
 
 /// The headline, then what it is made of. Each problem is followed by what mends it.
@@ -245,10 +247,36 @@ pub fn volume(volume: &Volume) -> String {
 
 fn owner(volume: &Volume) -> String {
     match (&volume.vm, &volume.image) {
+        _ if volume.snapshot.is_some() => format!("snapshot {}", or_dash(volume.snapshot.as_ref())),
         (Some(vm), _) => format!("vm {vm}"),
         (None, Some(image)) => format!("image {image}"),
         (None, None) => "-".into(),
     }
+}
+
+pub fn snapshots(snapshots: &[Snapshot]) -> String {
+    let mut table = Table::new(&["SNAPSHOT", "STATE", "TAKEN AT", "VOLUMES"]);
+    for snapshot in snapshots {
+        table.row([
+            snapshot.name.clone(),
+            snapshot.state.to_string(),
+            day_and_time(snapshot.unix_ms),
+            list(&snapshot.volumes),
+        ]);
+    }
+    table.to_string()
+}
+
+pub fn snapshot(snapshot: &Snapshot) -> String {
+    fields(&[
+        ("name", snapshot.name.clone()),
+        ("id", snapshot.id.to_string()),
+        ("state", snapshot.state.to_string()),
+        ("of", snapshot.of.clone()),
+        ("taken at", day_and_time(snapshot.unix_ms)),
+        ("group", snapshot.group.to_string()),
+        ("volumes", list(&snapshot.volumes)),
+    ])
 }
 
 pub fn pools(pools: &[Pool]) -> String {

@@ -231,6 +231,7 @@ fn one_of_each_is_shown_as_reviewed() {
         resync: None,
         scrub: scrub(),
         primary: "a".into(),
+        snapshot: None,
         vm: None,
         image: None,
         uris: vec!["nbd://10.76.0.1:10809/data".into(), "nbd://10.76.0.2:10809/data".into()],
@@ -259,6 +260,15 @@ fn one_of_each_is_shown_as_reviewed() {
         full_in_s: Some(5120),
         healed_blocks: 3,
     };
+    let snapshot = Snapshot {
+        id: 9,
+        name: "web1@before-upgrade".into(),
+        state: SnapshotState::Taken,
+        of: "web1".into(),
+        unix_ms: 1_700_000_000_000,
+        group: 3,
+        volumes: vec!["vm/web1/disk0@before-upgrade".into()],
+    };
     let event = Event {
         index: 12,
         unix_ms: 1_700_000_000_000,
@@ -282,6 +292,8 @@ fn one_of_each_is_shown_as_reviewed() {
         table::vm(&vm()),
         table::volumes(&[volume.clone(), disk]),
         table::volume(&volume),
+        table::snapshots(std::slice::from_ref(&snapshot)),
+        table::snapshot(&snapshot),
         table::pools(std::slice::from_ref(&pool)),
         table::pool(&pool),
         table::images(&[image.clone(), filling]),

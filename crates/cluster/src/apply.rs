@@ -7,11 +7,11 @@ use crate::entry::{Change, Entry, FenceProof, Holder, NodePhase, Proof, Subject,
 use crate::requests::{bytes_text, refuse};
 use crate::scrubs::Scrubs;
 use crate::seam::{Answer, Refusal};
-use crate::state::{Authority, Event, Group, Image, Node, Owner, REQUESTS_MAX, State, Vm, Volume};
+use crate::state::{Authority, Event, Group, Image, Node, Owner, REQUESTS_MAX, Snapshot, State, Vm, Volume};
 use crate::vm_life::Step;
-use pollux_base::record::{LagBound, Lineage, Mode};
+use pollux_base::record::{self, Frozen, LagBound, Lineage, Mode, Snapshots};
 use pollux_base::{
-    ByteCount, Epoch, Generation, GroupId, GroupRecord, ImageId, Incarnation, NodeId, Stamp, VmId, VolumeId,
+    ByteCount, Epoch, Generation, GroupId, GroupRecord, ImageId, Incarnation, NodeId, SnapshotId, Stamp, VmId, VolumeId,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -134,6 +134,18 @@ impl Applying<'_> {
                         false => format!("volume `{}` is no longer exported", found.name),
                     };
                     self.tell(Subject::Volume(*volume), text);
+                }
+                Ok(Answer::Done)
+            }
+            Change::CreateSnapshot { group, name } => Ok(self.create_snapshot(*group, name)),
+            Change::SnapshotEnded { snapshot, result } => {
+                self.end_snapshot(*snapshot, result);
+                Ok(Answer::Done)
+            }
+            Change::DeleteSnapshot { snapshot } => {
+                let name = self.state.snapshot_name(*snapshot);
+                if let Some(group) = self.remove_snapshot(*snapshot) {
+                    self.tell(Subject::Group(group), format!("snapshot `{name}` was deleted"));
                 }
                 Ok(Answer::Done)
             }
@@ -456,7 +468,7 @@ impl Applying<'_> {
         lineage.push(stamp);
         let sizes = volumes.iter().map(|(id, _, size)| (*id, *size)).collect();
         for (id, name, size) in volumes {
-            self.state.volumes.insert(id, Volume { name, size, group, exported: false });
+            self.state.volumes.insert(id, Volume { name, size, group, exported: false, snapshot: None });
         }
         let record = GroupRecord { stamp, primary: node, in_sync };
         let found = Group {
@@ -465,6 +477,7 @@ impl Applying<'_> {
             modes: BTreeMap::new(),
             lag: LagBound::default(),
             volumes: sizes,
+            snapshots: Snapshots::default(),
             record,
             lineage,
             discards: BTreeMap::new(),
@@ -475,9 +488,62 @@ impl Applying<'_> {
         group
     }
 
+    /// Wanted from now on; it counts when it is taken.
+    fn create_snapshot(&mut self, group: GroupId, name: &str) -> Answer {
+        let id = SnapshotId(self.mint());
+        let revision = self.state.applied;
+        let Some(of) = self.state.groups.get(&group).map(|found| found.volumes.clone()) else { return Answer::Done };
+        let mut volumes = BTreeMap::new();
+        for (of, size) in of {
+            let volume = VolumeId(self.mint());
+            let origin = self.state.volumes.get(&of).map_or_else(|| of.to_string(), |volume| volume.name.clone());
+            volumes.insert(volume, Frozen { of, size });
+            let name = format!("{origin}@{name}");
+            self.state.volumes.insert(volume, Volume { name, size, group, exported: false, snapshot: Some(id) });
+        }
+        let minted = self.state.last_id;
+        if let Some(found) = self.state.groups.get_mut(&group) {
+            found.snapshots.revision = revision;
+            found.snapshots.minted = minted;
+            found.snapshots.each.insert(id, record::Snapshot { taken: None, volumes });
+        }
+        let snapshot = Snapshot { name: name.to_owned(), group, unix_ms: self.entry.unix_ms };
+        self.state.snapshots.insert(id, snapshot);
+        Answer::Created { id: id.0 }
+    }
+
+    fn end_snapshot(&mut self, id: SnapshotId, result: &Result<(), String>) {
+        let (name, revision) = (self.state.snapshot_name(id), self.state.applied);
+        let Some(group) = self.state.snapshots.get(&id).map(|found| found.group) else { return };
+        let Some(Group { snapshots, record, .. }) = self.state.groups.get_mut(&group) else { return };
+        let Some(found) = snapshots.each.get_mut(&id).filter(|found| found.taken.is_none()) else { return };
+        match result {
+            Ok(()) => {
+                found.taken = Some(record.stamp.generation);
+                snapshots.revision = revision;
+                self.tell(Subject::Group(group), format!("snapshot `{name}` was taken"));
+            }
+            Err(reason) => {
+                self.remove_snapshot(id);
+                self.tell(Subject::Group(group), format!("snapshot `{name}` could not be taken: {reason}"));
+            }
+        }
+    }
+
+    /// Its group, if there was such a snapshot.
+    fn remove_snapshot(&mut self, id: SnapshotId) -> Option<GroupId> {
+        let group = self.state.snapshots.remove(&id)?.group;
+        self.state.volumes.retain(|_, volume| volume.snapshot != Some(id));
+        let found = self.state.groups.get_mut(&group)?;
+        found.snapshots.revision = self.state.applied;
+        found.snapshots.each.remove(&id);
+        Some(group)
+    }
+
     fn delete_group(&mut self, group: GroupId) {
         self.state.groups.remove(&group);
         self.state.volumes.retain(|_, volume| volume.group != group);
+        self.state.snapshots.retain(|_, snapshot| snapshot.group != group);
     }
 
     fn mint(&mut self) -> u64 {

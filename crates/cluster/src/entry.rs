@@ -5,7 +5,7 @@
 use pollux_base::config::PowerConfig;
 use pollux_base::order::{Finding, ScrubReport};
 use pollux_base::record::{LagBound, Mode};
-use pollux_base::{ByteCount, Epoch, GroupId, ImageId, Incarnation, NodeId, Stamp, VmId, VolumeId};
+use pollux_base::{ByteCount, Epoch, GroupId, ImageId, Incarnation, NodeId, SnapshotId, Stamp, VmId, VolumeId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -90,6 +90,19 @@ pub enum Change {
     ExportVolume {
         volume: VolumeId,
         exported: bool,
+    },
+    /// All volumes of the group at one point, under a name that is unique within it. It counts when it is taken.
+    CreateSnapshot {
+        group: GroupId,
+        name: String,
+    },
+    /// Every required replica has it; or one can not have it, and it is given up. Changes nothing if that is known already.
+    SnapshotEnded {
+        snapshot: SnapshotId,
+        result: Result<(), String>,
+    },
+    DeleteSnapshot {
+        snapshot: SnapshotId,
     },
     /// New authority record of a group. Changes nothing unless `expect` is the group's present stamp. The new stamp is the
     /// present epoch and the generation after `expect`'s.

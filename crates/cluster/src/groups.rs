@@ -11,7 +11,7 @@ use crate::state::{Event, Owner};
 use pollux_base::order::{GroupReport, Offer, PathReport, PathState, ReplicaState};
 use pollux_base::pool::{PoolLevel, PoolReport};
 use pollux_base::record::GroupSpec;
-use pollux_base::{Epoch, Generation, GroupId, Instant, NodeId, Order, Report, Stamp};
+use pollux_base::{Epoch, Generation, GroupId, Instant, NodeId, Order, Report, SnapshotId, Stamp};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Default)]
@@ -30,6 +30,8 @@ pub(crate) struct Groups {
     lost: BTreeMap<(GroupId, NodeId), (Generation, String)>,
     /// The primary here writes to these too: they may enter the in-sync set.
     current: BTreeMap<(GroupId, NodeId), Generation>,
+    /// Snapshots of which the primary here says how they ended.
+    snapshots: BTreeMap<SnapshotId, Result<(), String>>,
     pub to_discard: BTreeMap<GroupId, Stamp>,
     sent: Sent,
 }
@@ -74,6 +76,7 @@ impl Cluster {
                 // A restarted data plane reports what still holds.
                 self.groups.lost.clear();
                 self.groups.current.clear();
+                self.groups.snapshots.clear();
             }
             Some(Report::Group(report)) if report.state == ReplicaState::Absent => {
                 self.groups.reports.remove(&report.group);
@@ -88,6 +91,9 @@ impl Cluster {
             Some(Report::ReplicaCurrent { group, generation, node }) => {
                 self.groups.lost.remove(&(group, node));
                 self.groups.current.insert((group, node), generation);
+            }
+            Some(Report::Snapshot { snapshot, result, .. }) => {
+                self.groups.snapshots.insert(snapshot, result);
             }
             Some(Report::PoolFailed { reason }) => self.groups.pool_failure = Some(reason),
             Some(Report::Pool(report)) => self.groups.pool = Some(report),
@@ -120,6 +126,7 @@ impl Cluster {
             self.add_current_replicas(now);
             self.finish_moves(now);
             self.hand_over_to_data(now);
+            self.end_snapshots(now);
             self.tell_of_pool(now);
             self.reconcile_scrubs(now);
             self.tell_of_paths(now);
@@ -213,6 +220,18 @@ impl Cluster {
         for (group, expect, next, in_sync) in changes {
             let reason = format!("`{}` has the data, `{}` has not", self.name_of(next), self.name_of(self.me));
             self.set_group(now, group, expect, next, in_sync, reason);
+        }
+    }
+
+    /// What the primary here says of snapshots goes to the log, until the log knows.
+    fn end_snapshots(&mut self, now: Instant) {
+        let groups = &self.state.groups;
+        let waits =
+            |id: &SnapshotId| groups.values().any(|g| g.snapshots.untaken().is_some_and(|(other, _)| other == *id));
+        self.groups.snapshots.retain(|id, _| waits(id));
+        for (snapshot, result) in self.groups.snapshots.clone() {
+            let change = Change::SnapshotEnded { snapshot, result };
+            self.propose(now, ("snapshot", snapshot.0, 0), change);
         }
     }
 
@@ -338,6 +357,7 @@ impl Cluster {
             };
             let is_complete = |image| self.state.images.get(&image).is_some_and(|image| image.sha256.is_some());
             let (is_offered, is_public, is_read_only) = match group.owner {
+                _ if volume.snapshot.is_some() => (volume.exported, true, true),
                 Owner::Vm(_) => (true, volume.exported, false),
                 Owner::Image(image) => (true, true, is_complete(image)),
                 Owner::Volume(_) => (volume.exported, true, false),

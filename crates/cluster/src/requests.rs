@@ -7,7 +7,7 @@ use crate::entry::{Change, Subject, VmPhase, VmSpec};
 use crate::seam::Refusal;
 use crate::state::State;
 use pollux_base::unit::{BLOCK_BYTES, VOLUME_BYTES_MAX};
-use pollux_base::{ByteCount, NodeId};
+use pollux_base::{ByteCount, GroupId, NodeId};
 
 /// Longest name; it becomes part of file names and host names.
 pub const NAME_BYTES_MAX: usize = 63;
@@ -15,6 +15,8 @@ pub const NAME_BYTES_MAX: usize = 63;
 pub const DISKS_MAX: usize = 16;
 /// More than QEMU's default machine runs.
 pub const CPUS_MAX: u32 = 255;
+/// Snapshots of one group: a day of quarter hours, a month of hours or a year of days and more. Bounds the text of an order.
+pub const SNAPSHOTS_MAX: usize = 1024;
 /// Longest text of a note.
 pub const NOTE_BYTES_MAX: usize = 1000;
 
@@ -30,6 +32,8 @@ pub fn is_for_users(change: &Change) -> bool {
         | Change::CreateVolume { .. }
         | Change::DeleteVolume { .. }
         | Change::ExportVolume { .. }
+        | Change::CreateSnapshot { .. }
+        | Change::DeleteSnapshot { .. }
         | Change::DiscardReplica { .. }
         | Change::ScrubGroup { .. }
         | Change::ScrubEvery { .. }
@@ -49,6 +53,7 @@ pub fn is_for_users(change: &Change) -> bool {
         | Change::Scrubbed { .. }
         | Change::Found { .. }
         | Change::FinishMove { .. }
+        | Change::SnapshotEnded { .. }
         | Change::VmFilled { .. }
         | Change::Awake { .. } => false,
     }
@@ -94,6 +99,7 @@ pub fn refuse(state: &State, change: &Change) -> Result<(), Refusal> {
                     return conflict(format!("VM `{name}` is {}; stop it first: pollux vm stop {name}", phase.name()));
                 }
             }
+            refuse_with_snapshots(state, found.group)?;
         }
         Change::WantVm { vm, .. } => {
             state.vms.get(vm).ok_or_else(|| not_found(format!("no VM {vm}")))?;
@@ -109,12 +115,47 @@ pub fn refuse(state: &State, change: &Change) -> Result<(), Refusal> {
         Change::DeleteVolume { volume } | Change::ExportVolume { volume, .. } => {
             let found = state.volumes.get(volume).ok_or_else(|| not_found(format!("no volume {volume}")))?;
             let owner = state.groups.get(&found.group).map(|group| group.owner);
-            if !matches!(owner, Some(crate::state::Owner::Volume(_))) {
+            let is_export = matches!(change, Change::ExportVolume { .. });
+            if let Some(snapshot) = found.snapshot.filter(|_| !is_export) {
+                let name = state.snapshot_name(snapshot);
+                return conflict(format!("volume `{}` is of a snapshot: pollux snapshot delete {name}", found.name));
+            }
+            if !matches!(owner, Some(crate::state::Owner::Volume(_))) && found.snapshot.is_none() {
                 return conflict(format!("volume `{}` belongs to a VM or image and goes with it", found.name));
             }
             if matches!(change, Change::DeleteVolume { .. }) && found.exported {
                 let name = &found.name;
                 return conflict(format!("volume `{name}` is exported; first: pollux volume export {name} --off"));
+            }
+            if !is_export {
+                refuse_with_snapshots(state, found.group)?;
+            }
+        }
+        Change::CreateSnapshot { group, name } => {
+            check_name("snapshot", name)?;
+            let found = state.groups.get(group).ok_or_else(|| not_found(format!("no group {group}")))?;
+            if let Some((other, _)) = found.snapshots.untaken() {
+                return conflict(format!("snapshot `{}` is still being taken", state.snapshot_name(other)));
+            }
+            if state.snapshots.values().any(|other| other.group == *group && other.name == *name) {
+                return conflict(format!("a snapshot `{}@{name}` exists already", state.owner_name(found)));
+            }
+            let count = found.snapshots.each.len();
+            if count >= SNAPSHOTS_MAX {
+                return conflict(format!("it has {count} snapshots, which is the most; delete one first"));
+            }
+        }
+        Change::DeleteSnapshot { snapshot } => {
+            let found = state.snapshots.get(snapshot).ok_or_else(|| not_found(format!("no snapshot {snapshot}")))?;
+            let name = state.snapshot_name(*snapshot);
+            let group = state.groups.get(&found.group);
+            if group.and_then(|group| group.snapshots.untaken()).is_some_and(|(id, _)| id == *snapshot) {
+                return conflict(format!("snapshot `{name}` is still being taken"));
+            }
+            let exported = state.volumes.values().find(|volume| volume.snapshot == Some(*snapshot) && volume.exported);
+            if let Some(volume) = exported {
+                let volume = &volume.name;
+                return conflict(format!("volume `{volume}` is exported; first: pollux volume export {volume} --off"));
             }
         }
         Change::ScrubGroup { group, .. } | Change::ScrubEvery { group, .. } => {
@@ -155,6 +196,7 @@ pub fn refuse(state: &State, change: &Change) -> Result<(), Refusal> {
         | Change::Scrubbed { .. }
         | Change::Found { .. }
         | Change::SetGroup { .. }
+        | Change::SnapshotEnded { .. }
         | Change::VmFilled { .. }
         | Change::Awake { .. } => {}
     }
@@ -199,6 +241,22 @@ fn refuse_vm(state: &State, spec: &VmSpec, node: NodeId) -> Result<(), Refusal> 
         }
     }
     Ok(())
+}
+
+/// What would take snapshots with it is not deleted by the way.
+fn refuse_with_snapshots(state: &State, group: GroupId) -> Result<(), Refusal> {
+    let found: Vec<String> = state
+        .snapshots
+        .iter()
+        .filter(|(_, snapshot)| snapshot.group == group)
+        .map(|(id, _)| state.snapshot_name(*id))
+        .collect();
+    match found.first() {
+        None => Ok(()),
+        Some(first) => {
+            conflict(format!("it has {} snapshots; delete them first: pollux snapshot delete {first}", found.len()))
+        }
+    }
 }
 
 /// Names become parts of paths, export names and host names: lower case letters, digits and inner hyphens.

@@ -5,8 +5,10 @@
 
 use crate::entry::{FenceProof, Holder, NodePhase, NodeSpec, Proof, Subject, VmPhase, VmSpec, Wanted};
 use crate::scrubs::Scrubs;
-use pollux_base::record::{GroupSpec, LagBound, Lineage, Mode};
-use pollux_base::{ByteCount, Epoch, GroupId, GroupRecord, ImageId, Incarnation, NodeId, Stamp, VmId, VolumeId};
+use pollux_base::record::{GroupSpec, LagBound, Lineage, Mode, Snapshots};
+use pollux_base::{
+    ByteCount, Epoch, GroupId, GroupRecord, ImageId, Incarnation, NodeId, SnapshotId, Stamp, VmId, VolumeId,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -29,6 +31,7 @@ pub struct State {
     pub authority: Authority,
     pub groups: BTreeMap<GroupId, Group>,
     pub volumes: BTreeMap<VolumeId, Volume>,
+    pub snapshots: BTreeMap<SnapshotId, Snapshot>,
     pub images: BTreeMap<ImageId, Image>,
     pub vms: BTreeMap<VmId, Vm>,
     /// Oldest first.
@@ -72,7 +75,9 @@ pub struct Group {
     /// Modes of replicas that are not `sync`.
     pub modes: BTreeMap<NodeId, Mode>,
     pub lag: LagBound,
+    /// Those of snapshots apart.
     pub volumes: BTreeMap<VolumeId, ByteCount>,
+    pub snapshots: Snapshots,
     pub record: GroupRecord,
     pub lineage: Lineage,
     /// Diverged replicas that a human gave up, until they are in sync again.
@@ -100,12 +105,23 @@ pub enum Owner {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
-    /// As exported: the user's name, `vm/NAME/diskN` or `image/NAME`.
+    /// As exported: the user's name, `vm/NAME/diskN` or `image/NAME`; of a snapshot followed by `@` and its name.
     pub name: String,
     pub size: ByteCount,
     pub group: GroupId,
-    /// Offered to other machines by the user's wish (a volume of the user's own).
+    /// Offered to other machines by the user's wish (a volume of the user's own, or of a snapshot).
     pub exported: bool,
+    /// It is one of this snapshot, and read only.
+    pub snapshot: Option<SnapshotId>,
+}
+
+/// A snapshot of a group as its user sees it; what replicas need of it is in the group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Unique within its group.
+    pub name: String,
+    pub group: GroupId,
+    pub unix_ms: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -182,6 +198,27 @@ impl State {
         self.volumes.iter().find(|(_, volume)| volume.name == name).map(|(id, volume)| (*id, volume))
     }
 
+    /// The name of what a group is for, as people know it.
+    pub fn owner_name(&self, group: &Group) -> String {
+        match group.owner {
+            Owner::Vm(id) => self.vms.get(&id).map_or_else(|| id.to_string(), |vm| vm.spec.name.clone()),
+            Owner::Image(id) => self.images.get(&id).map_or_else(|| id.to_string(), |image| image.name.clone()),
+            Owner::Volume(id) => self.volumes.get(&id).map_or_else(|| id.to_string(), |volume| volume.name.clone()),
+        }
+    }
+
+    /// A snapshot by `OWNER@NAME`.
+    pub fn snapshot_named(&self, name: &str) -> Option<(SnapshotId, &Snapshot)> {
+        self.snapshots.iter().find(|(id, _)| self.snapshot_name(**id) == name).map(|(id, found)| (*id, found))
+    }
+
+    /// `OWNER@NAME`.
+    pub fn snapshot_name(&self, id: SnapshotId) -> String {
+        let Some(found) = self.snapshots.get(&id) else { return id.to_string() };
+        let owner = self.groups.get(&found.group).map(|group| self.owner_name(group)).unwrap_or_default();
+        format!("{owner}@{}", found.name)
+    }
+
     /// What replicas of the group are told.
     pub fn group_spec(&self, group: GroupId) -> Option<GroupSpec> {
         self.groups.get(&group).map(|found| GroupSpec {
@@ -190,6 +227,7 @@ impl State {
             modes: found.modes.clone(),
             lag: found.lag,
             volumes: found.volumes.clone(),
+            snapshots: found.snapshots.clone(),
             record: found.record.clone(),
             lineage: found.lineage.clone(),
         })
@@ -234,12 +272,38 @@ impl State {
             assert!(group.modes.keys().all(|node| group.replicas.contains(node)), "{id}: a mode without a replica");
             assert!(group.lineage.contains(group.record.stamp), "{id}: the record is not of its own history");
             assert!(id.0 <= self.last_id, "{id}: was never minted");
-            for volume in group.volumes.keys() {
+            for (snapshot, frozen) in &group.snapshots.each {
+                assert!(
+                    self.snapshots.get(snapshot).is_some_and(|found| found.group == *id),
+                    "{snapshot}: in no group"
+                );
+                let minted = group.snapshots.minted;
+                assert!(frozen.volumes.keys().all(|volume| volume.0 <= minted), "{snapshot}: not known to its group");
+                assert!(
+                    frozen.volumes.values().all(|frozen| group.volumes.contains_key(&frozen.of)),
+                    "{snapshot}: of whom"
+                );
+            }
+            assert!(
+                group.snapshots.each.values().filter(|snapshot| snapshot.taken.is_none()).count() <= 1,
+                "{id}: one at a time"
+            );
+            for volume in group.volumes.keys().copied().chain(group.snapshots.volumes().map(|(volume, _)| volume)) {
+                let volume = &volume;
                 assert!(self.volumes.get(volume).is_some_and(|found| found.group == *id), "{volume}: in no group");
             }
         }
         for (id, volume) in &self.volumes {
-            assert!(self.groups.get(&volume.group).is_some_and(|group| group.volumes.contains_key(id)), "{id}: group");
+            let group = self.groups.get(&volume.group);
+            let is_there = group.is_some_and(|group| match volume.snapshot {
+                None => group.volumes.contains_key(id),
+                Some(of) => group.snapshots.each.get(&of).is_some_and(|snapshot| snapshot.volumes.contains_key(id)),
+            });
+            assert!(is_there, "{id}: group");
+        }
+        for (id, snapshot) in &self.snapshots {
+            let group = self.groups.get(&snapshot.group);
+            assert!(group.is_some_and(|group| group.snapshots.each.contains_key(id)), "{id}: group");
         }
         for (id, vm) in &self.vms {
             assert!(self.groups.contains_key(&vm.group), "{id}: its disks are gone");

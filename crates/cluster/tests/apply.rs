@@ -1,7 +1,9 @@
 //! Applying the log: what any sequence of entries leaves true, and the one table of a VM's life.
 
 use pollux_base::config::PowerConfig;
-use pollux_base::{ByteCount, Epoch, Generation, GroupId, ImageId, Incarnation, NodeId, Stamp, VmId, VolumeId};
+use pollux_base::{
+    ByteCount, Epoch, Generation, GroupId, ImageId, Incarnation, NodeId, SnapshotId, Stamp, VmId, VolumeId,
+};
 use pollux_cluster::entry::{FenceProof, Holder, NodePhase, NodeSpec, Proof, Subject, VmPhase, VmSpec, Wanted};
 use pollux_cluster::vm_life::Step;
 use pollux_cluster::{Change, Entry, State};
@@ -100,6 +102,12 @@ fn change() -> impl Strategy<Value = Change> {
                 Change::SetGroup { group: GroupId(id), expect, primary, in_sync, reason: "r".into() }
             }
         ),
+        2 => (id(), name()).prop_map(|(id, name)| Change::CreateSnapshot { group: GroupId(id), name }),
+        2 => (id(), any::<bool>()).prop_map(|(id, is_taken)| {
+            let result = if is_taken { Ok(()) } else { Err("r".into()) };
+            Change::SnapshotEnded { snapshot: SnapshotId(id), result }
+        }),
+        1 => id().prop_map(|id| Change::DeleteSnapshot { snapshot: SnapshotId(id) }),
         1 => (id(), node(), stamp()).prop_map(|(id, node, loser)| {
             Change::DiscardReplica { group: GroupId(id), node, loser }
         }),
@@ -286,4 +294,49 @@ fn bad_requests_are_refused_by_name_with_what_was_wrong() {
         "no node n7",
     ];
     assert_eq!(told, expected);
+}
+
+#[test]
+fn a_snapshot_counts_when_it_is_taken_and_keeps_what_it_is_of_from_being_deleted() {
+    let mut state = born();
+    let mut index = 1;
+    let mut apply = |state: &mut State, change: Change| {
+        index += 1;
+        state.apply(index, &entry(change, None))
+    };
+    apply(&mut state, Change::CreateVolume { name: "data".into(), size: ByteCount(8192), node: A }).expect("a volume");
+    let (volume, group) = state.volume_named("data").map(|(id, volume)| (id, volume.group)).expect("it is there");
+    let take = |name: &str| Change::CreateSnapshot { group, name: name.into() };
+    apply(&mut state, take("one")).expect("a first snapshot");
+    let (one, _) = state.snapshot_named("data@one").expect("it has a name");
+    assert!(apply(&mut state, take("two")).is_err(), "one at a time");
+    assert!(apply(&mut state, Change::DeleteSnapshot { snapshot: one }).is_err(), "it is being taken");
+    let spec = state.group_spec(group).expect("a group");
+    assert_eq!(spec.snapshots.untaken().map(|(id, _)| id), Some(one));
+    let frozen: Vec<_> = spec.snapshots.volumes().map(|(_, frozen)| (frozen.of, frozen.size)).collect();
+    assert_eq!(frozen, [(volume, ByteCount(8192))]);
+
+    apply(&mut state, Change::SnapshotEnded { snapshot: one, result: Ok(()) }).expect("taken");
+    let later = state.group_spec(group).expect("a group");
+    assert!(later.snapshots.untaken().is_none() && later.snapshots.revision > spec.snapshots.revision);
+    assert_eq!(later.record.stamp, spec.record.stamp, "authority is another matter");
+    // Told late or twice, it changes nothing.
+    apply(&mut state, Change::SnapshotEnded { snapshot: one, result: Err("late".into()) }).expect("ignored");
+    assert_eq!(state.group_spec(group), Some(later));
+
+    assert!(apply(&mut state, take("one")).is_err(), "names are unique");
+    assert!(apply(&mut state, Change::DeleteVolume { volume }).is_err(), "its snapshot would go with it");
+    let (frozen, _) = state.volume_named("data@one").expect("its volume has a name");
+    assert!(apply(&mut state, Change::DeleteVolume { volume: frozen }).is_err(), "it goes with its snapshot");
+    apply(&mut state, Change::ExportVolume { volume: frozen, exported: true }).expect("it can be exported");
+    assert!(apply(&mut state, Change::DeleteSnapshot { snapshot: one }).is_err(), "it is exported");
+    apply(&mut state, Change::ExportVolume { volume: frozen, exported: false }).expect("no longer");
+    apply(&mut state, Change::DeleteSnapshot { snapshot: one }).expect("deleted");
+    assert!(state.snapshots.is_empty() && state.volumes.len() == 1);
+
+    apply(&mut state, take("three")).expect("another");
+    let (three, _) = state.snapshot_named("data@three").expect("it has a name");
+    apply(&mut state, Change::SnapshotEnded { snapshot: three, result: Err("full".into()) }).expect("given up");
+    assert!(state.snapshots.is_empty() && state.volumes.len() == 1);
+    apply(&mut state, Change::DeleteVolume { volume }).expect("nothing is left that keeps it");
 }

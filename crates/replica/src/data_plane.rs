@@ -6,6 +6,7 @@ use crate::local::Origin;
 use crate::node::{Node, Purpose};
 use crate::note::Note;
 use crate::primary::MemberState;
+use crate::secondary::Asker;
 use crate::space::Space;
 use crate::wire::{Frame, Message};
 use crate::{Config, Input, Output};
@@ -262,6 +263,12 @@ impl DataPlane {
                 Ok(_) => group.on_trails_noted(node, trails),
                 Err(error) => group.on_store_error(node, &error),
             },
+            Purpose::SnapshotFlush(id) => group.on_own_flush(node, id, result.map(|_| ())),
+            Purpose::Snapshot(id) => group.on_own_snapshot(node, id, result.map(|_| ())),
+            Purpose::PeerSnapshot { peer, session, sequence, stamp } => {
+                let asker = Asker { peer, session, sequence, stamp };
+                group.on_peer_snapshot(node, asker, result.map(|_| ()));
+            }
             Purpose::Cool { reap } => group.on_cooled(node, reap),
             Purpose::Background => {}
         }
@@ -332,6 +339,7 @@ impl DataPlane {
             | Message::Differs { group, .. }
             | Message::Cool { group, .. }
             | Message::Current { group, .. }
+            | Message::Snapshot { group, .. }
             | Message::Done { group, .. }
             | Message::Held { group, .. }
             | Message::Received { group, .. }
@@ -356,8 +364,8 @@ impl DataPlane {
     }
 
     fn index_volumes(&mut self, id: GroupId) {
-        let volumes = self.groups.get(&id).and_then(|group| group.spec.as_ref()).map(|spec| spec.volumes.keys());
-        self.volumes.extend(volumes.into_iter().flatten().map(|volume| (*volume, id)));
+        let volumes = self.groups.get(&id).map(Group::ordered_volumes).unwrap_or_default();
+        self.volumes.extend(volumes.into_iter().map(|(volume, _)| (volume, id)));
     }
 
     /// W5: a peer that is primary of something asks for the right to serve.
@@ -539,6 +547,7 @@ impl DataPlane {
             for id in std::mem::take(&mut self.touched) {
                 let Some(group) = self.groups.get_mut(&id) else { continue };
                 if group.primary.is_some() {
+                    group.step_snapshot(&mut self.node);
                     group.pump(&mut self.node);
                     group.pump_scrub(&mut self.node);
                     group.report_members(&mut self.node);

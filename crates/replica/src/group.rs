@@ -34,8 +34,9 @@ const EARLY_MAX: usize = 4096;
 pub(crate) struct Adopting {
     /// Tells this attempt from earlier ones.
     round: Key,
-    /// Store requests of the present step that have not ended.
-    waiting: usize,
+    /// What is still to be asked of the store, one after the other; the first is under way.
+    left: VecDeque<StoreOp>,
+    /// All that has ended, and the note is being written.
     noting: bool,
     note: Note,
     /// The pool was full: when to begin again.
@@ -156,7 +157,7 @@ impl Group {
 
     /// Size of a volume of the group in blocks.
     pub(crate) fn blocks(&self, volume: VolumeId) -> Option<u64> {
-        self.spec.as_ref().and_then(|spec| spec.volumes.get(&volume)).map(|size| size.0 / BLOCK_BYTES)
+        self.spec.as_ref()?.size(volume).map(|size| size.0 / BLOCK_BYTES)
     }
 
     /// Takes a record, from the log by an order or from a peer. `by_order` decides which of two texts of one stamp holds.
@@ -177,7 +178,11 @@ impl Group {
                     if !by_order {
                         spec.replicas = have.replicas.clone();
                     }
-                    if spec.volumes == have.volumes && spec.replicas == have.replicas {
+                    if spec.snapshots.revision < have.snapshots.revision {
+                        spec.snapshots = have.snapshots.clone();
+                    }
+                    let is_same = spec.volumes == have.volumes && spec.replicas == have.replicas;
+                    if is_same && spec.snapshots == have.snapshots {
                         if self.discard.is_none() {
                             return;
                         }
@@ -266,7 +271,7 @@ impl Group {
             trails: if is_member { None } else { base.as_ref().and_then(|note| note.trails) },
         };
         let round = node.next_key();
-        self.adopting = Some(Adopting { round, waiting: 0, noting: false, note, retry: None });
+        self.adopting = Some(Adopting { round, left: VecDeque::new(), noting: false, note, retry: None });
 
         // A replica that is out of use, or not asked for its word, holds up nobody: its node acts by the record alone.
         // If it comes back it comes with its old note, as stale (W6).
@@ -280,32 +285,29 @@ impl Group {
             self.on_adopted(node);
             return;
         }
-        let mut ops = Vec::new();
+        let mut ops = VecDeque::new();
         if is_member || matches!(judged, Verdict::Stale { .. } | Verdict::Trailing { .. } | Verdict::Empty) {
-            for (volume, size) in &spec.volumes {
-                ops.push(StoreOp::Create { volume: *volume, group: self.id, size: *size });
-            }
+            ops.extend(self.shape_ops(node, is_member));
         }
         ops.extend(self.spool_op(node));
         if is_member {
-            ops.push(StoreOp::Remark { group: self.id, generation: stamp.generation });
+            ops.push_back(StoreOp::Remark { group: self.id, generation: stamp.generation });
         }
-        let adopting = self.adopting.as_mut().expect("just set");
-        adopting.waiting = ops.len();
-        for op in ops {
-            node.request(self.id, Purpose::Adopt(round), op);
-        }
-        if self.adopting.as_ref().is_some_and(|adopting| adopting.waiting == 0) {
-            self.note_adoption(node);
-        }
+        self.adopting.as_mut().expect("just set").left = ops;
+        self.adopt_next(node);
     }
 
-    fn note_adoption(&mut self, node: &mut Node) {
+    /// Begins the next step of adopting: they build on each other. The note is the last.
+    fn adopt_next(&mut self, node: &mut Node) {
         let adopting = self.adopting.as_mut().expect("called by a step of adopting");
-        adopting.noting = true;
-        adopting.waiting = 1;
         let round = adopting.round;
-        self.put_note(node, Purpose::Adopt(round));
+        match adopting.left.front() {
+            Some(op) => node.request(self.id, Purpose::Adopt(round), op.clone()),
+            None => {
+                adopting.noting = true;
+                self.put_note(node, Purpose::Adopt(round));
+            }
+        }
     }
 
     fn put_note(&mut self, node: &mut Node, purpose: Purpose) {
@@ -329,12 +331,11 @@ impl Group {
                 return;
             }
         }
-        adopting.waiting -= 1;
-        match (adopting.waiting, adopting.noting) {
-            (0, false) if adopting.retry.is_none() => self.note_adoption(node),
-            (0, true) => self.on_adopted(node),
-            _ => {}
+        if adopting.noting {
+            return self.on_adopted(node);
         }
+        adopting.left.pop_front();
+        self.adopt_next(node);
     }
 
     /// The store ended something for a local job: the job's end, if this was it.
@@ -360,6 +361,9 @@ impl Group {
         self.note = Some(adopting.note);
         self.adopted = Some(spec.record.stamp);
         self.discard = None;
+        for volume in self.deleted_snapshots(node) {
+            node.request(self.id, Purpose::Background, StoreOp::Delete { volume });
+        }
         // First of all: what is asked under this record finds it known.
         let peers: Vec<NodeId> = node.links.keys().copied().collect();
         for peer in peers {
@@ -424,7 +428,9 @@ impl Group {
     /// Which volumes front ends may offer here: those of which this node is primary, frozen or not.
     pub(crate) fn update_served(&mut self, node: &mut Node) {
         let wanted: BTreeSet<VolumeId> = match &self.spec {
-            Some(spec) if spec.record.primary == node.me => spec.volumes.keys().copied().collect(),
+            Some(spec) if spec.record.primary == node.me => {
+                self.ordered_volumes().into_iter().map(|(volume, _)| volume).collect()
+            }
             _ => BTreeSet::new(),
         };
         for volume in self.served.symmetric_difference(&wanted) {
@@ -482,7 +488,8 @@ impl Group {
     pub(crate) fn wake(&self, node: &Node) -> Option<Instant> {
         let adopting = self.adopting.as_ref().and_then(|adopting| adopting.retry);
         let primary = self.primary.as_ref().and_then(|_| self.wake_as_primary(node));
-        [adopting, self.full_retry, primary, self.trailing.wake(), self.report_due(node)].into_iter().flatten().min()
+        let (trailing, snapshot) = (self.trailing.wake(), self.snapshot_wake());
+        [adopting, self.full_retry, primary, trailing, snapshot, self.report_due(node)].into_iter().flatten().min()
     }
 
     /// Invariants, asserted by tests and debug builds after every step.
@@ -507,5 +514,8 @@ impl Group {
 fn is_plausible(spec: &GroupSpec) -> bool {
     let record = &spec.record;
     let sizes = |size: &ByteCount| size.0 <= VOLUME_BYTES_MAX && size.0.is_multiple_of(BLOCK_BYTES);
-    !record.in_sync.is_empty() && spec.lineage.contains(record.stamp) && spec.volumes.values().all(sizes)
+    !record.in_sync.is_empty()
+        && spec.lineage.contains(record.stamp)
+        && spec.volumes.values().all(sizes)
+        && spec.snapshots.volumes().all(|(_, frozen)| sizes(&frozen.size) && spec.volumes.contains_key(&frozen.of))
 }

@@ -193,6 +193,7 @@ mod tests {
             replicas: BTreeSet::from([A, B]),
             modes: BTreeMap::new(),
             lag: LagBound::default(),
+            snapshots: Default::default(),
             volumes: BTreeMap::new(),
             record: GroupRecord { stamp: at, primary: A, in_sync: in_sync.iter().copied().collect() },
             lineage,

@@ -24,6 +24,7 @@ mod requests;
 mod resync;
 mod scrub;
 mod secondary;
+mod snapshot;
 mod space;
 mod spool;
 mod trail;

@@ -44,6 +44,10 @@ impl Unwritten {
         Some(change)
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
     fn is_full(&self) -> bool {
         self.bytes > UNWRITTEN_BYTES_MAX
     }

@@ -6,7 +6,7 @@ use crate::loss::ANSWER_LATE;
 use crate::pace::Pace;
 use crate::range_queue::Key;
 use crate::wire::{Frame, Message, Sequence};
-use pollux_base::{GroupId, Instant, NodeId, Report, Session, Stamp};
+use pollux_base::{GroupId, Instant, NodeId, Report, Session, SnapshotId, Stamp};
 use pollux_store::{Disks, StoreOp, StoreRequestId};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -36,6 +36,16 @@ pub(crate) enum Purpose {
     },
     /// That a replica trails by this record, or trails no more.
     NoteTrails(Option<Stamp>),
+    /// What a snapshot is about to freeze is made durable.
+    SnapshotFlush(SnapshotId),
+    Snapshot(SnapshotId),
+    /// A snapshot that the primary asked for.
+    PeerSnapshot {
+        peer: NodeId,
+        session: Session,
+        sequence: Sequence,
+        stamp: Stamp,
+    },
     /// Nobody waits for its end.
     Background,
 }

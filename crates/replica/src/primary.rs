@@ -16,13 +16,14 @@ use crate::repair::Repair;
 use crate::requests::Pending;
 use crate::resync::Sync;
 use crate::scrub::Scrub;
+use crate::snapshot::{Ended, Taking};
 use crate::trail::{Backlog, Trail};
 use crate::verdict::Verdict;
 use crate::wire::{Message, Sequence, Standing};
 use pollux_base::order::FreezeReason;
 use pollux_base::record::Mode;
 use pollux_base::unit::BlockRange;
-use pollux_base::{ExtentIndex, Instant, NodeId, Request, Stamp, VolumeId};
+use pollux_base::{ExtentIndex, Instant, NodeId, Request, SnapshotId, Stamp, VolumeId};
 use pollux_store::StoreOp;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -88,9 +89,15 @@ pub(crate) struct Asked {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum What {
     /// A part of a client's write, zero or flush. `is_received`: the replica has it in memory (mode `Memory`).
-    Piece { key: Key, is_received: bool },
+    Piece {
+        key: Key,
+        is_received: bool,
+    },
     /// A part of a client's read.
-    Read { key: Key, part: BlockRange },
+    Read {
+        key: Key,
+        part: BlockRange,
+    },
     /// A good copy of bad blocks.
     Repair(Key),
     /// The differences of an extent.
@@ -109,6 +116,9 @@ pub(crate) enum What {
     Current,
     /// That it is about to be compared.
     TrailReset,
+    /// That everything is durable that a snapshot is about to freeze.
+    SnapshotFlush(SnapshotId),
+    Snapshot(SnapshotId),
 }
 
 /// State that a node has only as primary.
@@ -143,6 +153,9 @@ pub(crate) struct Primary {
     pub scrub: Option<Scrub>,
     /// Extents that are hot on any replica, with how many requests are under way on them and when the last ended.
     pub warm: BTreeMap<(VolumeId, ExtentIndex), (usize, Instant)>,
+    /// The snapshot that is being taken; how the last one ended, until the record says so.
+    pub taking: Option<Taking>,
+    pub ended: Option<Ended>,
     pub cool_at: Option<Instant>,
     /// The record under which `Reap` was asked.
     pub reaped: Option<Stamp>,
@@ -213,7 +226,7 @@ impl Group {
         if self.note.as_ref().is_some_and(|note| note.born) {
             return Some(FreezeReason::Recording); // the birth is being confirmed (W12)
         }
-        None
+        self.awaits_snapshot().then_some(FreezeReason::Snapshot)
     }
 
     /// A record under which this node is primary is durable.
@@ -221,6 +234,7 @@ impl Group {
         let spec = self.spec.clone().expect("adopted");
         let required = self.required(node.me);
         let uncertain = self.forget_unwritten(node);
+        let volumes: Vec<VolumeId> = self.ordered_volumes().into_iter().map(|(volume, _)| volume).collect();
         let before = self.note.as_ref().and_then(|note| note.before).filter(|before| *before != node.me);
         let wait_old = before.map(|before| (before, node.link(before).lease.promised_until()));
         let primary = self.primary.as_mut().expect("called for a primary");
@@ -228,14 +242,15 @@ impl Group {
         primary.asked.clear();
         primary.refused_by.clear();
         primary.noting_offer.clear();
+        primary.taking = None;
         primary.noting = None;
         primary.own_loss_reported = None;
         if !primary.began {
             primary.began = true;
             primary.backlog.begin(node, spec.record.stamp);
-            for volume in spec.volumes.keys() {
-                for extent in node.store.hot(*volume) {
-                    primary.warm.insert((*volume, extent), (0, node.now));
+            for volume in volumes {
+                for extent in node.store.hot(volume) {
+                    primary.warm.insert((volume, extent), (0, node.now));
                 }
             }
         }
@@ -345,6 +360,7 @@ impl Group {
         let Some(primary) = &mut self.primary else { return };
         primary.asked.retain(|_, asked| asked.peer != peer);
         self.unwritten_without(node, peer);
+        self.snapshot_without(peer);
         let Some(primary) = &mut self.primary else { return };
         if let Some(member) = primary.member(peer) {
             if !matches!(member.state, MemberState::Away | MemberState::Greeting | MemberState::Unfit { .. }) {
@@ -463,8 +479,12 @@ impl Group {
             self.is_continuous = true;
             self.note_as_primary(node);
         }
+        // Who is not in sync waits until the log knows how a snapshot ended: else it might be called current without it.
+        let is_taking = self.spec.as_ref().is_some_and(|spec| spec.snapshots.untaken().is_some());
         for (peer, outcome) in self.joined_outcomes(node) {
-            self.begin_sync(node, peer, outcome.plan);
+            if !(is_taking && matches!(outcome.plan, Plan::Copy { .. })) {
+                self.begin_sync(node, peer, outcome.plan);
+            }
         }
     }
 

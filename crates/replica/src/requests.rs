@@ -109,6 +109,10 @@ impl Group {
         if self.primary.is_none() {
             return fail(node, BlockError::NotServed);
         }
+        let is_change = matches!(request.op, Op::Write { .. } | Op::Patch { .. } | Op::Zero { .. });
+        if is_change && self.spec.as_ref().is_some_and(|spec| !spec.volumes.contains_key(&request.volume)) {
+            return fail(node, BlockError::ReadOnly);
+        }
         if let Some(range) = request.op.range() {
             if range.start.0.checked_add(range.count.0).is_none_or(|end| end > blocks) {
                 return fail(node, BlockError::OutOfRange);

@@ -106,6 +106,8 @@ pub(crate) struct Sync {
     /// The replica has not lost power since it was last current: it lacks nothing that was acknowledged.
     pub is_continuous: bool,
     left: BTreeSet<(VolumeId, ExtentIndex)>,
+    /// Volumes of snapshots that are still to be compared, oldest first, each before anything after it.
+    frozen: VecDeque<VolumeId>,
     works: BTreeMap<Key, Work>,
     pieces: BTreeMap<Key, Piece>,
     total: u64,
@@ -135,7 +137,26 @@ impl Sync {
 
     /// Whether there is something that can be begun.
     fn has_more(&self) -> bool {
-        self.next_run().is_some() || !self.left.is_empty() && self.works.len() < EXTENTS_AT_ONCE
+        self.next_run().is_some() || self.works.len() < EXTENTS_AT_ONCE && self.next_extent().is_some()
+    }
+
+    /// The extent that is to be compared next, if one may be begun now. Newer layers let older ones be seen through: what is
+    /// mended in a snapshot may change what a later one shows, so that one has ended before the next begins.
+    fn next_extent(&self) -> Option<(VolumeId, ExtentIndex)> {
+        match self.frozen.front() {
+            Some(volume) => self.left.range((*volume, ExtentIndex(0))..).next().filter(|(of, _)| of == volume).copied(),
+            None => self.left.first().copied(),
+        }
+    }
+
+    /// Goes on to the next snapshot when one is done.
+    fn end_stages(&mut self) {
+        while let Some(volume) = self.frozen.front()
+            && self.next_extent().is_none()
+            && self.works.values().all(|work| work.volume != *volume)
+        {
+            self.frozen.pop_front();
+        }
     }
 
     /// An extent with blocks that are still to be sent, if more pieces may be under way.
@@ -183,19 +204,20 @@ impl Group {
         let since = since.map(|stamp| if trails { before(stamp) } else { stamp });
         let since = since.map_or(Generation(0), |stamp| stamp.generation);
         let resets = trails || member.mode == Mode::Async;
-        let volumes: Vec<VolumeId> = self.spec.iter().flat_map(|spec| spec.volumes.keys().copied()).collect();
+        let volumes = self.ordered_volumes();
         let (left, works) = (BTreeSet::new(), BTreeMap::new());
+        let frozen = volumes.iter().filter(|(_, is_written)| !is_written).map(|(volume, _)| *volume).collect();
         let meter = Meter::new(node.now);
         let pieces = BTreeMap::new();
-        let mut sync = Sync { direction, is_continuous, left, works, pieces, total: 0, sent_bytes: 0, meter };
-        for volume in volumes {
-            let hot = node.store.hot(volume);
+        let mut sync = Sync { direction, is_continuous, left, frozen, works, pieces, total: 0, sent_bytes: 0, meter };
+        for (volume, _) in &volumes {
+            let hot = node.store.hot(*volume);
             let changed = match since {
-                Generation(0) => node.store.allocated(volume),
+                Generation(0) => node.store.allocated(*volume),
                 _ => Vec::new(),
             };
-            let candidates = hot.into_iter().chain(changed).chain(node.store.changed_since(volume, since));
-            sync.left.extend(candidates.map(|extent| (volume, extent)));
+            let candidates = hot.into_iter().chain(changed).chain(node.store.changed_since(*volume, since));
+            sync.left.extend(candidates.map(|extent| (*volume, extent)));
         }
         let Some(primary) = &mut self.primary else { return };
         for (volume, extents) in theirs {
@@ -205,6 +227,16 @@ impl Group {
                 primary.warm.entry((volume, extent)).or_insert((0, node.now));
             }
         }
+        // What was written about when a snapshot was taken may have come to the replica before or after it made its own.
+        let snapshots = self.spec.iter().flat_map(|spec| spec.snapshots.each.values());
+        for snapshot in snapshots.filter(|snapshot| snapshot.taken.is_some_and(|taken| taken >= since)) {
+            for (volume, frozen) in &snapshot.volumes {
+                let all = (frozen.of, ExtentIndex(0))..=(frozen.of, ExtentIndex(u32::MAX));
+                let also: Vec<ExtentIndex> = sync.left.range(all).map(|(_, extent)| *extent).collect();
+                sync.left.extend(also.into_iter().map(|extent| (*volume, extent)));
+            }
+        }
+        let Some(primary) = &mut self.primary else { return };
         sync.total = sync.left.len() as u64;
         if let Some(member) = primary.member(peer) {
             member.state = if required { MemberState::Settling(sync) } else { MemberState::Copying(sync) };
@@ -249,6 +281,9 @@ impl Group {
 
     /// Has what can be begun begin, now or when its turn comes; when nothing is left the replica holds everything.
     pub(crate) fn step_sync(&mut self, node: &mut Node, peer: NodeId) {
+        if let Some(sync) = self.sync(peer) {
+            sync.end_stages();
+        }
         if !self.is_paced(peer) {
             while self.begin_one(node, peer) {}
         } else if self.sync(peer).is_some_and(|sync| sync.has_more()) {
@@ -304,7 +339,8 @@ impl Group {
         if sync.works.len() >= EXTENTS_AT_ONCE {
             return false;
         }
-        let Some((volume, extent)) = sync.left.pop_first() else { return false };
+        let Some((volume, extent)) = sync.next_extent() else { return false };
+        sync.left.remove(&(volume, extent));
         let access = if sync.direction == Direction::Here { Access::Write } else { Access::Read };
         // Extents beyond the volume's end hold nothing.
         let Some(range) = self.extent_range(volume, extent) else { return true };
@@ -551,9 +587,9 @@ impl Group {
             Verdict::Trailing { at } => before(at).generation,
             _ => return Vec::new(),
         };
-        let volumes = self.spec.iter().flat_map(|spec| spec.volumes.keys().copied());
+        let volumes = self.ordered_volumes().into_iter();
         volumes
-            .map(|volume| {
+            .map(|(volume, _)| {
                 let mut extents: BTreeSet<ExtentIndex> = node.store.hot(volume).into_iter().collect();
                 extents.extend(node.store.changed_since(volume, since));
                 if since == Generation(0) {

@@ -29,11 +29,11 @@ pub(crate) enum PeerAsk {
 
 /// Who asked, where the answer goes.
 #[derive(Clone, Copy)]
-struct Asker {
-    peer: NodeId,
-    session: Session,
-    sequence: Sequence,
-    stamp: Stamp,
+pub(crate) struct Asker {
+    pub peer: NodeId,
+    pub session: Session,
+    pub sequence: Sequence,
+    pub stamp: Stamp,
 }
 
 impl Group {
@@ -70,6 +70,8 @@ impl Group {
                     What::Current => self.on_confirmed(node, peer),
                     What::Mend(key) => self.on_mended_there(node, key),
                     What::TrailReset => self.step_sync(node, peer),
+                    What::SnapshotFlush(id) => self.on_snapshot_flushed(node, id, peer),
+                    What::Snapshot(id) => self.on_snapshot_done(node, id, peer),
                     _ => {} // ignore_other_answer
                 }
             }
@@ -179,6 +181,18 @@ impl Group {
                     return;
                 }
                 self.peer_flush(node, asker, PeerAsk::Current);
+            }
+            Message::Snapshot { stamp, sequence, of, .. } => {
+                let asker = Asker { peer, session, sequence, stamp };
+                if !self.admits(node, asker) {
+                    return;
+                }
+                if of.iter().all(|(volume, snapshot)| self.is_snapshot_of(*volume, *snapshot)) {
+                    let purpose = Purpose::PeerSnapshot { peer, session, sequence, stamp };
+                    node.request(self.id, purpose, StoreOp::Snapshot { of });
+                } else {
+                    self.refuse(node, asker, Refusal::Invalid);
+                }
             }
             Message::ReadAsk { stamp, sequence, volume, range, .. } => {
                 let asker = Asker { peer, session, sequence, stamp };
@@ -406,6 +420,22 @@ impl Group {
         node.answer(peer, session, Frame::bare(message));
     }
 
+    /// The store has taken the snapshot, or can not.
+    pub(crate) fn on_peer_snapshot(&mut self, node: &mut Node, asker: Asker, result: Result<(), StoreError>) {
+        let Asker { peer, session, sequence, stamp } = asker;
+        if self.acting().is_none_or(|spec| spec.record.stamp != stamp) {
+            return; // ignore_superseded
+        }
+        match result {
+            Ok(()) => node.answer(peer, session, Frame::bare(Message::Done { group: self.id, stamp, sequence })),
+            Err(StoreError::Full) => self.refuse(node, asker, Refusal::NoRoom),
+            Err(error) => {
+                self.on_store_error(node, &error);
+                self.refuse(node, asker, Refusal::Unfit);
+            }
+        }
+    }
+
     /// The primary says that everything is here, and it is flushed: noted before it is answered (W9, W12).
     fn note_current(&mut self, node: &mut Node, asker: Asker) {
         let Some(mut note) = self.note.clone() else { return };
@@ -475,7 +505,10 @@ impl Group {
             }
             (Refusal::Corrupt, What::Read { key, part }) => self.on_read_there(node, key, part, peer, None),
             (Refusal::Corrupt, What::Repair(key)) => self.on_repair_data(node, key, peer, None),
-            (Refusal::Corrupt | Refusal::Unfit | Refusal::Invalid, _) => {
+            (Refusal::NoRoom, What::Snapshot(id)) => {
+                self.on_snapshot_refused(node, id, peer, "its pool has no room for more snapshots");
+            }
+            (Refusal::Corrupt | Refusal::Unfit | Refusal::Invalid | Refusal::NoRoom, _) => {
                 self.make_unfit(node, peer, format!("it refused what it was asked ({why:?})"));
             }
         }
@@ -517,6 +550,7 @@ fn asked_under(message: &Message) -> Option<Stamp> {
         | Message::StoredAsk { stamp, .. }
         | Message::Verify { stamp, .. }
         | Message::Current { stamp, .. }
+        | Message::Snapshot { stamp, .. }
         | Message::TrailReset { stamp, .. }
         | Message::Trail { stamp, .. }
         | Message::TrailMark { stamp, .. } => Some(*stamp),

@@ -103,6 +103,7 @@ mod tests {
             replicas: BTreeSet::from([NodeId(1), NodeId(2)]),
             modes: BTreeMap::new(),
             lag: LagBound::default(),
+            snapshots: Default::default(),
             volumes: BTreeMap::new(),
             record: GroupRecord { stamp: at, primary, in_sync },
             lineage,

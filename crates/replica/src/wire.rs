@@ -299,6 +299,14 @@ pub enum Message {
         run: TrailRun,
         position: u64,
     },
+    /// The receiver freezes each volume under the second name. It has flushed what it holds, and nothing was written since.
+    /// Answered by `Done` when that is durable; asked again it answers at once.
+    Snapshot {
+        group: GroupId,
+        stamp: Stamp,
+        sequence: Sequence,
+        of: Vec<(VolumeId, VolumeId)>,
+    },
 }
 
 /// How a replica stands to the record it joins.
@@ -357,6 +365,8 @@ pub enum Refusal {
     Corrupt,
     /// The range is outside the volume or the message contradicts itself.
     Invalid,
+    /// There is no room here for what was asked, and waiting would not help.
+    NoRoom,
 }
 
 /// Adjoining extents: `start .. start + count`.

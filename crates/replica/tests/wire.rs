@@ -4,8 +4,8 @@
 
 mod world;
 
-use pollux_base::record::{GroupRecord, GroupSpec, LagBound, Lineage, Mode};
-use pollux_base::{BlockChecksum, ByteCount, ClusterId, ExtentIndex, NodeId};
+use pollux_base::record::{Frozen, GroupRecord, GroupSpec, LagBound, Lineage, Mode, Snapshot, Snapshots};
+use pollux_base::{BlockChecksum, ByteCount, ClusterId, ExtentIndex, NodeId, SnapshotId, VolumeId};
 use pollux_replica::wire::*;
 use pollux_store::faulty_disk::Luck;
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +37,10 @@ fn messages() -> Vec<Message> {
     let range = range(1, 2);
     let trail = TrailRun { stamp, boot: 3, started: 4 };
     let point = TrailPoint { position: 9, bytes: 8192, ms: 5 };
+    let frozen = Frozen { of: volume, size: ByteCount(4096) };
+    let snapshot = Snapshot { taken: Some(stamp.generation), volumes: BTreeMap::from([(VolumeId(9), frozen)]) };
+    let each = BTreeMap::from([(SnapshotId(8), snapshot)]);
+    let snapshots = Snapshots { revision: 3, minted: 9, each };
     let spec = GroupSpec {
         group,
         replicas: BTreeSet::from([NodeId(1), NodeId(2)]),
@@ -44,6 +48,7 @@ fn messages() -> Vec<Message> {
         lag: LagBound::default(),
         volumes: BTreeMap::from([(volume, ByteCount(8192))]),
         record: GroupRecord { stamp, primary: NodeId(1), in_sync: BTreeSet::from([NodeId(1)]) },
+        snapshots,
         lineage: Lineage(BTreeMap::from([(stamp.epoch, stamp.generation)])),
     };
     let run = ExtentRun { start: ExtentIndex(3), count: 2 };
@@ -82,6 +87,7 @@ fn messages() -> Vec<Message> {
         Message::Stored { group, stamp, sequence, extents: vec![(volume, vec![run])] },
         Message::Verify { group, stamp, sequence, volume, range },
         Message::Verified { group, stamp, sequence, bad: vec![range] },
+        Message::Snapshot { group, stamp, sequence, of: vec![(volume, VolumeId(9))] },
     ]
 }
 

@@ -275,7 +275,7 @@ impl World {
                 }
                 // The last good copy, on a disk that fails.
                 BlockError::Unreadable if self.rotted || self.nodes.values().any(|node| node.disk_failed) => {}
-                BlockError::Unreadable | BlockError::NoVolume | BlockError::OutOfRange => {
+                BlockError::Unreadable | BlockError::NoVolume | BlockError::OutOfRange | BlockError::ReadOnly => {
                     self.fail("errors_only_without_any_copy", format!("{vm} #{number} {ask:?} fails: {error}"));
                 }
             }

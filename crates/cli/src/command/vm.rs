@@ -49,6 +49,13 @@ pub enum VmCommand {
         #[command(flatten)]
         wait: WaitArgs,
     },
+    /// Freeze all its disks at one point of the stream of writes, as VM@NAME; it goes on running
+    Snapshot {
+        vm: String,
+        name: String,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
     /// Delete a stopped VM and its disks
     Delete {
         vm: String,
@@ -79,6 +86,9 @@ pub fn run(command: VmCommand, client: &Arc<Client>, output: &Output) -> Outcome
         VmCommand::Stop { vm, wait } => {
             output.confirm(&format!("This ends vm {vm} at once; what its guest has not written yet is lost."))?;
             wait.finish(client, output, client.stop_vm(&vm), &format!("vm {vm} is stopped"))
+        }
+        VmCommand::Snapshot { vm, name, wait } => {
+            wait.finish(client, output, client.snapshot_vm(&vm, &name), &format!("snapshot {vm}@{name} is taken"))
         }
         VmCommand::Delete { vm, wait } => {
             output.confirm(&format!("This deletes vm {vm} and its disks for good."))?;

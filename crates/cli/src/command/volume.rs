@@ -45,6 +45,13 @@ pub enum VolumeCommand {
         #[command(flatten)]
         wait: WaitArgs,
     },
+    /// Freeze it at one point of the stream of writes, as VOLUME@NAME, which can be exported
+    Snapshot {
+        volume: String,
+        name: String,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
     /// Delete a volume for good
     Delete {
         volume: String,
@@ -74,6 +81,10 @@ pub fn run(command: VolumeCommand, client: &Client, ca: &Path, output: &Output) 
                     wait.finish(client, output, accepted, &format!("volume {volume} is scrubbed every {days} days"))
                 }
             }
+        }
+        VolumeCommand::Snapshot { volume, name, wait } => {
+            let done = format!("snapshot {volume}@{name} is taken");
+            wait.finish(client, output, client.snapshot_volume(&volume, &name), &done)
         }
         VolumeCommand::Delete { volume, wait } => {
             output.confirm(&format!("This deletes volume {volume} for good."))?;

@@ -144,6 +144,7 @@ pub fn refusal_of(error: BlockError) -> Option<Refusal> {
     match error {
         BlockError::NoVolume | BlockError::NotServed => None,
         BlockError::OutOfRange => Some(invalid("outside the volume")),
+        BlockError::ReadOnly => Some(Refusal { error: EPERM, text: "the volume is of a snapshot, and read-only" }),
         BlockError::Unreadable => Some(Refusal { error: EIO, text: "no copy of the data could be read" }),
     }
 }

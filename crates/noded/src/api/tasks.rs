@@ -7,7 +7,7 @@ use super::view;
 use crate::core::{Core, unix_ms};
 use pollux_api::{ApiError, ErrorCode, Task, TaskState};
 use pollux_base::record::Mode;
-use pollux_base::{GroupId, ImageId, NodeId, VmId, VolumeId};
+use pollux_base::{GroupId, ImageId, NodeId, SnapshotId, VmId, VolumeId};
 use pollux_cluster::Cluster;
 use pollux_cluster::entry::{NodePhase, VmPhase};
 use std::collections::BTreeMap;
@@ -36,6 +36,8 @@ pub enum Goal {
     VmReady(VmId),
     VmGone(VmId),
     VolumeGone(VolumeId),
+    SnapshotTaken(SnapshotId),
+    SnapshotGone(SnapshotId),
     ImageReady(ImageId),
     ImageGone(ImageId),
     /// A scrub of this number.
@@ -88,6 +90,12 @@ pub fn progress(goal: Goal, cluster: &Cluster) -> Progress {
         },
         Goal::VmGone(id) => gone(!state.vms.contains_key(&id)),
         Goal::VolumeGone(id) => gone(!state.volumes.contains_key(&id)),
+        Goal::SnapshotGone(id) => gone(!state.snapshots.contains_key(&id)),
+        Goal::SnapshotTaken(id) => match state.snapshots.get(&id).and_then(|found| state.groups.get(&found.group)) {
+            None => Failed("it could not be taken; `pollux event list` says why".into()),
+            Some(group) if group.snapshots.untaken().is_none_or(|(other, _)| other != id) => Done("is taken".into()),
+            Some(_) => Waiting("its primary has every replica take it".into()),
+        },
         Goal::ImageGone(id) => gone(!state.images.contains_key(&id)),
         Goal::ImageReady(id) => match state.images.get(&id) {
             None => Failed("it was deleted".into()),

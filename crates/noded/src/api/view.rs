@@ -4,12 +4,12 @@
 
 use crate::fill::escape;
 use pollux_api as api;
-use pollux_api::{GroupKind, GroupState, NodeState, PoolState, Protection, SubjectKind, VmState};
+use pollux_api::{GroupKind, GroupState, NodeState, PoolState, Protection, SnapshotState, SubjectKind, VmState};
 use pollux_base::config::{NbdTls, NodeConfig};
 use pollux_base::order::{FreezeReason, GroupReport, PathReport, PathState, ReplicaState};
 use pollux_base::pool::{PoolLevel, PoolReport};
 use pollux_base::record::{AtBound, Mode};
-use pollux_base::{GroupId, ImageId, NodeId, VmId, VolumeId};
+use pollux_base::{GroupId, ImageId, NodeId, SnapshotId, VmId, VolumeId};
 use pollux_cluster::entry::{NodePhase, Subject, VmPhase, Wanted};
 use pollux_cluster::scrubs::ScrubDone;
 use pollux_cluster::state::{Group, Owner, State};
@@ -282,15 +282,12 @@ fn lag(state: &State, group: &Group, report: Option<&GroupReport>) -> Vec<api::L
 }
 
 fn owner(state: &State, group: &Group) -> (GroupKind, String) {
-    match group.owner {
-        Owner::Vm(id) => (GroupKind::Vm, state.vms.get(&id).map_or_else(|| id.to_string(), |vm| vm.spec.name.clone())),
-        Owner::Image(id) => {
-            (GroupKind::Image, state.images.get(&id).map_or_else(|| id.to_string(), |image| image.name.clone()))
-        }
-        Owner::Volume(id) => {
-            (GroupKind::Volume, state.volumes.get(&id).map_or_else(|| id.to_string(), |volume| volume.name.clone()))
-        }
-    }
+    let kind = match group.owner {
+        Owner::Vm(_) => GroupKind::Vm,
+        Owner::Image(_) => GroupKind::Image,
+        Owner::Volume(_) => GroupKind::Volume,
+    };
+    (kind, state.owner_name(group))
 }
 
 /// The group's word as this node may truly say it.
@@ -368,6 +365,7 @@ fn freeze_text(state: &State, reason: &FreezeReason) -> String {
             format!("writes of before a restart are being settled with {}", state.node_name(*node))
         }
         FreezeReason::Recording => "the record is being made durable".into(),
+        FreezeReason::Snapshot => "a snapshot is being taken".into(),
         FreezeReason::Outdated => "the authority has moved on".into(),
         FreezeReason::PoolFull => "the pool is full".into(),
     }
@@ -431,6 +429,7 @@ pub fn volume(cluster: &Cluster, config: &NodeConfig, id: VolumeId) -> Option<ap
         resync: shown.resync,
         scrub: shown.scrub,
         primary: shown.primary,
+        snapshot: volume.snapshot.map(|snapshot| state.snapshot_name(snapshot)),
         vm: (kind == GroupKind::Vm).then(|| owner.clone()),
         image: (kind == GroupKind::Image).then_some(owner),
         uris: if volume.exported { uris(config, group.record.primary, &volume.name) } else { Vec::new() },
@@ -447,6 +446,26 @@ fn uris(config: &NodeConfig, primary: NodeId, name: &str) -> Vec<String> {
         .flat_map(|node| node.nbd.iter())
         .map(|address| format!("{scheme}://{address}/{}", escape(name)))
         .collect()
+}
+
+pub fn snapshots(cluster: &Cluster) -> Vec<api::Snapshot> {
+    cluster.state().snapshots.keys().filter_map(|id| snapshot(cluster, *id)).collect()
+}
+
+pub fn snapshot(cluster: &Cluster, id: SnapshotId) -> Option<api::Snapshot> {
+    let state = cluster.state();
+    let snapshot = state.snapshots.get(&id)?;
+    let group = state.groups.get(&snapshot.group)?;
+    let frozen = group.snapshots.each.get(&id)?;
+    Some(api::Snapshot {
+        id: id.0,
+        name: state.snapshot_name(id),
+        state: if frozen.taken.is_some() { SnapshotState::Taken } else { SnapshotState::Taking },
+        of: state.owner_name(group),
+        unix_ms: snapshot.unix_ms,
+        group: snapshot.group.0,
+        volumes: frozen.volumes.keys().filter_map(|id| Some(state.volumes.get(id)?.name.clone())).collect(),
+    })
 }
 
 pub fn images(cluster: &Cluster) -> Vec<api::Image> {
@@ -542,6 +561,7 @@ mod tests {
             lag: LagBound::default(),
             volumes: BTreeMap::new(),
             record: GroupRecord { stamp: stamp(2), primary: A, in_sync: in_sync.iter().copied().collect() },
+            snapshots: Default::default(),
             lineage: Lineage::default(),
             discards: BTreeMap::new(),
             scrubs: pollux_cluster::scrubs::Scrubs::default(),

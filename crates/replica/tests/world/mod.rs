@@ -3,11 +3,11 @@
 #![allow(dead_code)] // each test file uses another part
 
 use pollux_base::order::{FreezeReason, GroupReport, ReplicaState};
-use pollux_base::record::{GroupRecord, GroupSpec, LagBound, Lineage, Mode};
+use pollux_base::record::{Frozen, GroupRecord, GroupSpec, LagBound, Lineage, Mode, Snapshot};
 use pollux_base::unit::{BLOCK_BYTES, BlockRange};
 use pollux_base::{
     BlockChecksum, BlockCount, BlockIndex, ByteCount, ClusterId, Data, DiskId, DiskOpId, Epoch, Generation, GroupId,
-    Instant, NodeId, Op, Order, PoolId, Reply, Report, Request, RequestId, Session, Stamp, VolumeId,
+    Instant, NodeId, Op, Order, PoolId, Reply, Report, Request, RequestId, Session, SnapshotId, Stamp, VolumeId,
 };
 use pollux_replica::wire::{Carried, Decoder, Frame, Message, Place, What, encode};
 use pollux_replica::{Config, DataPlane, Input, Output};
@@ -149,6 +149,7 @@ impl World {
             lag: LagBound::default(),
             volumes: BTreeMap::from([(VOLUME, ByteCount(BLOCKS * BLOCK_BYTES))]),
             record: GroupRecord { stamp: stamp(1, 1), primary: nodes[0], in_sync: all },
+            snapshots: Default::default(),
             lineage,
         };
         let mut world = World {
@@ -450,6 +451,9 @@ impl World {
                 in_sync.insert(current);
                 self.decide(spec.record.primary, in_sync);
             }
+            Report::Snapshot { snapshot, result, .. } if self.decides && node == spec.record.primary => {
+                self.end_snapshot(snapshot, result.is_ok());
+            }
             _ => {}
         }
     }
@@ -465,6 +469,46 @@ impl World {
         let stamp = Stamp { epoch, generation };
         self.spec.record = GroupRecord { stamp, primary, in_sync };
         self.spec.lineage.push(stamp);
+        self.order_all();
+    }
+
+    /// Commits that the group is to have a snapshot, and gives the volume under which it can be read.
+    pub fn take_snapshot(&mut self) -> VolumeId {
+        let number = self.spec.snapshots.minted.max(100) + 2;
+        let snapshots = &mut self.spec.snapshots;
+        (snapshots.revision, snapshots.minted) = (snapshots.revision + 1, number);
+        let frozen = Frozen { of: VOLUME, size: ByteCount(BLOCKS * BLOCK_BYTES) };
+        let volume = VolumeId(number);
+        let snapshot = Snapshot { taken: None, volumes: BTreeMap::from([(volume, frozen)]) };
+        snapshots.each.insert(SnapshotId(number - 1), snapshot);
+        self.order_all();
+        volume
+    }
+
+    fn end_snapshot(&mut self, id: SnapshotId, is_taken: bool) {
+        let generation = self.spec.record.stamp.generation;
+        let snapshots = &mut self.spec.snapshots;
+        let Some(found) = snapshots.each.get_mut(&id).filter(|found| found.taken.is_none()) else { return };
+        found.taken = Some(generation);
+        if !is_taken {
+            snapshots.each.remove(&id);
+        }
+        snapshots.revision += 1;
+        self.order_all();
+    }
+
+    pub fn delete_snapshot(&mut self, volume: VolumeId) {
+        self.spec.snapshots.each.retain(|_, snapshot| !snapshot.volumes.contains_key(&volume));
+        self.spec.snapshots.revision += 1;
+        self.order_all();
+    }
+
+    /// Until the log knows that every snapshot was taken.
+    pub fn until_taken(&mut self) {
+        self.until("the snapshot is taken", |world| world.spec.snapshots.untaken().is_none());
+    }
+
+    fn order_all(&mut self) {
         let spec = self.spec.clone();
         let nodes: Vec<NodeId> = self.machines.keys().copied().collect();
         for node in nodes {
@@ -600,9 +644,13 @@ impl World {
     }
 
     pub fn request(&mut self, node: NodeId, op: Op) -> RequestId {
+        self.request_of(node, VOLUME, op)
+    }
+
+    pub fn request_of(&mut self, node: NodeId, volume: VolumeId, op: Op) -> RequestId {
         let id = RequestId(self.next_request);
         self.next_request += 1;
-        self.input(node, Input::Request(Request { id, volume: VOLUME, op }));
+        self.input(node, Input::Request(Request { id, volume, op }));
         id
     }
 
@@ -649,26 +697,28 @@ impl World {
 
     /// As `contents`, for blocks that may be torn.
     pub fn sectors(&self, node: NodeId) -> Vec<[u64; 8]> {
-        self.whole(node).0.as_slice().chunks(BLOCK_BYTES as usize).map(values_of).collect()
+        self.sectors_of(node, VOLUME)
+    }
+
+    /// As `sectors`, of another volume.
+    pub fn sectors_of(&self, node: NodeId, volume: VolumeId) -> Vec<[u64; 8]> {
+        self.whole(node, volume).0.as_slice().chunks(BLOCK_BYTES as usize).map(values_of).collect()
     }
 
     /// Blocks that take space on the node's disk.
     pub fn stored(&self, node: NodeId) -> Vec<u64> {
-        let checksums = self.whole(node).1;
+        let checksums = self.whole(node, VOLUME).1;
         (0..).zip(checksums).filter(|(_, checksum)| !checksum.is_zero()).map(|(block, _)| block).collect()
     }
 
-    fn whole(&self, node: NodeId) -> (Data, Vec<BlockChecksum>) {
+    fn whole(&self, node: NodeId, volume: VolumeId) -> (Data, Vec<BlockChecksum>) {
         let mut disk = self.machines[&node].disk.clone();
         disk.kill(1);
         let mut store = Store::open(CLUSTER, node, ByteCount(disk.size()));
         let mut done = drain(&mut store, &mut disk);
         assert!(done.is_empty());
         let whole = range(0, BLOCKS);
-        store.handle(
-            self.now,
-            pollux_store::Input::Request(StoreRequestId(1), StoreOp::Read { volume: VOLUME, range: whole }),
-        );
+        store.handle(self.now, pollux_store::Input::Request(StoreRequestId(1), StoreOp::Read { volume, range: whole }));
         done = drain(&mut store, &mut disk);
         match done.pop() {
             Some(Ok(StoreReply::Read { data, checksums })) => (data, checksums),
@@ -722,6 +772,7 @@ pub fn summary(frame: &Frame) -> String {
         Message::Differs { runs, .. } => format!("differs {runs:?}"),
         Message::Cool { extents, .. } => format!("cool {extents:?}"),
         Message::Current { stamp, .. } => format!("current {}", gen_of(stamp)),
+        Message::Snapshot { of, .. } => format!("snapshot {of:?}"),
         Message::Done { stamp, .. } => format!("done {}", gen_of(stamp)),
         Message::Held { .. } => "held".to_string(),
         Message::Received { .. } => "received".to_string(),

@@ -1,0 +1,42 @@
+//! `pollux snapshot`.
+
+use super::wait::WaitArgs;
+use crate::context::from_client;
+use crate::failure::Outcome;
+use crate::output::Output;
+use crate::table;
+use pollux_api::Client;
+
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum SnapshotCommand {
+    /// List the snapshots; `pollux vm snapshot` and `pollux volume snapshot` take one
+    List,
+    /// Show one snapshot
+    Show {
+        #[arg(value_name = "OWNER@NAME")]
+        snapshot: String,
+    },
+    /// Delete a snapshot; what it is of, and other snapshots, stay as they are
+    Delete {
+        #[arg(value_name = "OWNER@NAME")]
+        snapshot: String,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+}
+
+pub fn run(command: SnapshotCommand, client: &Client, output: &Output) -> Outcome {
+    match command {
+        SnapshotCommand::List => {
+            output.show(&client.snapshots().map_err(from_client)?, |snapshots| table::snapshots(snapshots))
+        }
+        SnapshotCommand::Show { snapshot } => {
+            output.show(&client.snapshot(&snapshot).map_err(from_client)?, table::snapshot)
+        }
+        SnapshotCommand::Delete { snapshot, wait } => {
+            output.confirm(&format!("This deletes snapshot {snapshot} for good."))?;
+            let done = format!("snapshot {snapshot} is deleted");
+            wait.finish(client, output, client.delete_snapshot(&snapshot), &done)
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Snapshots of a group: one point of the write stream, the same on every replica, whatever dies meanwhile
+//! (`docs/design/0007-snapshots.md`).
+#![allow(clippy::unwrap_used)]
+
+mod world;
+
+use pollux_base::order::FreezeReason;
+use pollux_base::{BlockError, NodeId, Op, Reply, Report, VolumeId};
+use pollux_replica::wire::Message;
+use world::*;
+
+/// Every replica in sync holds the same in this volume; gives that.
+fn same(world: &mut World, volume: VolumeId) -> Vec<u64> {
+    world.run_for(ms(50));
+    let members: Vec<NodeId> = world.spec.record.in_sync.iter().copied().collect();
+    let expected = world.sectors_of(members[0], volume);
+    for node in &members[1..] {
+        assert!(world.sectors_of(*node, volume) == expected, "{node} has another {volume} than {}", members[0]);
+    }
+    expected.into_iter().map(|values| values[0]).collect()
+}
+
+fn volumes_on(world: &World, node: NodeId) -> usize {
+    world.machines[&node].plane.as_ref().unwrap().store().volumes().count()
+}
+
+#[test]
+fn a_snapshot_is_what_was_acknowledged_and_stays_so_while_guests_write_on() {
+    let mut world = World::pair(1);
+    for block in 0..40 {
+        world.write_done(A, block * 60, 2, block + 1);
+    }
+    let before = world.contents(A);
+    let frozen = world.take_snapshot();
+    world.until_taken();
+    for block in 0..40 {
+        world.write_done(A, block * 60 + 1, 2, 1000 + block);
+    }
+    assert_eq!(same(&mut world, frozen), before);
+    assert_eq!(same(&mut world, VOLUME)[61], 1001);
+    // It can be read, and not written.
+    let id = world.request_of(A, frozen, Op::Read { range: range(60, 2) });
+    world.until("read", |world| world.answer(id).is_some());
+    let read = world.answer(id).cloned();
+    assert!(matches!(read, Some(Reply::Data(data)) if value_of(&data.as_slice()[4096..]) == 2));
+    let id = world.request_of(A, frozen, Op::Write { range: range(0, 1), data: blocks(9, 1), fua: false });
+    world.until("refused", |world| world.answer(id).is_some());
+    assert_eq!(world.answer(id), Some(&Reply::Failed(BlockError::ReadOnly)));
+}
+
+#[test]
+fn writes_wait_for_a_snapshot_and_none_is_lost_or_counted_twice() {
+    for seed in 0..30 {
+        let mut world = World::pair(100 + seed);
+        for block in 0..20 {
+            world.write_done(A, block * 64, 1, block + 1);
+        }
+        let writes: Vec<_> = (0..20).map(|block| (block, world.write(A, block * 64, 1, 500 + block))).collect();
+        let frozen = world.take_snapshot();
+        let later: Vec<_> = (0..20).map(|block| (block, world.write(A, block * 64 + 1, 1, 700 + block))).collect();
+        world.until_taken();
+        world.until("all are answered", |world| {
+            writes.iter().chain(&later).all(|(_, id)| world.answer(*id) == Some(&Reply::Done))
+        });
+        let was = same(&mut world, frozen);
+        let is = same(&mut world, VOLUME);
+        for block in 0..20 {
+            let at = (block * 64) as usize;
+            assert!(was[at] == block + 1 || was[at] == 500 + block, "what was under way is in it or not");
+            assert_eq!((is[at], is[at + 1]), (500 + block, 700 + block));
+        }
+    }
+}
+
+#[test]
+fn whoever_dies_while_it_is_taken_all_have_it_at_one_point_in_the_end() {
+    for (seed, victim) in (0..120).zip([A, B].into_iter().cycle()) {
+        let mut world = World::pair(1000 + seed);
+        for block in 0..30 {
+            world.write_done(A, block * 40, 1, block + 1);
+        }
+        for block in 0..10 {
+            world.write(A, block * 40, 1, 300 + block);
+        }
+        let frozen = world.take_snapshot();
+        // So far into it, and then the end of one of the two.
+        for _ in 0..seed {
+            let end = world.now + ms(20);
+            world.step(end);
+        }
+        if seed % 3 == 0 {
+            world.power_cut(victim)
+        } else {
+            world.kill(victim)
+        }
+        let other = if victim == A { B } else { A };
+        world.take_over(other, &[other]);
+        world.until_serving(other);
+        world.until_taken();
+        for block in 0..10 {
+            world.write_done(other, block * 40 + 2, 1, 800 + block);
+        }
+        world.start(victim);
+        world.until_healthy();
+        let was = same(&mut world, frozen);
+        assert!(was.iter().all(|value| *value < 800), "seed {seed}: nothing that was written after it");
+        for block in 10..30 {
+            assert_eq!(was[block * 40], block as u64 + 1, "seed {seed}: everything that was acknowledged before it");
+        }
+        same(&mut world, VOLUME);
+    }
+}
+
+#[test]
+fn a_replica_that_was_away_gets_every_snapshot_as_it_was() {
+    let mut world = World::pair(7);
+    for block in 0..30 {
+        world.write_done(A, block * 70, 1, block + 1);
+    }
+    let first = world.take_snapshot();
+    world.until_taken();
+    world.kill(B);
+    world.take_over(A, &[A]);
+    let mut snapshots = vec![first];
+    for round in 1..4 {
+        for block in 0..10 {
+            world.write_done(A, block * 140 + round, 3, 100 * round + block);
+        }
+        snapshots.push(world.take_snapshot());
+        world.until_taken();
+    }
+    world.write_done(A, 5, 1, 999);
+    let expected: Vec<Vec<u64>> =
+        snapshots.iter().map(|volume| world.sectors_of(A, *volume).iter().map(|values| values[0]).collect()).collect();
+    world.start(B);
+    world.until_healthy();
+    for (volume, expected) in snapshots.iter().zip(expected) {
+        assert!(same(&mut world, *volume) == expected, "{volume} changed");
+    }
+    same(&mut world, VOLUME);
+    // One that is made anew gets them, too.
+    world.kill(B);
+    world.take_over(A, &[A]);
+    world.format(B);
+    world.start(B);
+    world.until_healthy();
+    for volume in &snapshots {
+        same(&mut world, *volume);
+    }
+    same(&mut world, VOLUME);
+}
+
+#[test]
+fn a_deleted_snapshot_goes_everywhere_and_nothing_else_with_it() {
+    let mut world = World::pair(8);
+    world.write_done(A, 0, 8, 1);
+    let one = world.take_snapshot();
+    world.until_taken();
+    world.write_done(A, 2, 2, 2);
+    let two = world.take_snapshot();
+    world.until_taken();
+    world.write_done(A, 3, 2, 3);
+    let kept = same(&mut world, two);
+    world.delete_snapshot(one);
+    world.run_for(ms(200));
+    assert_eq!((volumes_on(&world, A), volumes_on(&world, B)), (2, 2));
+    assert_eq!(same(&mut world, two), kept);
+    assert_eq!(same(&mut world, VOLUME)[..6], [1, 1, 2, 3, 3, 1]);
+    // Away when it was deleted.
+    world.kill(B);
+    world.take_over(A, &[A]);
+    world.delete_snapshot(two);
+    world.start(B);
+    world.until_healthy();
+    world.run_for(ms(200));
+    assert_eq!((volumes_on(&world, A), volumes_on(&world, B)), (1, 1));
+    assert_eq!(same(&mut world, VOLUME)[..6], [1, 1, 2, 3, 3, 1]);
+}
+
+#[test]
+fn a_replica_that_does_not_answer_is_dropped_and_writes_go_on() {
+    let mut world = World::pair(9);
+    world.write_done(A, 0, 1, 1);
+    world.lets_through = Box::new(|_, _, frame| !matches!(frame.message, Message::Snapshot { .. }));
+    let frozen = world.take_snapshot();
+    world.until("frozen for it", |world| world.frozen(A) == Some(&FreezeReason::Snapshot));
+    let write = world.write(A, 1, 1, 2);
+    world.until_taken();
+    world.until("acknowledged", |world| world.answer(write).is_some());
+    assert_eq!(world.spec.record.in_sync, [A].into(), "it did not answer");
+    world.lets_through = Box::new(|_, _, _| true);
+    world.until_healthy();
+    assert_eq!(same(&mut world, frozen)[..2], [1, 0]);
+}
+
+#[test]
+fn how_it_ended_is_said_until_the_log_knows() {
+    let mut world = World::pair(10);
+    world.write_done(A, 0, 1, 1);
+    world.decides = false;
+    world.take_snapshot();
+    world.run_for(ms(2200));
+    let told = world
+        .reports
+        .iter()
+        .filter(|(_, node, report)| *node == A && matches!(report, Report::Snapshot { result: Ok(()), .. }));
+    assert!((4..=6).contains(&told.count()), "each half second");
+    world.write_done(A, 1, 1, 2); // and meanwhile nobody waits for the log
+    world.decides = true;
+    world.until_taken();
+}
