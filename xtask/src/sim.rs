@@ -92,7 +92,7 @@ pub fn sim(args: &SimArgs) -> Result<()> {
     let counts = &results.counts;
     println!(
         "sim: {} seeds, {:.0} s of virtual time in {:.1} s, {} steps; {} writes acknowledged, {} reads, {} records, {} runs, \
-         {} grants, {} fences, {} kills by guards, {} faults",
+         {} grants, {} fences, {} kills by guards, {} faults, {} snapshots",
         results.seeds,
         results.virtual_seconds,
         began.elapsed().as_secs_f64(),
@@ -105,6 +105,7 @@ pub fn sim(args: &SimArgs) -> Result<()> {
         counts.fences,
         counts.kills,
         counts.faults,
+        counts.snapshots,
     );
     let mut by_rule: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
     for (seed, failure) in &results.failures {

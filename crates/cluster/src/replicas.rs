@@ -104,6 +104,17 @@ impl State {
         Ok(self.next_record(group, primary, in_sync))
     }
 
+    /// A trailing replica would have to take each snapshot at its own place in the stream, which it can not.
+    fn refuse_async_with_snapshots(&self, group: &Group, mode: Mode) -> Result<(), Refusal> {
+        match group.snapshots.each.keys().next() {
+            Some(snapshot) if mode == Mode::Async => {
+                let name = self.snapshot_name(*snapshot);
+                conflict(format!("a group with snapshots has no async replica; first: pollux snapshot delete {name}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Why the state does not allow the change, if it is one of replicas.
     pub(crate) fn refuse_replicas(&self, change: &Change) -> Result<(), Refusal> {
         match change {
@@ -122,6 +133,7 @@ impl State {
                 if *mode == Mode::Async && found.in_sync_without(nodes).is_empty() {
                     return Err(Refusal::Unsafe("no replica would be left in sync".into()));
                 }
+                self.refuse_async_with_snapshots(found, *mode)?;
                 Ok(())
             }
             Change::SetLag { group, lag } => {
@@ -132,8 +144,9 @@ impl State {
                 }
                 Ok(())
             }
-            Change::AddReplica { group, node, .. } => {
+            Change::AddReplica { group, node, mode } => {
                 let found = self.group(*group)?;
+                self.refuse_async_with_snapshots(found, *mode)?;
                 self.refuse_target(*node)?;
                 if found.replicas.contains(node) {
                     return conflict(format!("`{}` carries a replica already", self.node_name(*node)));

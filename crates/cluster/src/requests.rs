@@ -6,6 +6,7 @@
 use crate::entry::{Change, Subject, VmPhase, VmSpec};
 use crate::seam::Refusal;
 use crate::state::State;
+use pollux_base::record::Mode;
 use pollux_base::unit::{BLOCK_BYTES, VOLUME_BYTES_MAX};
 use pollux_base::{ByteCount, GroupId, NodeId};
 
@@ -138,7 +139,11 @@ pub fn refuse(state: &State, change: &Change) -> Result<(), Refusal> {
                 return conflict(format!("snapshot `{}` is still being taken", state.snapshot_name(other)));
             }
             if state.snapshots.values().any(|other| other.group == *group && other.name == *name) {
-                return conflict(format!("a snapshot `{}@{name}` exists already", state.owner_name(found)));
+                return conflict(format!("a snapshot `{}@{name}` exists already", state.group_name(found)));
+            }
+            if let Some(node) = found.replicas.iter().find(|node| found.mode(**node) == Mode::Async) {
+                let node = state.node_name(*node);
+                return conflict(format!("its replica on `{node}` is async, and such a group has no snapshots"));
             }
             let count = found.snapshots.each.len();
             if count >= SNAPSHOTS_MAX {

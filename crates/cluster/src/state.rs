@@ -198,15 +198,6 @@ impl State {
         self.volumes.iter().find(|(_, volume)| volume.name == name).map(|(id, volume)| (*id, volume))
     }
 
-    /// The name of what a group is for, as people know it.
-    pub fn owner_name(&self, group: &Group) -> String {
-        match group.owner {
-            Owner::Vm(id) => self.vms.get(&id).map_or_else(|| id.to_string(), |vm| vm.spec.name.clone()),
-            Owner::Image(id) => self.images.get(&id).map_or_else(|| id.to_string(), |image| image.name.clone()),
-            Owner::Volume(id) => self.volumes.get(&id).map_or_else(|| id.to_string(), |volume| volume.name.clone()),
-        }
-    }
-
     /// A snapshot by `OWNER@NAME`.
     pub fn snapshot_named(&self, name: &str) -> Option<(SnapshotId, &Snapshot)> {
         self.snapshots.iter().find(|(id, _)| self.snapshot_name(**id) == name).map(|(id, found)| (*id, found))
@@ -215,7 +206,7 @@ impl State {
     /// `OWNER@NAME`.
     pub fn snapshot_name(&self, id: SnapshotId) -> String {
         let Some(found) = self.snapshots.get(&id) else { return id.to_string() };
-        let owner = self.groups.get(&found.group).map(|group| self.owner_name(group)).unwrap_or_default();
+        let owner = self.groups.get(&found.group).map(|group| self.group_name(group)).unwrap_or_default();
         format!("{owner}@{}", found.name)
     }
 

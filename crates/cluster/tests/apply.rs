@@ -316,6 +316,9 @@ fn a_snapshot_counts_when_it_is_taken_and_keeps_what_it_is_of_from_being_deleted
     let frozen: Vec<_> = spec.snapshots.volumes().map(|(_, frozen)| (frozen.of, frozen.size)).collect();
     assert_eq!(frozen, [(volume, ByteCount(8192))]);
 
+    let to_async = Change::SetMode { group, nodes: [B].into(), mode: pollux_base::record::Mode::Async };
+    assert!(apply(&mut state, to_async).is_err(), "a trailing replica has no snapshots");
+
     apply(&mut state, Change::SnapshotEnded { snapshot: one, result: Ok(()) }).expect("taken");
     let later = state.group_spec(group).expect("a group");
     assert!(later.snapshots.untaken().is_none() && later.snapshots.revision > spec.snapshots.revision);

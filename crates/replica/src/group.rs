@@ -361,6 +361,7 @@ impl Group {
         self.note = Some(adopting.note);
         self.adopted = Some(spec.record.stamp);
         self.discard = None;
+        self.forget_lacking_snapshots(node);
         for volume in self.deleted_snapshots(node) {
             node.request(self.id, Purpose::Background, StoreOp::Delete { volume });
         }

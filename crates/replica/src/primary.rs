@@ -295,6 +295,7 @@ impl Group {
             self.end_sync(node, replica, state);
         }
         self.restart_check(node);
+        self.pass_on_deleted();
         for peer in &required {
             self.want_lease(node, *peer);
         }
@@ -491,7 +492,7 @@ impl Group {
     /// How this node's own replica stands to the record under which it acts.
     pub(crate) fn own_standing(&self, node: &Node) -> Standing {
         let is_blank = |volume: &VolumeId| node.store.allocated(*volume).is_empty();
-        let blank = || self.spec.iter().flat_map(|spec| spec.volumes.keys()).all(is_blank);
+        let blank = || self.ordered_volumes().iter().all(|(volume, _)| is_blank(volume));
         // Only a member says so, and looking costs.
         let blank = matches!(self.verdict, Verdict::Member { .. }) && blank();
         match standing(self.verdict, blank, self.is_continuous, node.pool_failed.as_deref()) {

@@ -110,7 +110,7 @@ impl Group {
             return fail(node, BlockError::NotServed);
         }
         let is_change = matches!(request.op, Op::Write { .. } | Op::Patch { .. } | Op::Zero { .. });
-        if is_change && self.spec.as_ref().is_some_and(|spec| !spec.volumes.contains_key(&request.volume)) {
+        if is_change && self.is_snapshot(request.volume) {
             return fail(node, BlockError::ReadOnly);
         }
         if let Some(range) = request.op.range() {
@@ -547,6 +547,7 @@ impl Group {
         let frozen = self.freeze(node).is_some();
         let me = node.me;
         let Some(pending) = self.pending(key).filter(|pending| pending.attempt == attempt) else { return };
+        let volume = pending.request.volume;
         match result {
             Ok(StoreReply::Read { data, .. }) if matches!(pending.step, Step::ReadingHere) => {
                 // W5: what was read is given out only under a lease that holds now.
@@ -558,8 +559,11 @@ impl Group {
                 if pending.repairs > REPAIRS_MAX {
                     return self.finish(node, key, Reply::Failed(BlockError::Unreadable));
                 }
-                let volume = pending.request.volume;
                 self.begin_repair(node, crate::repair::For::Request(key), volume, ranges);
+            }
+            // A snapshot that this record still names, because what says that it was deleted has not come back yet.
+            Err(StoreError::NoVolume) if self.is_snapshot(volume) => {
+                self.finish(node, key, Reply::Failed(BlockError::NoVolume));
             }
             Err(StoreError::NoVolume | StoreError::OutOfRange) => {
                 unreachable!("volumes are made known before a record is acted upon")
@@ -682,6 +686,8 @@ impl Group {
         match error {
             StoreError::Full => self.retry_when_space(node),
             StoreError::Disk(reason) => self.fail_pool(node, reason),
+            // Of a snapshot that was deleted while something was still under way for it, which is not awaited any more.
+            StoreError::NoVolume => {}
             error => self.fail_pool(node, &error.to_string()),
         }
     }

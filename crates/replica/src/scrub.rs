@@ -22,7 +22,7 @@ use pollux_base::order::{Finding, FindingKind, FoundBy, ScrubReport};
 use pollux_base::unit::{BLOCK_BYTES, BlockRange, EXTENT_BLOCKS};
 use pollux_base::{BlockChecksum, BlockCount, BlockIndex, Data, ExtentIndex, Instant, NodeId, VolumeId};
 use pollux_store::{StoreError, StoreReply};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Findings kept for the reports. One names all bad blocks of an extent on one replica, so these are 64 MiB of rot; the
 /// counts go on beyond them.
@@ -34,6 +34,8 @@ pub(crate) struct Scrub {
     /// Members that have not said yet which extents they store.
     listing: BTreeSet<NodeId>,
     left: BTreeSet<(VolumeId, ExtentIndex)>,
+    /// The snapshots that there were at the beginning, and of which volume each is.
+    origins: BTreeMap<VolumeId, VolumeId>,
     check: Option<Check>,
     /// What the pace was told to have begun.
     paced: Option<u64>,
@@ -125,23 +127,47 @@ impl Group {
     fn begin_scrub(&mut self, node: &mut Node) {
         let group = self.id;
         let Some(id) = self.scrub_wanted else { return };
-        let volumes: Vec<VolumeId> = self.spec.iter().flat_map(|spec| spec.volumes.keys().copied()).collect();
-        let own = volumes.into_iter().flat_map(|volume| {
-            node.store.allocated(volume).into_iter().map(move |extent| (volume, extent)).collect::<Vec<_>>()
-        });
-        let left: BTreeSet<_> = own.collect();
+        let own = self.stored(node).into_iter();
+        let left: BTreeSet<_> =
+            own.flat_map(|(volume, extents)| extents.into_iter().map(move |x| (volume, x))).collect();
+        let origins = self.ordered_volumes().into_iter().map(|(volume, _)| (volume, self.origin_of(volume))).collect();
         let peers = self.current_peers();
         let replicas = peers.iter().copied().chain([node.me]).collect();
         let total = left.len() as u64;
         let report = ScrubReport { id, extents_total: total, extents_left: total, replicas, ..ScrubReport::default() };
-        let scrub =
-            Scrub { listing: peers.clone(), left, check: None, paced: None, meter: Meter::new(node.now), report };
+        let scrub = Scrub {
+            listing: peers.clone(),
+            left,
+            origins,
+            check: None,
+            paced: None,
+            meter: Meter::new(node.now),
+            report,
+        };
         let Some(primary) = &mut self.primary else { return };
         primary.scrub = Some(scrub);
         for peer in peers {
             let Some((sequence, stamp)) = self.ask(node, peer, What::Stored) else { return };
             node.send_bare(peer, Message::StoredAsk { group, stamp, sequence });
         }
+    }
+
+    /// What a scrub looks at here: everything stored, once. Of a snapshot and of the volume that is where something lies
+    /// on top of the snapshot before it; the rest is looked at there.
+    pub(crate) fn stored(&self, node: &Node) -> Vec<(VolumeId, Vec<ExtentIndex>)> {
+        let mut below: BTreeMap<VolumeId, VolumeId> = BTreeMap::new();
+        let mut stored = Vec::new();
+        for (volume, _) in self.ordered_volumes() {
+            let extents = match below.insert(self.origin_of(volume), volume) {
+                None => node.store.allocated(volume),
+                Some(older) => {
+                    let own: BTreeSet<ExtentIndex> = node.store.allocated(volume).into_iter().collect();
+                    node.store.differing(older, volume).into_iter().filter(|extent| own.contains(extent)).collect()
+                }
+            };
+            stored.push((volume, extents));
+        }
+        stored
     }
 
     /// Members that hold everything, with which this replica can be compared.
@@ -505,6 +531,26 @@ impl Group {
             primary.repairs.retain(|_, repair| !repair.is_for(check.key));
         }
         self.unlock(node, check.key);
+    }
+
+    /// What was still to be looked at in a snapshot that was deleted is looked at in the next one, or in the volume: what shows
+    /// there, too, is nobody else's.
+    pub(crate) fn pass_on_deleted(&mut self) {
+        let volumes: BTreeSet<VolumeId> = self.ordered_volumes().into_iter().map(|(volume, _)| volume).collect();
+        let next = |deleted: VolumeId, of: VolumeId| {
+            let newer = volumes.range(deleted..).find(|volume| self.origin_of(**volume) == of);
+            newer.copied().unwrap_or(of)
+        };
+        let Some(scrub) = self.primary.as_ref().and_then(|primary| primary.scrub.as_ref()) else { return };
+        let gone = scrub.left.iter().filter(|(volume, _)| !volumes.contains(volume));
+        let moved = gone.filter_map(|(volume, extent)| {
+            let of = scrub.origins.get(volume).filter(|of| volumes.contains(of))?;
+            Some((next(*volume, *of), *extent))
+        });
+        let moved: Vec<(VolumeId, ExtentIndex)> = moved.collect();
+        let Some(scrub) = self.scrub() else { return };
+        scrub.left.retain(|(volume, _)| volumes.contains(volume));
+        scrub.left.extend(moved);
     }
 
     /// The node is not primary any more.

@@ -46,6 +46,12 @@ impl Group {
             return self.hold_early(node, peer, session, frame);
         }
         let Frame { message, checksums, data } = frame;
+        if let Some((asker, answer)) = self.answer_of_deleted(peer, session, &message) {
+            if self.admits(node, asker) {
+                node.answer(peer, session, Frame::bare(answer));
+            }
+            return;
+        }
         match message {
             Message::Announce { spec } => self.on_announce(node, peer, *spec),
             Message::Newer { stamp, .. } => {
@@ -234,8 +240,7 @@ impl Group {
                 if !self.admits(node, asker) {
                     return;
                 }
-                let volumes = self.spec.iter().flat_map(|spec| spec.volumes.keys().copied());
-                let extents = fold(volumes.map(|volume| (volume, node.store.allocated(volume))).collect());
+                let extents = fold(self.stored(node));
                 node.answer(peer, session, Frame::bare(Message::Stored { group, stamp, sequence, extents }));
             }
             Message::Cool { stamp, volume, extents, reap, .. } => {
@@ -408,7 +413,17 @@ impl Group {
             (PeerAsk::Compare { range, .. }, Err(StoreError::Corrupt(_))) => {
                 Message::Differs { group, stamp, sequence, runs: vec![range] }
             }
-            (PeerAsk::Read, Err(StoreError::Corrupt(_))) => return self.refuse(node, asker, Refusal::Corrupt),
+            // A snapshot that was deleted meanwhile: of it nothing matters any more.
+            (PeerAsk::Compare { .. }, Err(StoreError::NoVolume)) => {
+                Message::Differs { group, stamp, sequence, runs: Vec::new() }
+            }
+            (PeerAsk::Verify, Err(StoreError::NoVolume)) => {
+                Message::Verified { group, stamp, sequence, bad: Vec::new() }
+            }
+            (PeerAsk::Change, Err(StoreError::NoVolume)) => Message::Done { group, stamp, sequence },
+            (PeerAsk::Read, Err(StoreError::Corrupt(_) | StoreError::NoVolume)) => {
+                return self.refuse(node, asker, Refusal::Corrupt);
+            }
             (_, Err(error)) => {
                 self.on_store_error(node, &error);
                 return self.refuse(node, asker, Refusal::Unfit);

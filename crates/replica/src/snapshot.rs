@@ -8,9 +8,11 @@
 use crate::group::Group;
 use crate::node::{Node, Purpose};
 use crate::primary::{Primary, What};
-use crate::wire::Message;
+use crate::secondary::Asker;
+use crate::wire::{Message, Refusal};
 use pollux_base::order::FreezeReason;
-use pollux_base::{Instant, NodeId, Report, SnapshotId, VolumeId};
+use pollux_base::record::Snapshot;
+use pollux_base::{Instant, NodeId, Report, Session, SnapshotId, VolumeId};
 use pollux_store::{StoreError, StoreOp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -184,6 +186,17 @@ impl Group {
         frozen.chain(spec.volumes.keys().map(|volume| (*volume, true))).collect()
     }
 
+    /// Whether the volume is one of a snapshot, and is not written to.
+    pub(crate) fn is_snapshot(&self, volume: VolumeId) -> bool {
+        self.spec.as_ref().is_some_and(|spec| !spec.volumes.contains_key(&volume))
+    }
+
+    /// The volume that this is, or is a snapshot of.
+    pub(crate) fn origin_of(&self, volume: VolumeId) -> VolumeId {
+        let mut frozen = self.spec.iter().flat_map(|spec| spec.snapshots.volumes());
+        frozen.find(|(snapshot, _)| *snapshot == volume).map_or(volume, |(_, frozen)| frozen.of)
+    }
+
     /// Whether the record names this as a snapshot of that volume.
     pub(crate) fn is_snapshot_of(&self, volume: VolumeId, snapshot: VolumeId) -> bool {
         let mut frozen = self.spec.iter().flat_map(|spec| spec.snapshots.volumes());
@@ -206,6 +219,50 @@ impl Group {
             ops.push(StoreOp::Snapshot { of });
         }
         ops
+    }
+
+    /// A replica in sync has every snapshot that was taken. If it lacks one, this record's text is from before its deletion (a
+    /// control plane that has just started and not read all of its log): the one that says so comes.
+    pub(crate) fn forget_lacking_snapshots(&mut self, node: &Node) {
+        if !self.is_member(node) {
+            return;
+        }
+        let here: BTreeSet<VolumeId> = node.store.volumes().map(|(volume, ..)| volume).collect();
+        let is_here = |snapshot: &Snapshot| snapshot.volumes.keys().all(|volume| here.contains(volume));
+        if let Some(spec) = &mut self.spec {
+            spec.snapshots.each.retain(|_, snapshot| snapshot.taken.is_none() || is_here(snapshot));
+        }
+    }
+
+    /// What is answered to a primary that has not heard yet that a snapshot was deleted or given up: nothing of it matters.
+    pub(crate) fn answer_of_deleted(
+        &self,
+        peer: NodeId,
+        session: Session,
+        message: &Message,
+    ) -> Option<(Asker, Message)> {
+        let spec = self.spec.as_ref()?;
+        let is_deleted = |volume: VolumeId| volume.0 <= spec.snapshots.minted && spec.size(volume).is_none();
+        let group = self.id;
+        let (volume, stamp, sequence) = match message {
+            Message::Write { volume, stamp, sequence, .. }
+            | Message::Zero { volume, stamp, sequence, .. }
+            | Message::Compare { volume, stamp, sequence, .. }
+            | Message::Verify { volume, stamp, sequence, .. }
+            | Message::ReadAsk { volume, stamp, sequence, .. } => (*volume, *stamp, *sequence),
+            Message::Snapshot { of, stamp, sequence, .. } => (of.first()?.1, *stamp, *sequence),
+            _ => return None,
+        };
+        if !is_deleted(volume) {
+            return None;
+        }
+        let answer = match message {
+            Message::Compare { .. } => Message::Differs { group, stamp, sequence, runs: Vec::new() },
+            Message::Verify { .. } => Message::Verified { group, stamp, sequence, bad: Vec::new() },
+            Message::ReadAsk { .. } => Message::Refused { group, stamp, sequence, why: Refusal::Corrupt },
+            _ => Message::Done { group, stamp, sequence },
+        };
+        Some((Asker { peer, session, sequence, stamp }, answer))
     }
 
     /// Volumes of snapshots that were deleted. What the record's writer did not know yet stays.

@@ -177,6 +177,34 @@ fn a_deleted_snapshot_goes_everywhere_and_nothing_else_with_it() {
     assert_eq!(same(&mut world, VOLUME)[..6], [1, 1, 2, 3, 3, 1]);
 }
 
+/// A control plane that has just started may not have read all of its log.
+#[test]
+fn a_record_from_before_a_deletion_harms_nobody() {
+    let mut world = World::pair(11);
+    world.write_done(A, 0, 8, 1);
+    let frozen = world.take_snapshot();
+    world.until_taken();
+    world.write_done(A, 2, 2, 2);
+    let old = world.spec.clone();
+    world.delete_snapshot(frozen);
+    world.run_for(ms(200));
+    let new = std::mem::replace(&mut world.spec, old);
+    world.kill(A);
+    world.kill(B);
+    world.start(A);
+    world.start(B);
+    world.until_serving(A);
+    let id = world.request_of(A, frozen, Op::Read { range: range(0, 1) });
+    world.until("answered", |world| world.answer(id).is_some());
+    assert!(matches!(world.answer(id), Some(Reply::Failed(_))), "it is gone");
+    world.write_done(A, 4, 2, 3);
+    world.spec = new;
+    world.order_all();
+    world.write_done(A, 5, 1, 4);
+    assert_eq!(same(&mut world, VOLUME)[..6], [1, 1, 2, 2, 3, 4]);
+    assert_eq!((volumes_on(&world, A), volumes_on(&world, B)), (1, 1));
+}
+
 #[test]
 fn a_replica_that_does_not_answer_is_dropped_and_writes_go_on() {
     let mut world = World::pair(9);

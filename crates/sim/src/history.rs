@@ -167,6 +167,24 @@ pub enum Seen {
         group: GroupId,
         values: BTreeMap<(VolumeId, u64), Value>,
     },
+    /// Somebody asks for a snapshot of the group.
+    SnapshotAsked {
+        group: GroupId,
+        name: String,
+    },
+    /// The log of some node says that it is taken.
+    SnapshotTaken {
+        group: GroupId,
+        name: String,
+    },
+    /// What a replica in sync holds of a snapshot that was taken, by the volumes that it is of. What is not named reads as zeros.
+    /// None: it does not have it.
+    Snapshot {
+        node: NodeId,
+        group: GroupId,
+        name: String,
+        values: Option<BTreeMap<(VolumeId, u64), Value>>,
+    },
     /// What the disks of an in-sync replica and of one that is behind say at some moment: extents that differ, and those
     /// that a resync would compare.
     Behind {

@@ -25,6 +25,7 @@ mod scrub;
 mod shell_blockd;
 mod shell_guard;
 mod shell_noded;
+mod snapshots;
 mod stream;
 pub mod time;
 pub mod trace;

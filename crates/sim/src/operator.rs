@@ -43,6 +43,7 @@ impl World {
         if incomplete {
             return;
         }
+        self.operate_snapshots(id);
         for index in 0..self.settings.vms.len() {
             let Some(noded) = &self.nodes[&id].noded else { return };
             let wanted = if self.operator.wanted[index] { Wanted::Running } else { Wanted::Stopped };

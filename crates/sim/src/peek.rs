@@ -71,10 +71,12 @@ impl Peek {
         }
     }
 
-    /// Every block that is stored, with what it means. `rotted`: only by its checksum, whatever became of its bytes.
+    /// Every block that is stored, with what it means; a snapshot's were written to the volume that it is `of`. `rotted`:
+    /// only by its checksum, whatever became of its bytes.
     pub fn contents(
         &mut self,
         volume: VolumeId,
+        of: VolumeId,
         rotted: bool,
     ) -> Result<BTreeMap<u64, (Value, BlockChecksum)>, String> {
         let mut contents = BTreeMap::new();
@@ -92,13 +94,13 @@ impl Peek {
                     Ok(StoreReply::Read { data, .. }) => data,
                     other => return Err(format!("{volume} block {block} cannot be read: {other:?}")),
                 };
-                contents.insert(block, (value_of(volume, block, data.as_slice()), *checksum));
+                contents.insert(block, (value_of(of, block, data.as_slice()), *checksum));
             }
         }
         Ok(contents)
     }
 
-    fn known(&self, volume: VolumeId) -> bool {
+    pub fn known(&self, volume: VolumeId) -> bool {
         self.blocks_of(volume).is_some()
     }
 }
@@ -157,7 +159,8 @@ impl World {
             for (volume, group, _) in volumes {
                 let Some(record) = self.newest.get(&group) else { continue };
                 let in_sync = record.in_sync.contains(&id);
-                match peek.contents(volume, self.rotted) {
+                let origin = self.origin_of(volume);
+                match peek.contents(volume, origin, self.rotted) {
                     Ok(blocks) => self.see(Seen::Replica { node: id, volume, in_sync, blocks }),
                     Err(text) => self.fail("replicas_converge", format!("{id}: {text}")),
                 }

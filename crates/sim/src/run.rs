@@ -65,6 +65,7 @@ impl Scenario {
             switches: luck.one_in(2),
             vms,
             think: Duration::from_millis(10 + luck.below(60)),
+            snapshots: seed.is_multiple_of(2),
             sabotage,
         };
         Scenario { name: format!("seed {seed}"), seed, settings, script: Script::Plan(faults, length) }
@@ -119,6 +120,12 @@ impl Scenario {
                 world.rot(node);
                 world.lead_astray(node);
             }
+            // A scrub looks at what is there when it begins: no snapshot is to hide from it what was overwritten since.
+            world.settings.snapshots = false;
+            if !wait(world, HEALED_WITHIN, "the last snapshot", is_healthy) {
+                return;
+            }
+            world.run_until(world.now + Duration::from_secs(1));
             let before = world.scrubs();
             // As a person does who is refused because a takeover is under way: ask again.
             let asks_end = world.now + HEALED_WITHIN;
@@ -150,6 +157,7 @@ impl Scenario {
         }
         if world.failure.is_none() {
             world.look_at_replicas();
+            world.look_at_snapshots();
         }
     }
 }

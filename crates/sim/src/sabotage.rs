@@ -23,9 +23,11 @@ pub enum Sabotage {
     GuardDoesNotKill,
     /// What follows to a trailing replica arrives as zeros now and then.
     TrailForgets,
+    /// A replica that is asked for a snapshot says that it has it, and does not.
+    SnapshotSkipped,
 }
 
-pub const ALL: [Sabotage; 9] = [
+pub const ALL: [Sabotage; 10] = [
     Sabotage::AckEarly,
     Sabotage::DiskLies,
     Sabotage::CandidatesForgotten,
@@ -35,6 +37,7 @@ pub const ALL: [Sabotage; 9] = [
     Sabotage::WitnessGrantsBoth,
     Sabotage::GuardDoesNotKill,
     Sabotage::TrailForgets,
+    Sabotage::SnapshotSkipped,
 ];
 
 impl Sabotage {
@@ -62,6 +65,11 @@ impl Sabotage {
                 {
                     frame.data = None;
                     frame.checksums.clear();
+                }
+            }
+            Sabotage::SnapshotSkipped => {
+                if let Message::Snapshot { group, stamp, sequence, .. } = frame.message {
+                    frame.message = Message::Flush { group, stamp, sequence };
                 }
             }
             Sabotage::AckEarly

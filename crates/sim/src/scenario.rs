@@ -68,6 +68,7 @@ pub fn named(seed: u64) -> Vec<Scenario> {
             switches: *has == Has::WitnessAndSwitches,
             vms: vec![vec![46 << 20]],
             think: Duration::from_millis(20),
+            snapshots: false,
             sabotage: None,
         },
         script: Script::Told(*told),

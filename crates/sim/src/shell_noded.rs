@@ -139,6 +139,7 @@ impl World {
         }
         if applied {
             self.look_at_records(id);
+            self.look_for_taken(id);
         }
         self.drain_noded(id);
     }

@@ -16,7 +16,8 @@ use crate::time::{Clock, Time};
 use crate::trace::Trace;
 use pollux_base::guard::{Heartbeat, Network};
 use pollux_base::{
-    ByteCount, ClusterId, DiskId, DiskOpId, GroupId, GroupRecord, Incarnation, NodeId, PoolId, RequestId, Stamp, VmId,
+    ByteCount, ClusterId, DiskId, DiskOpId, GroupId, GroupRecord, Incarnation, NodeId, PoolId, RequestId, SnapshotId,
+    Stamp, VmId,
 };
 use pollux_cluster::{Entry, EpochRecord, PeerHello, Register};
 use pollux_store::faulty_disk::{FaultyDisk, Luck};
@@ -40,6 +41,8 @@ pub struct Settings {
     pub vms: Vec<Vec<u64>>,
     /// Mean time between two requests of a guest.
     pub think: Duration,
+    /// Somebody takes and deletes snapshots all the time.
+    pub snapshots: bool,
     pub sabotage: Option<Sabotage>,
 }
 
@@ -167,6 +170,10 @@ pub struct World {
     /// Every record that was ever committed, and the newest.
     pub records: BTreeMap<(GroupId, Stamp), GroupRecord>,
     pub newest: BTreeMap<GroupId, GroupRecord>,
+    /// Snapshots that were seen to be taken.
+    pub taken: BTreeSet<SnapshotId>,
+    /// The newest text that any log ever held of a group's snapshots.
+    pub revisions: BTreeMap<GroupId, u64>,
     invariants: Vec<Box<dyn Invariant>>,
     pub failure: Option<Failure>,
     pub trace: Trace,
@@ -204,6 +211,7 @@ pub struct Counts {
     pub fences: u64,
     pub grants: u64,
     pub faults: u64,
+    pub snapshots: u64,
 }
 
 impl World {
@@ -265,6 +273,8 @@ impl World {
             witness: Witness::new(),
             records: BTreeMap::new(),
             newest: BTreeMap::new(),
+            taken: BTreeSet::new(),
+            revisions: BTreeMap::new(),
             invariants: invariant::all(),
             failure: None,
             trace,

@@ -287,7 +287,7 @@ fn owner(state: &State, group: &Group) -> (GroupKind, String) {
         Owner::Image(_) => GroupKind::Image,
         Owner::Volume(_) => GroupKind::Volume,
     };
-    (kind, state.owner_name(group))
+    (kind, state.group_name(group))
 }
 
 /// The group's word as this node may truly say it.
@@ -461,7 +461,7 @@ pub fn snapshot(cluster: &Cluster, id: SnapshotId) -> Option<api::Snapshot> {
         id: id.0,
         name: state.snapshot_name(id),
         state: if frozen.taken.is_some() { SnapshotState::Taken } else { SnapshotState::Taking },
-        of: state.owner_name(group),
+        of: state.group_name(group),
         unix_ms: snapshot.unix_ms,
         group: snapshot.group.0,
         volumes: frozen.volumes.keys().filter_map(|id| Some(state.volumes.get(id)?.name.clone())).collect(),

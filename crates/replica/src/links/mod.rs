@@ -100,6 +100,7 @@ pub enum Input {
 }
 
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // it is handed on at once, and nearly all of them are the large one
 pub enum Output {
     /// For the data plane.
     Plane(crate::Input),

@@ -508,7 +508,8 @@ impl World {
         self.until("the snapshot is taken", |world| world.spec.snapshots.untaken().is_none());
     }
 
-    fn order_all(&mut self) {
+    /// Gives every node the record as it is now.
+    pub fn order_all(&mut self) {
         let spec = self.spec.clone();
         let nodes: Vec<NodeId> = self.machines.keys().copied().collect();
         for node in nodes {

@@ -7,6 +7,7 @@ mod guest_never_runs_twice;
 mod no_takeover_before_lease_end_or_proof;
 mod one_writer_per_generation;
 mod replicas_converge;
+mod snapshots_are_one_point;
 mod trailing_is_a_prefix;
 
 use crate::history::Seen;
@@ -29,6 +30,7 @@ pub fn all() -> Vec<Box<dyn Invariant>> {
         Box::new(no_takeover_before_lease_end_or_proof::NoTakeoverBeforeLeaseEndOrProof::default()),
         Box::new(one_writer_per_generation::OneWriterPerGeneration::default()),
         Box::new(replicas_converge::ReplicasConverge::default()),
+        Box::new(snapshots_are_one_point::SnapshotsAreOnePoint::default()),
         Box::new(trailing_is_a_prefix::TrailingIsAPrefix::default()),
     ]
 }
