@@ -5,8 +5,8 @@
 
 use crate::error::{ApiError, ErrorCode};
 use crate::request::{
-    Accepted, AddReplica, ConfirmDown, CreateSnapshot, CreateVm, CreateVolume, ExportVolume, MoveReplica, Promote,
-    ScrubVolume, SetLag, SetMode,
+    Accepted, AddReplica, CloneSnapshot, ConfirmDown, CreateSnapshot, CreateVm, CreateVolume, ExportVolume,
+    MoveReplica, Promote, ResizeVolume, ScrubVolume, SetLag, SetMode,
 };
 use crate::resource::{
     ConfirmToken, Event, Group, Image, Node, Pool, PromoteToken, Snapshot, Status, Task, TaskState, Vm, Volume, Witness,
@@ -204,6 +204,22 @@ impl Client {
     }
     pub fn snapshot_volume(&self, volume: &str, name: &str) -> Result<Accepted, ClientError> {
         self.post(&format!("/v1/volumes/{}/snapshot", escape(volume)), &CreateSnapshot { name: name.into() })
+    }
+    pub fn snapshot_group(&self, group: &str, name: &str) -> Result<Accepted, ClientError> {
+        self.post(&format!("/v1/groups/{}/snapshot", escape(group)), &CreateSnapshot { name: name.into() })
+    }
+    /// `snapshot`: a volume of a snapshot.
+    pub fn clone_volume(&self, snapshot: &str, name: &str) -> Result<Accepted, ClientError> {
+        self.post(&format!("/v1/volumes/{}/clone", escape(snapshot)), &CloneSnapshot { name: name.into() })
+    }
+    pub fn clone_vm(&self, snapshot: &str, name: &str) -> Result<Accepted, ClientError> {
+        self.post(&format!("/v1/snapshots/{}/clone", escape(snapshot)), &CloneSnapshot { name: name.into() })
+    }
+    pub fn roll_back(&self, snapshot: &str) -> Result<Accepted, ClientError> {
+        self.post_empty(&format!("/v1/snapshots/{}/rollback", escape(snapshot)))
+    }
+    pub fn resize_volume(&self, volume: &str, size_bytes: u64) -> Result<Accepted, ClientError> {
+        self.post(&format!("/v1/volumes/{}/resize", escape(volume)), &ResizeVolume { size_bytes })
     }
     pub fn snapshots(&self) -> Result<Vec<Snapshot>, ClientError> {
         self.get("/v1/snapshots")

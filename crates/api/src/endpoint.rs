@@ -92,9 +92,30 @@ pub const ENDPOINTS: &[Endpoint] = &[
     post("/v1/volumes/{volume}/export", "Offer it over NBD, or cease to.", One("ExportVolume")),
     post("/v1/vms/{vm}/snapshot", "Freeze all its disks at one point of the stream of writes.", One("CreateSnapshot")),
     post("/v1/volumes/{volume}/snapshot", "Freeze it at one point of the stream of writes.", One("CreateSnapshot")),
+    post(
+        "/v1/groups/{group}/snapshot",
+        "Freeze its volumes at one point of the stream of writes.",
+        One("CreateSnapshot"),
+    ),
+    post(
+        "/v1/volumes/{volume}/clone",
+        "A new volume that begins as a copy of this one of a snapshot.",
+        One("CloneSnapshot"),
+    ),
+    post("/v1/volumes/{volume}/resize", "Let it grow, while it is used.", One("ResizeVolume")),
     get("/v1/snapshots", "All snapshots.", Many("Snapshot")),
     get("/v1/snapshots/{snapshot}", "One snapshot, by `OWNER@NAME` or id.", One("Snapshot")),
     delete("/v1/snapshots/{snapshot}", "Delete a snapshot."),
+    post(
+        "/v1/snapshots/{snapshot}/rollback",
+        "What it is of holds again what it holds; nobody may be using it.",
+        Nothing,
+    ),
+    post(
+        "/v1/snapshots/{snapshot}/clone",
+        "A new VM whose disks begin as copies of this snapshot.",
+        One("CloneSnapshot"),
+    ),
     get("/v1/images", "All images.", Many("Image")),
     Endpoint {
         method: "POST",

@@ -104,6 +104,8 @@ fn schemas() -> BTreeMap<String, Value> {
     add::<request::MoveReplica>(&mut schemas);
     add::<request::Promote>(&mut schemas);
     add::<request::CreateSnapshot>(&mut schemas);
+    add::<request::CloneSnapshot>(&mut schemas);
+    add::<request::ResizeVolume>(&mut schemas);
     add::<request::ConfirmDown>(&mut schemas);
     add::<request::Accepted>(&mut schemas);
     add::<error::ApiError>(&mut schemas);

@@ -26,6 +26,22 @@ pub struct CreateVolume {
     pub size_bytes: u64,
 }
 
+/// What is made of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CloneSnapshot {
+    /// Of the new VM or volume.
+    pub name: String,
+}
+
+/// A volume's new size.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResizeVolume {
+    /// Not below the present one; a multiple of 4096.
+    pub size_bytes: u64,
+}
+
 /// A snapshot to take.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "order", rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant)] // few exist at a time, and most of these are the large one
 pub enum Order {
     /// The group as the cluster log has it. A record of an older generation than the newest known is ignored (W2).
     Group(GroupSpec),

@@ -109,6 +109,20 @@ pub struct Snapshots {
     /// knows nothing.
     pub minted: u64,
     pub each: BTreeMap<SnapshotId, Snapshot>,
+    /// The newest rollback.
+    pub rollback: Option<Rollback>,
+    /// The group is being born as a copy: its volumes, and the snapshots' volumes that they are made of. Forgotten when it is
+    /// there; till then these are not deleted.
+    pub origins: BTreeMap<VolumeId, VolumeId>,
+}
+
+/// Volumes went back to what a snapshot holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rollback {
+    /// A replica that is in sync and has adopted this record, or a later one, has gone back.
+    pub at: Stamp,
+    /// Each volume, and the one that it holds since.
+    pub to: BTreeMap<VolumeId, VolumeId>,
 }
 
 /// All volumes of a group at one point of the write stream.

@@ -7,11 +7,11 @@ use crate::entry::{Change, Entry, FenceProof, Holder, NodePhase, Proof, Subject,
 use crate::requests::{bytes_text, refuse};
 use crate::scrubs::Scrubs;
 use crate::seam::{Answer, Refusal};
-use crate::state::{Authority, Event, Group, Image, Node, Owner, REQUESTS_MAX, Snapshot, State, Vm, Volume};
+use crate::state::{Authority, Event, Group, Image, Node, Owner, REQUESTS_MAX, State, Vm, Volume};
 use crate::vm_life::Step;
-use pollux_base::record::{self, Frozen, LagBound, Lineage, Mode, Snapshots};
+use pollux_base::record::{LagBound, Lineage, Mode, Snapshots};
 use pollux_base::{
-    ByteCount, Epoch, Generation, GroupId, GroupRecord, ImageId, Incarnation, NodeId, SnapshotId, Stamp, VmId, VolumeId,
+    ByteCount, Epoch, Generation, GroupId, GroupRecord, ImageId, Incarnation, NodeId, Stamp, VmId, VolumeId,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -38,9 +38,9 @@ impl State {
     }
 }
 
-struct Applying<'a> {
-    state: &'a mut State,
-    entry: &'a Entry,
+pub(crate) struct Applying<'a> {
+    pub(crate) state: &'a mut State,
+    pub(crate) entry: &'a Entry,
 }
 
 impl Applying<'_> {
@@ -137,18 +137,14 @@ impl Applying<'_> {
                 }
                 Ok(Answer::Done)
             }
-            Change::CreateSnapshot { group, name } => Ok(self.create_snapshot(*group, name)),
-            Change::SnapshotEnded { snapshot, result } => {
-                self.end_snapshot(*snapshot, result);
-                Ok(Answer::Done)
-            }
-            Change::DeleteSnapshot { snapshot } => {
-                let name = self.state.snapshot_name(*snapshot);
-                if let Some(group) = self.remove_snapshot(*snapshot) {
-                    self.tell(Subject::Group(group), format!("snapshot `{name}` was deleted"));
-                }
-                Ok(Answer::Done)
-            }
+            Change::CreateSnapshot { .. }
+            | Change::SnapshotEnded { .. }
+            | Change::DeleteSnapshot { .. }
+            | Change::RollBack { .. }
+            | Change::CloneVolume { .. }
+            | Change::CloneVm { .. }
+            | Change::Cloned { .. }
+            | Change::ResizeVolume { .. } => self.change_snapshots(&entry.change),
             Change::SetGroup { group, expect, primary, in_sync, reason } => {
                 self.set_group(*group, *expect, *primary, in_sync, reason)
             }
@@ -459,10 +455,22 @@ impl Applying<'_> {
     /// W12: the first generation is minted here, once. Nodes that are out of the membership get a replica too, but are
     /// not in sync: they join like any stale one.
     fn create_group_of(&mut self, owner: Owner, node: NodeId, volumes: Vec<(VolumeId, String, ByteCount)>) -> GroupId {
-        let group = GroupId(self.mint());
         let replicas = self.state.birth_replicas(node);
         let is_online = |node: &NodeId| self.state.nodes.get(node).is_some_and(|node| node.phase == NodePhase::Online);
         let in_sync: BTreeSet<NodeId> = replicas.iter().copied().filter(is_online).collect();
+        self.bear(owner, node, (replicas, in_sync), volumes, BTreeMap::new())
+    }
+
+    /// The first pair: where its replicas are, and which of them are in sync. `origins`: what volumes are copies of.
+    pub(crate) fn bear(
+        &mut self,
+        owner: Owner,
+        node: NodeId,
+        (replicas, in_sync): (BTreeSet<NodeId>, BTreeSet<NodeId>),
+        volumes: Vec<(VolumeId, String, ByteCount)>,
+        origins: BTreeMap<VolumeId, VolumeId>,
+    ) -> GroupId {
+        let group = GroupId(self.mint());
         let stamp = Stamp { epoch: self.state.authority.epoch, generation: Generation(1) };
         let mut lineage = Lineage::default();
         lineage.push(stamp);
@@ -477,7 +485,7 @@ impl Applying<'_> {
             modes: BTreeMap::new(),
             lag: LagBound::default(),
             volumes: sizes,
-            snapshots: Snapshots::default(),
+            snapshots: Snapshots { revision: self.state.applied, origins, ..Snapshots::default() },
             record,
             lineage,
             discards: BTreeMap::new(),
@@ -488,70 +496,18 @@ impl Applying<'_> {
         group
     }
 
-    /// Wanted from now on; it counts when it is taken.
-    fn create_snapshot(&mut self, group: GroupId, name: &str) -> Answer {
-        let id = SnapshotId(self.mint());
-        let revision = self.state.applied;
-        let Some(of) = self.state.groups.get(&group).map(|found| found.volumes.clone()) else { return Answer::Done };
-        let mut volumes = BTreeMap::new();
-        for (of, size) in of {
-            let volume = VolumeId(self.mint());
-            let origin = self.state.volumes.get(&of).map_or_else(|| of.to_string(), |volume| volume.name.clone());
-            volumes.insert(volume, Frozen { of, size });
-            let name = format!("{origin}@{name}");
-            self.state.volumes.insert(volume, Volume { name, size, group, exported: false, snapshot: Some(id) });
-        }
-        let minted = self.state.last_id;
-        if let Some(found) = self.state.groups.get_mut(&group) {
-            found.snapshots.revision = revision;
-            found.snapshots.minted = minted;
-            found.snapshots.each.insert(id, record::Snapshot { taken: None, volumes });
-        }
-        let snapshot = Snapshot { name: name.to_owned(), group, unix_ms: self.entry.unix_ms };
-        self.state.snapshots.insert(id, snapshot);
-        Answer::Created { id: id.0 }
-    }
-
-    fn end_snapshot(&mut self, id: SnapshotId, result: &Result<(), String>) {
-        let (name, revision) = (self.state.snapshot_name(id), self.state.applied);
-        let Some(group) = self.state.snapshots.get(&id).map(|found| found.group) else { return };
-        let Some(Group { snapshots, record, .. }) = self.state.groups.get_mut(&group) else { return };
-        let Some(found) = snapshots.each.get_mut(&id).filter(|found| found.taken.is_none()) else { return };
-        match result {
-            Ok(()) => {
-                found.taken = Some(record.stamp.generation);
-                snapshots.revision = revision;
-                self.tell(Subject::Group(group), format!("snapshot `{name}` was taken"));
-            }
-            Err(reason) => {
-                self.remove_snapshot(id);
-                self.tell(Subject::Group(group), format!("snapshot `{name}` could not be taken: {reason}"));
-            }
-        }
-    }
-
-    /// Its group, if there was such a snapshot.
-    fn remove_snapshot(&mut self, id: SnapshotId) -> Option<GroupId> {
-        let group = self.state.snapshots.remove(&id)?.group;
-        self.state.volumes.retain(|_, volume| volume.snapshot != Some(id));
-        let found = self.state.groups.get_mut(&group)?;
-        found.snapshots.revision = self.state.applied;
-        found.snapshots.each.remove(&id);
-        Some(group)
-    }
-
     fn delete_group(&mut self, group: GroupId) {
         self.state.groups.remove(&group);
         self.state.volumes.retain(|_, volume| volume.group != group);
         self.state.snapshots.retain(|_, snapshot| snapshot.group != group);
     }
 
-    fn mint(&mut self) -> u64 {
+    pub(crate) fn mint(&mut self) -> u64 {
         self.state.last_id += 1;
         self.state.last_id
     }
 
-    fn tell(&mut self, subject: Subject, text: String) {
+    pub(crate) fn tell(&mut self, subject: Subject, text: String) {
         let event = Event { index: 0, unix_ms: self.entry.unix_ms, by: self.entry.by, subject, text };
         self.state.push_event(event);
     }
@@ -564,7 +520,7 @@ fn stale(text: String) -> Refusal {
 
 /// A locally administered address, the same for this VM on every node and hardly the same in another cluster: FNV-1a of the
 /// cluster's name, then the VM's number.
-fn mac_of(cluster: &str, vm: VmId) -> String {
+pub(crate) fn mac_of(cluster: &str, vm: VmId) -> String {
     let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     let hash = cluster.bytes().fold(0xcbf2_9ce4_8422_2325, fnv);
     let number = vm.0.to_be_bytes();

@@ -104,6 +104,29 @@ pub enum Change {
     DeleteSnapshot {
         snapshot: SnapshotId,
     },
+    /// All volumes that it is of hold again what it holds. Nobody may use them meanwhile.
+    RollBack {
+        snapshot: SnapshotId,
+    },
+    /// A volume of its own group that begins as a copy of a snapshot's.
+    CloneVolume {
+        of: VolumeId,
+        name: String,
+    },
+    /// A VM like the one that the snapshot is of, whose disks begin as copies of it.
+    CloneVm {
+        snapshot: SnapshotId,
+        name: String,
+    },
+    /// The copies are there, on every replica in sync. Changes nothing if that is known already.
+    Cloned {
+        group: GroupId,
+    },
+    /// It never shrinks.
+    ResizeVolume {
+        volume: VolumeId,
+        size: ByteCount,
+    },
     /// New authority record of a group. Changes nothing unless `expect` is the group's present stamp. The new stamp is the
     /// present epoch and the generation after `expect`'s.
     SetGroup {

@@ -31,7 +31,7 @@ pub(crate) struct Groups {
     /// The primary here writes to these too: they may enter the in-sync set.
     current: BTreeMap<(GroupId, NodeId), Generation>,
     /// Snapshots of which the primary here says how they ended.
-    snapshots: BTreeMap<SnapshotId, Result<(), String>>,
+    pub snapshots: BTreeMap<SnapshotId, Result<(), String>>,
     pub to_discard: BTreeMap<GroupId, Stamp>,
     sent: Sent,
 }
@@ -127,6 +127,7 @@ impl Cluster {
             self.finish_moves(now);
             self.hand_over_to_data(now);
             self.end_snapshots(now);
+            self.end_births(now);
             self.tell_of_pool(now);
             self.reconcile_scrubs(now);
             self.tell_of_paths(now);
@@ -220,18 +221,6 @@ impl Cluster {
         for (group, expect, next, in_sync) in changes {
             let reason = format!("`{}` has the data, `{}` has not", self.name_of(next), self.name_of(self.me));
             self.set_group(now, group, expect, next, in_sync, reason);
-        }
-    }
-
-    /// What the primary here says of snapshots goes to the log, until the log knows.
-    fn end_snapshots(&mut self, now: Instant) {
-        let groups = &self.state.groups;
-        let waits =
-            |id: &SnapshotId| groups.values().any(|g| g.snapshots.untaken().is_some_and(|(other, _)| other == *id));
-        self.groups.snapshots.retain(|id, _| waits(id));
-        for (snapshot, result) in self.groups.snapshots.clone() {
-            let change = Change::SnapshotEnded { snapshot, result };
-            self.propose(now, ("snapshot", snapshot.0, 0), change);
         }
     }
 

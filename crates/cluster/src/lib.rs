@@ -17,6 +17,7 @@ pub mod replicas;
 pub mod requests;
 pub mod scrubs;
 pub mod seam;
+pub mod snapshots;
 pub mod state;
 mod status;
 pub mod vm_life;

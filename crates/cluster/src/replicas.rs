@@ -78,7 +78,7 @@ impl State {
     }
 
     /// Commits the next record of the group. The present epoch may be newer than the one before.
-    fn next_record(&mut self, group: GroupId, primary: NodeId, in_sync: BTreeSet<NodeId>) -> Generation {
+    pub(crate) fn next_record(&mut self, group: GroupId, primary: NodeId, in_sync: BTreeSet<NodeId>) -> Generation {
         let epoch = self.authority.epoch;
         let found = self.groups.get_mut(&group).expect("looked up by the caller");
         let stamp = Stamp { epoch, generation: found.record.stamp.generation.next() };

@@ -6,9 +6,8 @@
 use crate::entry::{Change, Subject, VmPhase, VmSpec};
 use crate::seam::Refusal;
 use crate::state::State;
-use pollux_base::record::Mode;
 use pollux_base::unit::{BLOCK_BYTES, VOLUME_BYTES_MAX};
-use pollux_base::{ByteCount, GroupId, NodeId};
+use pollux_base::{ByteCount, NodeId};
 
 /// Longest name; it becomes part of file names and host names.
 pub const NAME_BYTES_MAX: usize = 63;
@@ -16,8 +15,6 @@ pub const NAME_BYTES_MAX: usize = 63;
 pub const DISKS_MAX: usize = 16;
 /// More than QEMU's default machine runs.
 pub const CPUS_MAX: u32 = 255;
-/// Snapshots of one group: a day of quarter hours, a month of hours or a year of days and more. Bounds the text of an order.
-pub const SNAPSHOTS_MAX: usize = 1024;
 /// Longest text of a note.
 pub const NOTE_BYTES_MAX: usize = 1000;
 
@@ -35,6 +32,10 @@ pub fn is_for_users(change: &Change) -> bool {
         | Change::ExportVolume { .. }
         | Change::CreateSnapshot { .. }
         | Change::DeleteSnapshot { .. }
+        | Change::RollBack { .. }
+        | Change::CloneVolume { .. }
+        | Change::CloneVm { .. }
+        | Change::ResizeVolume { .. }
         | Change::DiscardReplica { .. }
         | Change::ScrubGroup { .. }
         | Change::ScrubEvery { .. }
@@ -55,6 +56,7 @@ pub fn is_for_users(change: &Change) -> bool {
         | Change::Found { .. }
         | Change::FinishMove { .. }
         | Change::SnapshotEnded { .. }
+        | Change::Cloned { .. }
         | Change::VmFilled { .. }
         | Change::Awake { .. } => false,
     }
@@ -100,7 +102,7 @@ pub fn refuse(state: &State, change: &Change) -> Result<(), Refusal> {
                     return conflict(format!("VM `{name}` is {}; stop it first: pollux vm stop {name}", phase.name()));
                 }
             }
-            refuse_with_snapshots(state, found.group)?;
+            state.refuse_with_snapshots(found.group)?;
         }
         Change::WantVm { vm, .. } => {
             state.vms.get(vm).ok_or_else(|| not_found(format!("no VM {vm}")))?;
@@ -129,40 +131,15 @@ pub fn refuse(state: &State, change: &Change) -> Result<(), Refusal> {
                 return conflict(format!("volume `{name}` is exported; first: pollux volume export {name} --off"));
             }
             if !is_export {
-                refuse_with_snapshots(state, found.group)?;
+                state.refuse_with_snapshots(found.group)?;
             }
         }
-        Change::CreateSnapshot { group, name } => {
-            check_name("snapshot", name)?;
-            let found = state.groups.get(group).ok_or_else(|| not_found(format!("no group {group}")))?;
-            if let Some((other, _)) = found.snapshots.untaken() {
-                return conflict(format!("snapshot `{}` is still being taken", state.snapshot_name(other)));
-            }
-            if state.snapshots.values().any(|other| other.group == *group && other.name == *name) {
-                return conflict(format!("a snapshot `{}@{name}` exists already", state.group_name(found)));
-            }
-            if let Some(node) = found.replicas.iter().find(|node| found.mode(**node) == Mode::Async) {
-                let node = state.node_name(*node);
-                return conflict(format!("its replica on `{node}` is async, and such a group has no snapshots"));
-            }
-            let count = found.snapshots.each.len();
-            if count >= SNAPSHOTS_MAX {
-                return conflict(format!("it has {count} snapshots, which is the most; delete one first"));
-            }
-        }
-        Change::DeleteSnapshot { snapshot } => {
-            let found = state.snapshots.get(snapshot).ok_or_else(|| not_found(format!("no snapshot {snapshot}")))?;
-            let name = state.snapshot_name(*snapshot);
-            let group = state.groups.get(&found.group);
-            if group.and_then(|group| group.snapshots.untaken()).is_some_and(|(id, _)| id == *snapshot) {
-                return conflict(format!("snapshot `{name}` is still being taken"));
-            }
-            let exported = state.volumes.values().find(|volume| volume.snapshot == Some(*snapshot) && volume.exported);
-            if let Some(volume) = exported {
-                let volume = &volume.name;
-                return conflict(format!("volume `{volume}` is exported; first: pollux volume export {volume} --off"));
-            }
-        }
+        Change::CreateSnapshot { .. }
+        | Change::DeleteSnapshot { .. }
+        | Change::RollBack { .. }
+        | Change::CloneVolume { .. }
+        | Change::CloneVm { .. }
+        | Change::ResizeVolume { .. } => state.refuse_snapshots(change)?,
         Change::ScrubGroup { group, .. } | Change::ScrubEvery { group, .. } => {
             state.groups.get(group).ok_or_else(|| not_found(format!("no group {group}")))?;
         }
@@ -202,6 +179,7 @@ pub fn refuse(state: &State, change: &Change) -> Result<(), Refusal> {
         | Change::Found { .. }
         | Change::SetGroup { .. }
         | Change::SnapshotEnded { .. }
+        | Change::Cloned { .. }
         | Change::VmFilled { .. }
         | Change::Awake { .. } => {}
     }
@@ -248,24 +226,8 @@ fn refuse_vm(state: &State, spec: &VmSpec, node: NodeId) -> Result<(), Refusal> 
     Ok(())
 }
 
-/// What would take snapshots with it is not deleted by the way.
-fn refuse_with_snapshots(state: &State, group: GroupId) -> Result<(), Refusal> {
-    let found: Vec<String> = state
-        .snapshots
-        .iter()
-        .filter(|(_, snapshot)| snapshot.group == group)
-        .map(|(id, _)| state.snapshot_name(*id))
-        .collect();
-    match found.first() {
-        None => Ok(()),
-        Some(first) => {
-            conflict(format!("it has {} snapshots; delete them first: pollux snapshot delete {first}", found.len()))
-        }
-    }
-}
-
 /// Names become parts of paths, export names and host names: lower case letters, digits and inner hyphens.
-fn check_name(what: &str, name: &str) -> Result<(), Refusal> {
+pub(crate) fn check_name(what: &str, name: &str) -> Result<(), Refusal> {
     let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     let is_edge = |byte: &u8| *byte != b'-';
     let is_good = !name.is_empty()
@@ -280,7 +242,7 @@ fn check_name(what: &str, name: &str) -> Result<(), Refusal> {
     invalid(format!("`{shown}` is no name for a {what}: 1 to {NAME_BYTES_MAX} of a-z, 0-9 and inner `-`"))
 }
 
-fn check_size(what: &str, size: ByteCount) -> Result<(), Refusal> {
+pub(crate) fn check_size(what: &str, size: ByteCount) -> Result<(), Refusal> {
     if size.0 == 0 {
         return invalid(format!("the size of a {what} is more than zero"));
     }

@@ -279,6 +279,10 @@ impl State {
                 group.snapshots.each.values().filter(|snapshot| snapshot.taken.is_none()).count() <= 1,
                 "{id}: one at a time"
             );
+            for (copy, of) in &group.snapshots.origins {
+                assert!(group.volumes.contains_key(copy), "{id}: a copy that it has not");
+                assert!(self.volumes.get(of).is_some_and(|of| of.snapshot.is_some()), "{copy}: a copy of what is gone");
+            }
             for volume in group.volumes.keys().copied().chain(group.snapshots.volumes().map(|(volume, _)| volume)) {
                 let volume = &volume;
                 assert!(self.volumes.get(volume).is_some_and(|found| found.group == *id), "{volume}: in no group");

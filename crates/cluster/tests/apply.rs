@@ -8,7 +8,7 @@ use pollux_cluster::entry::{FenceProof, Holder, NodePhase, NodeSpec, Proof, Subj
 use pollux_cluster::vm_life::Step;
 use pollux_cluster::{Change, Entry, State};
 use proptest::prelude::*;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 const A: NodeId = NodeId(1);
 const B: NodeId = NodeId(2);
@@ -108,6 +108,13 @@ fn change() -> impl Strategy<Value = Change> {
             Change::SnapshotEnded { snapshot: SnapshotId(id), result }
         }),
         1 => id().prop_map(|id| Change::DeleteSnapshot { snapshot: SnapshotId(id) }),
+        1 => id().prop_map(|id| Change::RollBack { snapshot: SnapshotId(id) }),
+        1 => (id(), name()).prop_map(|(id, name)| Change::CloneVolume { of: VolumeId(id), name }),
+        1 => (id(), name()).prop_map(|(id, name)| Change::CloneVm { snapshot: SnapshotId(id), name }),
+        1 => id().prop_map(|id| Change::Cloned { group: GroupId(id) }),
+        1 => (id(), 1..9u64).prop_map(|(id, blocks)| {
+            Change::ResizeVolume { volume: VolumeId(id), size: ByteCount(blocks * 4096) }
+        }),
         1 => (id(), node(), stamp()).prop_map(|(id, node, loser)| {
             Change::DiscardReplica { group: GroupId(id), node, loser }
         }),
@@ -342,4 +349,103 @@ fn a_snapshot_counts_when_it_is_taken_and_keeps_what_it_is_of_from_being_deleted
     apply(&mut state, Change::SnapshotEnded { snapshot: three, result: Err("full".into()) }).expect("given up");
     assert!(state.snapshots.is_empty() && state.volumes.len() == 1);
     apply(&mut state, Change::DeleteVolume { volume }).expect("nothing is left that keeps it");
+}
+
+/// A state with a VM `web` of two disks and its snapshot `web@one`.
+fn with_snapshot() -> (State, SnapshotId, u64) {
+    let mut state = born();
+    let mut index = 1;
+    let mut apply = |state: &mut State, change: Change| {
+        index += 1;
+        state.apply(index, &entry(change, None)).expect("allowed")
+    };
+    let spec = VmSpec {
+        name: "web".into(),
+        cpus: 1,
+        memory: ByteCount(1 << 20),
+        image: None,
+        disks: vec![ByteCount(8192), ByteCount(4096)],
+        mac: String::new(),
+    };
+    apply(&mut state, Change::CreateVm { spec, node: A });
+    let group = state.vm_named("web").map(|(_, vm)| vm.group).expect("it is there");
+    apply(&mut state, Change::CreateSnapshot { group, name: "one".into() });
+    let (one, _) = state.snapshot_named("web@one").expect("it has a name");
+    apply(&mut state, Change::SnapshotEnded { snapshot: one, result: Ok(()) });
+    (state, one, index)
+}
+
+#[test]
+fn a_rollback_is_the_next_record_and_refused_while_somebody_may_use_the_disks() {
+    let (mut state, one, mut index) = with_snapshot();
+    let (vm, found) = state.vm_named("web").map(|(id, vm)| (id, vm.clone())).expect("it is there");
+    let mut apply = |state: &mut State, change: Change| {
+        index += 1;
+        state.apply(index, &entry(change, None))
+    };
+    apply(&mut state, Change::WantVm { vm, wanted: Wanted::Running }).expect("started");
+    let refused = apply(&mut state, Change::RollBack { snapshot: one }).expect_err("it is about to start");
+    assert!(format!("{refused:?}").contains("pollux vm stop web"), "{refused:?}");
+    apply(&mut state, Change::WantVm { vm, wanted: Wanted::Stopped }).expect("stopped");
+    let before = state.group_spec(found.group).expect("a group");
+    apply(&mut state, Change::RollBack { snapshot: one }).expect("nobody uses it");
+    let after = state.group_spec(found.group).expect("a group");
+    assert_eq!(after.record.stamp.generation, before.record.stamp.generation.next());
+    assert_eq!((after.record.primary, &after.record.in_sync), (before.record.primary, &before.record.in_sync));
+    let rollback = after.snapshots.rollback.expect("it says so");
+    assert_eq!(rollback.at, after.record.stamp);
+    let expected = before.snapshots.volumes().map(|(volume, frozen)| (frozen.of, volume)).collect();
+    assert_eq!(rollback.to, expected);
+}
+
+#[test]
+fn a_clone_keeps_its_source_until_it_is_there() {
+    let (mut state, one, mut index) = with_snapshot();
+    let mut apply = |state: &mut State, change: Change| {
+        index += 1;
+        state.apply(index, &entry(change, None))
+    };
+    let (disk, _) = state.volume_named("vm/web/disk0").expect("a disk");
+    let (frozen, _) = state.volume_named("vm/web/disk0@one").expect("a snapshot of it");
+    let copy = |of| Change::CloneVolume { of, name: "copy".into() };
+    assert!(apply(&mut state, copy(disk)).is_err(), "it is written to");
+    apply(&mut state, copy(frozen)).expect("a copy");
+    let (id, volume) = state.volume_named("copy").map(|(id, volume)| (id, volume.clone())).expect("it is there");
+    let spec = state.group_spec(volume.group).expect("a group");
+    assert_eq!(spec.snapshots.origins, BTreeMap::from([(id, frozen)]));
+    assert_eq!((volume.size, spec.record.stamp.generation), (ByteCount(8192), Generation(1)));
+    assert!(apply(&mut state, Change::DeleteSnapshot { snapshot: one }).is_err(), "the copy is not there yet");
+    apply(&mut state, Change::Cloned { group: volume.group }).expect("it is");
+
+    apply(&mut state, Change::CloneVm { snapshot: one, name: "web-two".into() }).expect("a copy of all");
+    let (_, vm) = state.vm_named("web-two").expect("a VM");
+    let origins = state.group_spec(vm.group).expect("a group").snapshots.origins;
+    assert_eq!(vm.spec.disks, [ByteCount(8192), ByteCount(4096)]);
+    assert_eq!((vm.volumes.len(), origins.len(), origins.get(&vm.volumes[0])), (2, 2, Some(&frozen)));
+    let group = vm.group;
+    apply(&mut state, Change::Cloned { group }).expect("it is there");
+    apply(&mut state, Change::DeleteSnapshot { snapshot: one }).expect("nobody needs it any more");
+}
+
+#[test]
+fn a_volume_grows_and_never_shrinks() {
+    let (mut state, _, mut index) = with_snapshot();
+    let mut apply = |state: &mut State, change: Change| {
+        index += 1;
+        state.apply(index, &entry(change, None))
+    };
+    let (disk, _) = state.volume_named("vm/web/disk1").expect("a disk");
+    let (frozen, _) = state.volume_named("vm/web/disk1@one").expect("a snapshot of it");
+    let resize = |volume, size| Change::ResizeVolume { volume, size: ByteCount(size) };
+    apply(&mut state, resize(disk, 16384)).expect("larger");
+    let (_, vm) = state.vm_named("web").expect("a VM");
+    assert_eq!((vm.spec.disks[1], state.volumes[&disk].size), (ByteCount(16384), ByteCount(16384)));
+    let spec = state.group_spec(vm.group).expect("a group");
+    assert_eq!(
+        (spec.volumes[&disk], spec.snapshots.volumes().all(|(_, f)| f.size.0 < 16384)),
+        (ByteCount(16384), true)
+    );
+    let refused = apply(&mut state, resize(disk, 8192)).expect_err("smaller");
+    assert!(format!("{refused:?}").contains("does not shrink"), "{refused:?}");
+    assert!(apply(&mut state, resize(frozen, 32768)).is_err(), "a snapshot stays as it is");
 }

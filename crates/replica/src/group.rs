@@ -80,6 +80,8 @@ pub(crate) struct Group {
     pub scrubbed: Option<ScrubReport>,
     pub reported: Reported,
     served: BTreeSet<VolumeId>,
+    /// A record is adopted as soon as nothing is under way at the store.
+    pub awaits_rest: bool,
 }
 
 impl Group {
@@ -109,6 +111,7 @@ impl Group {
             scrubbed: None,
             reported: report::Reported::default(),
             served: BTreeSet::new(),
+            awaits_rest: false,
         }
     }
 
@@ -204,6 +207,11 @@ impl Group {
         // Peers ask again under the newer record; what an older primary asked is not begun any more (W2).
         let stale = |origin: &crate::local::Origin| matches!(origin, crate::local::Origin::Peer { stamp: asked, .. } if *asked != stamp);
         self.local.drop_unbegun(node, self.id, generation, stale);
+        if self.is_to_roll_back() && self.primary.is_some() {
+            // Clients begin anew, and so does everything here: nothing that was asked before may be seen after it.
+            self.withdraw(node);
+            self.step_down(node);
+        }
         match (is_primary, self.primary.is_some()) {
             (true, false) => self.primary = Some(Primary::default()),
             (false, true) => self.step_down(node),
@@ -228,6 +236,12 @@ impl Group {
         if !self.rests_before_adopting(node) {
             return;
         }
+        // What was begun before a rollback must not land after it.
+        self.awaits_rest = self.is_to_roll_back() && !self.local.is_idle() && node.pool_failed.is_none();
+        if self.awaits_rest {
+            self.adopting = None;
+            return;
+        }
         let spec = self.spec.clone().expect("a record is adopted after it was taken");
         let stamp = spec.record.stamp;
         let mut base = self.note.clone();
@@ -237,6 +251,9 @@ impl Group {
             note.joined_at = None;
             note.trails = None;
             judged = verdict(base.as_ref(), &spec, node.me, None);
+        }
+        if judged == Verdict::Born && self.lacks_origin(node) {
+            judged = Verdict::Empty;
         }
         self.verdict = judged;
         let is_member = matches!(judged, Verdict::Member { .. } | Verdict::Born);
@@ -348,6 +365,9 @@ impl Group {
     ) -> Option<(crate::local::Origin, crate::local::JobResult)> {
         let had_received = self.local.has_received();
         let ended = self.local.on_ended(node, self.id, generation, key, result);
+        if self.awaits_rest && self.local.is_idle() {
+            self.adopt(node);
+        }
         if had_received && !self.local.has_received() && self.primary.is_some() {
             self.note_as_primary(node); // it holds everything on disk now
         }
@@ -438,6 +458,13 @@ impl Group {
             node.out.push_back(Output::Served { volume: *volume, served: wanted.contains(volume) });
         }
         self.served = wanted;
+    }
+
+    /// Clients of all volumes are sent away.
+    fn withdraw(&mut self, node: &mut Node) {
+        for volume in std::mem::take(&mut self.served) {
+            node.out.push_back(Output::Served { volume, served: false });
+        }
     }
 
     /// The group is gone from the log: everything of it here goes too.

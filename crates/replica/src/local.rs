@@ -110,6 +110,10 @@ impl Local {
     }
 
     /// Whether a job waits for space in the pool.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
     pub(crate) fn is_full(&self) -> bool {
         !self.full.is_empty()
     }

@@ -492,7 +492,10 @@ impl Group {
     /// How this node's own replica stands to the record under which it acts.
     pub(crate) fn own_standing(&self, node: &Node) -> Standing {
         let is_blank = |volume: &VolumeId| node.store.allocated(*volume).is_empty();
-        let blank = || self.ordered_volumes().iter().all(|(volume, _)| is_blank(volume));
+        let is_copy = self.spec.as_ref().is_some_and(|spec| !spec.snapshots.origins.is_empty());
+        // A group that is born as a copy is blank as long as nothing was written: whoever was born and is not confirmed has
+        // the copy, too, and has never served (`lacks_origin`).
+        let blank = || is_copy || self.ordered_volumes().iter().all(|(volume, _)| is_blank(volume));
         // Only a member says so, and looking costs.
         let blank = matches!(self.verdict, Verdict::Member { .. }) && blank();
         match standing(self.verdict, blank, self.is_continuous, node.pool_failed.as_deref()) {

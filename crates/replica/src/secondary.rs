@@ -41,7 +41,7 @@ impl Group {
     pub(crate) fn on_frame(&mut self, node: &mut Node, peer: NodeId, session: Session, frame: Frame) {
         // What is asked under a record that is just being made durable here waits until it is (W2).
         let waits = |spec: &GroupSpec| asked_under(&frame.message) == Some(spec.record.stamp);
-        let is_adopting = self.adopting.is_some() || self.trailing.adopts();
+        let is_adopting = self.adopting.is_some() || self.trailing.adopts() || self.awaits_rest;
         if is_adopting && self.spec.as_ref().is_some_and(waits) {
             return self.hold_early(node, peer, session, frame);
         }

@@ -9,6 +9,7 @@ use crate::group::Group;
 use crate::node::{Node, Purpose};
 use crate::primary::{Primary, What};
 use crate::secondary::Asker;
+use crate::verdict::Verdict;
 use crate::wire::{Message, Refusal};
 use pollux_base::order::FreezeReason;
 use pollux_base::record::Snapshot;
@@ -211,6 +212,9 @@ impl Group {
         let here: BTreeSet<VolumeId> = node.store.volumes().map(|(volume, ..)| volume).collect();
         let mut ops = Vec::new();
         for (volume, size) in &spec.volumes {
+            if let Some(of) = spec.snapshots.origins.get(volume).filter(|_| self.verdict == Verdict::Born) {
+                ops.push(StoreOp::Clone { of: *of, volume: *volume, group: self.id });
+            }
             ops.push(StoreOp::Create { volume: *volume, group: self.id, size: *size });
         }
         let lacks = |volumes: &BTreeMap<VolumeId, _>| volumes.keys().any(|volume| !here.contains(volume));
@@ -218,7 +222,27 @@ impl Group {
             let of = snapshot.volumes.iter().map(|(volume, frozen)| (frozen.of, *volume)).collect();
             ops.push(StoreOp::Snapshot { of });
         }
+        if let Some(rollback) = spec.snapshots.rollback.as_ref().filter(|_| is_in_sync && self.is_to_roll_back()) {
+            for (volume, snapshot) in &rollback.to {
+                let generation = rollback.at.generation;
+                ops.push(StoreOp::Rollback { volume: *volume, snapshot: *snapshot, generation });
+            }
+        }
         ops
+    }
+
+    /// Whether the record's rollback is newer than what was adopted here. A replica in sync makes it before it notes the record,
+    /// so noted is made; any other gets it as it gets everything that was written.
+    pub(crate) fn is_to_roll_back(&self) -> bool {
+        let rollback = self.spec.as_ref().and_then(|spec| spec.snapshots.rollback.as_ref());
+        rollback.is_some_and(|rollback| self.note.as_ref().is_some_and(|note| note.newest < rollback.at))
+    }
+
+    /// Born as a copy, but what it is to be a copy of is not here: its disk was replaced since.
+    pub(crate) fn lacks_origin(&self, node: &Node) -> bool {
+        let here: BTreeSet<VolumeId> = node.store.volumes().map(|(volume, ..)| volume).collect();
+        let origins = self.spec.iter().flat_map(|spec| &spec.snapshots.origins);
+        origins.into_iter().any(|(volume, of)| !here.contains(volume) && !here.contains(of))
     }
 
     /// A replica in sync has every snapshot that was taken. If it lacks one, this record's text is from before its deletion (a

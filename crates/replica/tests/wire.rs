@@ -4,7 +4,7 @@
 
 mod world;
 
-use pollux_base::record::{Frozen, GroupRecord, GroupSpec, LagBound, Lineage, Mode, Snapshot, Snapshots};
+use pollux_base::record::{Frozen, GroupRecord, GroupSpec, LagBound, Lineage, Mode, Rollback, Snapshot, Snapshots};
 use pollux_base::{BlockChecksum, ByteCount, ClusterId, ExtentIndex, NodeId, SnapshotId, VolumeId};
 use pollux_replica::wire::*;
 use pollux_store::faulty_disk::Luck;
@@ -40,7 +40,9 @@ fn messages() -> Vec<Message> {
     let frozen = Frozen { of: volume, size: ByteCount(4096) };
     let snapshot = Snapshot { taken: Some(stamp.generation), volumes: BTreeMap::from([(VolumeId(9), frozen)]) };
     let each = BTreeMap::from([(SnapshotId(8), snapshot)]);
-    let snapshots = Snapshots { revision: 3, minted: 9, each };
+    let rollback = Some(Rollback { at: stamp, to: BTreeMap::from([(volume, VolumeId(9))]) });
+    let origins = BTreeMap::from([(volume, VolumeId(7))]);
+    let snapshots = Snapshots { revision: 3, minted: 9, each, rollback, origins };
     let spec = GroupSpec {
         group,
         replicas: BTreeSet::from([NodeId(1), NodeId(2)]),

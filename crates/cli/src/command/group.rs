@@ -50,6 +50,13 @@ pub enum GroupCommand {
         /// Name of its VM, volume or image, or its id
         group: String,
     },
+    /// Freeze its volumes at one point of the stream of writes, as OWNER@NAME
+    Snapshot {
+        group: String,
+        name: String,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
     /// Choose when replicas count as having a write
     Mode {
         group: String,
@@ -118,6 +125,9 @@ pub fn run(command: GroupCommand, client: &Client, output: &Output) -> Outcome {
     match command {
         GroupCommand::List => output.show(&client.groups().map_err(from_client)?, |groups| table::groups(groups)),
         GroupCommand::Show { group } => output.show(&client.group(&group).map_err(from_client)?, table::group),
+        GroupCommand::Snapshot { group, name, wait } => {
+            wait.finish(client, output, client.snapshot_group(&group, &name), &format!("snapshot {name} is taken"))
+        }
         GroupCommand::Mode { group, mode: ModeWord::Async, node: None, .. } => {
             Err(Failure::usage("which replica is to trail?")
                 .hint(format!("give its node, such as `pollux group mode {group} async --node NAME`")))

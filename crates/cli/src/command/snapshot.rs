@@ -16,6 +16,14 @@ pub enum SnapshotCommand {
         #[arg(value_name = "OWNER@NAME")]
         snapshot: String,
     },
+    /// Have what it is of hold again what the snapshot holds; what was written since is lost. A VM must be stopped, a volume not
+    /// exported
+    Rollback {
+        #[arg(value_name = "OWNER@NAME")]
+        snapshot: String,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
     /// Delete a snapshot; what it is of, and other snapshots, stay as they are
     Delete {
         #[arg(value_name = "OWNER@NAME")]
@@ -32,6 +40,12 @@ pub fn run(command: SnapshotCommand, client: &Client, output: &Output) -> Outcom
         }
         SnapshotCommand::Show { snapshot } => {
             output.show(&client.snapshot(&snapshot).map_err(from_client)?, table::snapshot)
+        }
+        SnapshotCommand::Rollback { snapshot, wait } => {
+            let of = snapshot.split('@').next().unwrap_or_default();
+            output.confirm(&format!("Everything that was written to {of} since {snapshot} is lost."))?;
+            let done = format!("{of} holds again what {snapshot} holds");
+            wait.finish(client, output, client.roll_back(&snapshot), &done)
         }
         SnapshotCommand::Delete { snapshot, wait } => {
             output.confirm(&format!("This deletes snapshot {snapshot} for good."))?;

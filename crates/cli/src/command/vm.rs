@@ -56,6 +56,14 @@ pub enum VmCommand {
         #[command(flatten)]
         wait: WaitArgs,
     },
+    /// Make a VM like the one of a snapshot, whose disks begin as copies of it, in no time and space; it is not started
+    Clone {
+        #[arg(value_name = "VM@NAME")]
+        snapshot: String,
+        name: String,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
     /// Delete a stopped VM and its disks
     Delete {
         vm: String,
@@ -89,6 +97,10 @@ pub fn run(command: VmCommand, client: &Arc<Client>, output: &Output) -> Outcome
         }
         VmCommand::Snapshot { vm, name, wait } => {
             wait.finish(client, output, client.snapshot_vm(&vm, &name), &format!("snapshot {vm}@{name} is taken"))
+        }
+        VmCommand::Clone { snapshot, name, wait } => {
+            let done = format!("vm {name} is cloned from {snapshot}");
+            wait.finish(client, output, client.clone_vm(&snapshot, &name), &done)
         }
         VmCommand::Delete { vm, wait } => {
             output.confirm(&format!("This deletes vm {vm} and its disks for good."))?;

@@ -52,6 +52,22 @@ pub enum VolumeCommand {
         #[command(flatten)]
         wait: WaitArgs,
     },
+    /// Make a new volume that begins as a copy of a snapshot's, in no time and space
+    Clone {
+        #[arg(value_name = "VOLUME@NAME")]
+        snapshot: String,
+        name: String,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Let a volume grow, while it is used; whoever is connected sees it when they connect anew
+    Resize {
+        volume: String,
+        #[arg(long, value_parser = size::parse, value_name = "SIZE")]
+        size: u64,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
     /// Delete a volume for good
     Delete {
         volume: String,
@@ -85,6 +101,14 @@ pub fn run(command: VolumeCommand, client: &Client, ca: &Path, output: &Output) 
         VolumeCommand::Snapshot { volume, name, wait } => {
             let done = format!("snapshot {volume}@{name} is taken");
             wait.finish(client, output, client.snapshot_volume(&volume, &name), &done)
+        }
+        VolumeCommand::Clone { snapshot, name, wait } => {
+            let done = format!("volume {name} is cloned from {snapshot}");
+            wait.finish(client, output, client.clone_volume(&snapshot, &name), &done)
+        }
+        VolumeCommand::Resize { volume, size, wait } => {
+            let done = format!("volume {volume} has {} now", size::show(size));
+            wait.finish(client, output, client.resize_volume(&volume, size), &done)
         }
         VolumeCommand::Delete { volume, wait } => {
             output.confirm(&format!("This deletes volume {volume} for good."))?;

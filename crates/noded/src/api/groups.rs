@@ -30,7 +30,7 @@ pub fn routes() -> Router<Arc<Api>> {
 }
 
 /// By the name of the VM, volume or image that it belongs to, or by id.
-async fn group_id(api: &Api, name: String) -> Result<GroupId, Refused> {
+pub(super) async fn group_id(api: &Api, name: String) -> Result<GroupId, Refused> {
     api.id("group", name, |cluster, name| {
         let state = cluster.state();
         let named = state.groups.iter().find(|(_, group)| state.group_name(group) == name).map(|(id, _)| *id);

@@ -4,6 +4,7 @@ mod groups;
 mod images;
 mod peer;
 mod routes;
+mod snapshots;
 pub mod tasks;
 pub mod view;
 

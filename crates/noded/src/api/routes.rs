@@ -21,7 +21,7 @@ use http_body_util::channel::Channel;
 use pollux_api as resource;
 use pollux_api::{Accepted, ApiError, ErrorCode, TaskState};
 use pollux_base::config::NodeConfig;
-use pollux_base::{ByteCount, GroupId, ImageId, NodeId, SnapshotId, VmId, VolumeId};
+use pollux_base::{ByteCount, ImageId, NodeId, VmId, VolumeId};
 use pollux_cluster::entry::{Subject, VmSpec, Wanted};
 use pollux_cluster::{Answer, Change, Cluster};
 use pollux_vm::Vms;
@@ -115,7 +115,7 @@ impl Api {
         })
         .await
     }
-    async fn vm_id(&self, name: String) -> Result<VmId, Refused> {
+    pub(super) async fn vm_id(&self, name: String) -> Result<VmId, Refused> {
         self.id("vm", name, |cluster, name| {
             let state = cluster.state();
             let named = state.vm_named(name).map(|(id, _)| id);
@@ -123,19 +123,11 @@ impl Api {
         })
         .await
     }
-    async fn volume_id(&self, name: String) -> Result<VolumeId, Refused> {
+    pub(super) async fn volume_id(&self, name: String) -> Result<VolumeId, Refused> {
         self.id("volume", name, |cluster, name| {
             let state = cluster.state();
             let named = state.volume_named(name).map(|(id, _)| id);
             named.or_else(|| number(name).map(VolumeId).filter(|id| state.volumes.contains_key(id)))
-        })
-        .await
-    }
-    async fn snapshot_id(&self, name: String) -> Result<SnapshotId, Refused> {
-        self.id("snapshot", name, |cluster, name| {
-            let state = cluster.state();
-            let named = state.snapshot_named(name).map(|(id, _)| id);
-            named.or_else(|| number(name).map(SnapshotId).filter(|id| state.snapshots.contains_key(id)))
         })
         .await
     }
@@ -156,7 +148,13 @@ impl Api {
     }
 
     /// The same for a creation.
-    async fn create(&self, action: &str, name: &str, change: Change, goal: impl FnOnce(u64) -> Goal) -> Taken {
+    pub(super) async fn create(
+        &self,
+        action: &str,
+        name: &str,
+        change: Change,
+        goal: impl FnOnce(u64) -> Goal,
+    ) -> Taken {
         let Answer::Created { id } = self.core.change(change).await? else {
             return Err(Refused(ApiError::new(ErrorCode::Internal, "what was created has no id")));
         };
@@ -212,14 +210,11 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/volumes/{volume}", get(volume).delete(delete_volume))
         .route("/v1/volumes/{volume}/export", post(export_volume))
         .route("/v1/volumes/{volume}/scrub", post(scrub_volume))
-        .route("/v1/vms/{vm}/snapshot", post(snapshot_vm))
-        .route("/v1/volumes/{volume}/snapshot", post(snapshot_volume))
-        .route("/v1/snapshots", get(snapshots))
-        .route("/v1/snapshots/{snapshot}", get(snapshot).delete(delete_snapshot))
         .route("/v1/images", get(images_list).post(upload_image))
         .route("/v1/images/{image}", get(image).delete(delete_image))
         .route("/v1/groups", get(groups))
         .merge(super::groups::routes())
+        .merge(super::snapshots::routes())
         .route("/v1/pools", get(pools))
         .route("/v1/pools/{node}", get(pool))
         .route("/v1/events", get(events))
@@ -490,58 +485,6 @@ async fn scrub_volume(
     };
     let task = api.tasks.watch("volume scrub", &name, None, Goal::Scrubbed(group, id))?;
     Ok(accepted(task, None))
-}
-
-async fn snapshot_vm(
-    State(api): In,
-    Path(name): Path<String>,
-    body: Result<Json<resource::CreateSnapshot>, JsonRejection>,
-) -> Taken {
-    let id = api.vm_id(name.clone()).await?;
-    let group = api.look(move |cluster, _| cluster.state().vms.get(&id).map(|vm| vm.group)).await?;
-    take_snapshot(&api, name, group, body).await
-}
-
-async fn snapshot_volume(
-    State(api): In,
-    Path(name): Path<String>,
-    body: Result<Json<resource::CreateSnapshot>, JsonRejection>,
-) -> Taken {
-    let id = api.volume_id(name.clone()).await?;
-    let volume = api.look(move |cluster, _| cluster.state().volumes.get(&id).cloned()).await?;
-    if let Some(snapshot) = volume.as_ref().and_then(|volume| volume.snapshot) {
-        return Err(Refused(ApiError::new(ErrorCode::Conflict, format!("`{name}` is of {snapshot} already"))));
-    }
-    take_snapshot(&api, name, volume.map(|volume| volume.group), body).await
-}
-
-/// `None`: what it is of was deleted meanwhile.
-async fn take_snapshot(
-    api: &Api,
-    of: String,
-    group: Option<GroupId>,
-    body: Result<Json<resource::CreateSnapshot>, JsonRejection>,
-) -> Taken {
-    let Json(request) = body?;
-    let gone = || Refused(ApiError::new(ErrorCode::NotFound, format!("`{of}` was deleted meanwhile")));
-    let change = Change::CreateSnapshot { group: group.ok_or_else(gone)?, name: request.name.clone() };
-    let name = format!("{of}@{}", request.name);
-    api.create("snapshot create", &name, change, |id| Goal::SnapshotTaken(SnapshotId(id))).await
-}
-
-async fn snapshots(State(api): In) -> Shown<Vec<resource::Snapshot>> {
-    Ok(Json(api.look(|cluster, _| view::snapshots(cluster)).await?))
-}
-
-async fn snapshot(State(api): In, Path(name): Path<String>) -> Shown<resource::Snapshot> {
-    let id = api.snapshot_id(name).await?;
-    shown(api.look(move |cluster, _| view::snapshot(cluster, id)).await?)
-}
-
-async fn delete_snapshot(State(api): In, Path(name): Path<String>) -> Taken {
-    let snapshot = api.snapshot_id(name.clone()).await?;
-    let goal = Goal::SnapshotGone(snapshot);
-    api.change("snapshot delete", &name, Change::DeleteSnapshot { snapshot }, goal).await
 }
 
 async fn images_list(State(api): In) -> Shown<Vec<resource::Image>> {

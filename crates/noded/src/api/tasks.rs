@@ -10,6 +10,7 @@ use pollux_base::record::Mode;
 use pollux_base::{GroupId, ImageId, NodeId, SnapshotId, VmId, VolumeId};
 use pollux_cluster::Cluster;
 use pollux_cluster::entry::{NodePhase, VmPhase};
+use pollux_cluster::state::State;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -38,6 +39,8 @@ pub enum Goal {
     VolumeGone(VolumeId),
     SnapshotTaken(SnapshotId),
     SnapshotGone(SnapshotId),
+    VolumeCloned(VolumeId),
+    VmCloned(VmId),
     ImageReady(ImageId),
     ImageGone(ImageId),
     /// A scrub of this number.
@@ -96,6 +99,8 @@ pub fn progress(goal: Goal, cluster: &Cluster) -> Progress {
             Some(group) if group.snapshots.untaken().is_none_or(|(other, _)| other != id) => Done("is taken".into()),
             Some(_) => Waiting("its primary has every replica take it".into()),
         },
+        Goal::VolumeCloned(id) => cloned(state, state.volumes.get(&id).map(|volume| volume.group)),
+        Goal::VmCloned(id) => cloned(state, state.vms.get(&id).map(|vm| vm.group)),
         Goal::ImageGone(id) => gone(!state.images.contains_key(&id)),
         Goal::ImageReady(id) => match state.images.get(&id) {
             None => Failed("it was deleted".into()),
@@ -127,6 +132,15 @@ pub fn progress(goal: Goal, cluster: &Cluster) -> Progress {
             Some(NodePhase::Fenced) | None => Done("is down; its VMs restart elsewhere".into()),
             Some(_) => Waiting("this node takes over".into()),
         },
+    }
+}
+
+/// Whether a group that is born as a copy is there.
+fn cloned(state: &State, group: Option<GroupId>) -> Progress {
+    match group.and_then(|group| state.groups.get(&group)) {
+        None => Progress::Failed("it was deleted".into()),
+        Some(group) if group.snapshots.origins.is_empty() => Progress::Done("is cloned".into()),
+        Some(_) => Progress::Waiting("every replica makes its copy".into()),
     }
 }
 

@@ -3,7 +3,7 @@
 #![allow(dead_code)] // each test file uses another part
 
 use pollux_base::order::{FreezeReason, GroupReport, ReplicaState};
-use pollux_base::record::{Frozen, GroupRecord, GroupSpec, LagBound, Lineage, Mode, Snapshot};
+use pollux_base::record::{Frozen, GroupRecord, GroupSpec, LagBound, Lineage, Mode, Rollback, Snapshot};
 use pollux_base::unit::{BLOCK_BYTES, BlockRange};
 use pollux_base::{
     BlockChecksum, BlockCount, BlockIndex, ByteCount, ClusterId, Data, DiskId, DiskOpId, Epoch, Generation, GroupId,
@@ -500,6 +500,17 @@ impl World {
     pub fn delete_snapshot(&mut self, volume: VolumeId) {
         self.spec.snapshots.each.retain(|_, snapshot| !snapshot.volumes.contains_key(&volume));
         self.spec.snapshots.revision += 1;
+        self.order_all();
+    }
+
+    /// Commits that the volume holds again what the snapshot does.
+    pub fn roll_back(&mut self, snapshot: VolumeId) {
+        let Stamp { epoch, generation } = self.spec.record.stamp;
+        let at = Stamp { epoch, generation: generation.next() };
+        self.spec.record.stamp = at;
+        self.spec.lineage.push(at);
+        self.spec.snapshots.revision += 1;
+        self.spec.snapshots.rollback = Some(Rollback { at, to: BTreeMap::from([(VOLUME, snapshot)]) });
         self.order_all();
     }
 
