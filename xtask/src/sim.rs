@@ -146,6 +146,7 @@ impl Results {
         own.fences += counts.fences;
         own.grants += counts.grants;
         own.faults += counts.faults;
+        own.snapshots += counts.snapshots;
     }
 }
 

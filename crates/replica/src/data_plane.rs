@@ -563,6 +563,9 @@ impl DataPlane {
                     None => self.wakes.remove(&id),
                 };
             }
+            if !self.full.is_empty() {
+                self.groups.values_mut().for_each(|group| group.drop_kept(&mut self.node));
+            }
             self.drain_store();
             if self.touched.is_empty() && (self.node.pool_failed.is_none() || self.pool_failure_told) {
                 return self.report_space();

@@ -4,6 +4,7 @@
 //! volumes made known and hot extents raised to the new generation (`Remark`, W8), then the note, then anything is said or
 //! acknowledged under it (W2, W3). Adopting it as a primary holds all requests meanwhile.
 
+use crate::kept;
 use crate::local::Local;
 use crate::node::{Node, Purpose};
 use crate::note::Note;
@@ -80,6 +81,8 @@ pub(crate) struct Group {
     pub scrubbed: Option<ScrubReport>,
     pub reported: Reported,
     served: BTreeSet<VolumeId>,
+    /// What was kept and is being deleted.
+    pub dropping: BTreeSet<VolumeId>,
     /// A record is adopted as soon as nothing is under way at the store.
     pub awaits_rest: bool,
 }
@@ -111,6 +114,7 @@ impl Group {
             scrubbed: None,
             reported: report::Reported::default(),
             served: BTreeSet::new(),
+            dropping: BTreeSet::new(),
             awaits_rest: false,
         }
     }
@@ -246,6 +250,7 @@ impl Group {
         let stamp = spec.record.stamp;
         let mut base = self.note.clone();
         let mut judged = verdict(base.as_ref(), &spec, node.me, self.discard);
+        let is_discarded = matches!(judged, Verdict::Discarded { .. });
         if let (Verdict::Discarded { .. }, Some(note)) = (judged, &mut base) {
             note.in_sync_at = None;
             note.joined_at = None;
@@ -303,6 +308,9 @@ impl Group {
             return;
         }
         let mut ops = VecDeque::new();
+        if is_discarded || matches!(judged, Verdict::Stale { since: Some(_) }) {
+            ops.extend(self.keep_op(node, base.as_ref(), is_discarded));
+        }
         if is_member || matches!(judged, Verdict::Stale { .. } | Verdict::Trailing { .. } | Verdict::Empty) {
             ops.extend(self.shape_ops(node, is_member));
         }
@@ -339,6 +347,7 @@ impl Group {
         };
         match result {
             Ok(()) => {}
+            Err(StoreError::Full) if adopting.left.front().is_some_and(kept::is_optional) => {}
             Err(StoreError::Full) => {
                 adopting.retry = Some(node.now + FULL_RETRY);
                 return;
@@ -382,6 +391,9 @@ impl Group {
         self.adopted = Some(spec.record.stamp);
         self.discard = None;
         self.forget_lacking_snapshots(node);
+        if self.is_member(node) {
+            self.drop_kept(node);
+        }
         for volume in self.deleted_snapshots(node) {
             node.request(self.id, Purpose::Background, StoreOp::Delete { volume });
         }

@@ -8,6 +8,7 @@ mod cooling;
 mod data_plane;
 mod group;
 mod handshake;
+mod kept;
 mod lease;
 pub mod links;
 mod local;
