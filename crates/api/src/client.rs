@@ -9,7 +9,8 @@ use crate::request::{
     MoveReplica, Promote, ResizeVolume, ScrubVolume, SetLag, SetMode,
 };
 use crate::resource::{
-    ConfirmToken, Event, Group, Image, Node, Pool, PromoteToken, Snapshot, Status, Task, TaskState, Vm, Volume, Witness,
+    ConfirmToken, Event, Group, Image, Node, Pool, PromoteToken, Snapshot, SnapshotDiff, Status, Task, TaskState, Vm,
+    Volume, Witness,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -226,6 +227,9 @@ impl Client {
     }
     pub fn snapshot(&self, snapshot: &str) -> Result<Snapshot, ClientError> {
         self.get(&format!("/v1/snapshots/{}", escape(snapshot)))
+    }
+    pub fn diff_snapshots(&self, from: &str, to: &str) -> Result<SnapshotDiff, ClientError> {
+        self.get(&format!("/v1/snapshots/{}/diff?to={}", escape(from), escape(to)))
     }
     pub fn delete_snapshot(&self, snapshot: &str) -> Result<Accepted, ClientError> {
         self.delete(&format!("/v1/snapshots/{}", escape(snapshot)))

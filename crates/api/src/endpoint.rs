@@ -105,6 +105,14 @@ pub const ENDPOINTS: &[Endpoint] = &[
     post("/v1/volumes/{volume}/resize", "Let it grow, while it is used.", One("ResizeVolume")),
     get("/v1/snapshots", "All snapshots.", Many("Snapshot")),
     get("/v1/snapshots/{snapshot}", "One snapshot, by `OWNER@NAME` or id.", One("Snapshot")),
+    Endpoint {
+        method: "GET",
+        path: "/v1/snapshots/{snapshot}/diff",
+        summary: "In which bytes another snapshot of the same volumes differs. Redirects (307) to a node that has both.",
+        query: &[("to", "Needed: the other snapshot.")],
+        takes: Nothing,
+        gives: One("SnapshotDiff"),
+    },
     delete("/v1/snapshots/{snapshot}", "Delete a snapshot."),
     post(
         "/v1/snapshots/{snapshot}/rollback",

@@ -89,6 +89,9 @@ fn schemas() -> BTreeMap<String, Value> {
     add::<resource::Volume>(&mut schemas);
     add::<resource::Pool>(&mut schemas);
     add::<resource::Snapshot>(&mut schemas);
+    add::<resource::SnapshotDiff>(&mut schemas);
+    add::<resource::VolumeDiff>(&mut schemas);
+    add::<resource::ByteRange>(&mut schemas);
     add::<resource::Image>(&mut schemas);
     add::<resource::Event>(&mut schemas);
     add::<resource::Task>(&mut schemas);

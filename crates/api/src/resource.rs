@@ -412,6 +412,28 @@ pub struct Snapshot {
     pub volumes: Vec<String>,
 }
 
+/// In what two snapshots differ.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SnapshotDiff {
+    pub from: String,
+    pub to: String,
+    /// One for each volume that both are of.
+    pub volumes: Vec<VolumeDiff>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VolumeDiff {
+    pub volume: String,
+    /// In order, in whole blocks of 4096 bytes.
+    pub ranges: Vec<ByteRange>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ByteRange {
+    pub offset_bytes: u64,
+    pub length_bytes: u64,
+}
+
 words! {
     SnapshotState {
         /// Writes are about to wait, or waiting, for it to be on every replica that is in sync.

@@ -5,7 +5,7 @@ use crate::id::{GroupId, NodeId, SnapshotId, VolumeId};
 use crate::pool::PoolReport;
 use crate::record::{GroupSpec, Stamp};
 use crate::secret::Secret;
-use crate::unit::{BlockRange, Generation};
+use crate::unit::{BlockRange, ExtentIndex, Generation};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,8 +34,18 @@ pub enum Order {
     /// The replicas of the group are to be scrubbed, if this node is its primary. The number tells a new wish from the same
     /// told again.
     Scrub { group: GroupId, scrub: u64 },
+    /// In which blocks do two snapshots' volumes differ, from this extent on? Answered by `Compared` with the same number.
+    Compare { id: u64, group: GroupId, one: VolumeId, two: VolumeId, from: ExtentIndex },
     /// Report everything anew; sent after (re)connecting.
     ReportAll,
+}
+
+/// Blocks in which two volumes differ, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Differences {
+    pub runs: Vec<BlockRange>,
+    /// Where the next page begins, if there is one.
+    pub next: Option<ExtentIndex>,
 }
 
 /// A volume under a name.
@@ -59,6 +69,8 @@ pub enum Report {
     ReplicaCurrent { group: GroupId, generation: Generation, node: NodeId },
     /// Every required replica has this snapshot (said again until the log says so), or one can not have it.
     Snapshot { group: GroupId, generation: Generation, snapshot: SnapshotId, result: Result<(), String> },
+    /// The answer to `Compare`: a page of it, or why there is none.
+    Compared { id: u64, result: Result<Differences, String> },
     /// The pool cannot be used; nothing is served from it.
     PoolFailed { reason: String },
     /// How the pool is doing; sent when that has changed noticeably.

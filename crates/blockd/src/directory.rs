@@ -56,6 +56,7 @@ impl Directory {
             | Order::LinkKey { .. }
             | Order::Discard { .. }
             | Order::Scrub { .. }
+            | Order::Compare { .. }
             | Order::ReportAll => return false,
         }
         self.renew()

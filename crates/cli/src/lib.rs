@@ -171,7 +171,9 @@ impl Noun {
             Noun::Vm(command) => matches!(command, VmCommand::List | VmCommand::Show { .. } | VmCommand::Why { .. }),
             Noun::Volume(command) => matches!(command, VolumeCommand::List | VolumeCommand::Show { .. }),
             Noun::Group(command) => matches!(command, GroupCommand::List | GroupCommand::Show { .. }),
-            Noun::Snapshot(command) => matches!(command, SnapshotCommand::List | SnapshotCommand::Show { .. }),
+            Noun::Snapshot(command) => {
+                matches!(command, SnapshotCommand::List | SnapshotCommand::Show { .. } | SnapshotCommand::Diff { .. })
+            }
             Noun::Image(command) => matches!(command, ImageCommand::List | ImageCommand::Show { .. }),
             Noun::Task(command) => matches!(command, TaskCommand::List | TaskCommand::Show { .. }),
             Noun::Api(_) | Noun::Lab(_) => false,

@@ -3,7 +3,8 @@
 use crate::output::{Table, day_and_time, fields, list, or_dash, time_of_day};
 use crate::size::show as size;
 use pollux_api::{
-    Event, Group, GroupState, Image, Lag, Node, Pool, Resync, Scrub, Snapshot, Status, Task, Vm, Volume, Witness,
+    Event, Group, GroupState, Image, Lag, Node, Pool, Resync, Scrub, Snapshot, SnapshotDiff, Status, Task, Vm, Volume,
+    Witness,
 };
 use std::fmt::Write;
 
@@ -263,6 +264,16 @@ pub fn snapshots(snapshots: &[Snapshot]) -> String {
             day_and_time(snapshot.unix_ms),
             list(&snapshot.volumes),
         ]);
+    }
+    table.to_string()
+}
+
+pub fn snapshot_diff(diff: &SnapshotDiff) -> String {
+    let mut table = Table::new(&["VOLUME", "OFFSET", "LENGTH"]);
+    for volume in &diff.volumes {
+        for range in &volume.ranges {
+            table.row([volume.volume.clone(), range.offset_bytes.to_string(), range.length_bytes.to_string()]);
+        }
     }
     table.to_string()
 }

@@ -30,6 +30,8 @@ pub(crate) struct Groups {
     lost: BTreeMap<(GroupId, NodeId), (Generation, String)>,
     /// The primary here writes to these too: they may enter the in-sync set.
     current: BTreeMap<(GroupId, NodeId), Generation>,
+    /// Comparisons that the data plane was asked for.
+    pub comparing: BTreeSet<u64>,
     /// Snapshots of which the primary here says how they ended.
     pub snapshots: BTreeMap<SnapshotId, Result<(), String>>,
     pub to_discard: BTreeMap<GroupId, Stamp>,
@@ -77,6 +79,7 @@ impl Cluster {
                 self.groups.lost.clear();
                 self.groups.current.clear();
                 self.groups.snapshots.clear();
+                self.forget_comparisons();
             }
             Some(Report::Group(report)) if report.state == ReplicaState::Absent => {
                 self.groups.reports.remove(&report.group);
@@ -95,6 +98,7 @@ impl Cluster {
             Some(Report::Snapshot { snapshot, result, .. }) => {
                 self.groups.snapshots.insert(snapshot, result);
             }
+            Some(Report::Compared { id, result }) => self.on_compared(id, result),
             Some(Report::PoolFailed { reason }) => self.groups.pool_failure = Some(reason),
             Some(Report::Pool(report)) => self.groups.pool = Some(report),
             Some(Report::Paths { is_encrypted, paths }) => {

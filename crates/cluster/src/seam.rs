@@ -3,8 +3,9 @@
 use crate::entry::{Change, Entry, NodeSpec, VmSpec};
 use pollux_base::config::PowerConfig;
 use pollux_base::guard::{GuardCommand, GuardView};
+use pollux_base::order::Differences;
 use pollux_base::pool::PoolReport;
-use pollux_base::{Epoch, ImageId, Incarnation, NodeId, Order, Report, VmId, VolumeId};
+use pollux_base::{Epoch, ExtentIndex, GroupId, ImageId, Incarnation, NodeId, Order, Report, VmId, VolumeId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -117,6 +118,14 @@ pub enum Input {
         node: NodeId,
         token: String,
     },
+    /// In which blocks do these two volumes of snapshots differ, from this extent on? Answered like a request.
+    Compare {
+        request: u64,
+        group: GroupId,
+        one: VolumeId,
+        two: VolumeId,
+        from: ExtentIndex,
+    },
     /// Time passed.
     Tick {
         unix_ms: u64,
@@ -187,7 +196,11 @@ pub enum Output {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     Done,
-    Created { id: u64 },
+    Created {
+        id: u64,
+    },
+    /// Of `Input::Compare`.
+    Differ(Differences),
 }
 
 /// Why a request is refused; each becomes one exit code and a hint.

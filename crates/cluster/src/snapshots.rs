@@ -8,11 +8,11 @@ use crate::apply::{Applying, mac_of};
 use crate::core::Cluster;
 use crate::entry::{Change, NodePhase, Subject, VmPhase, VmSpec, Wanted};
 use crate::requests::{bytes_text, check_name, check_size};
-use crate::seam::{Answer, Refusal};
+use crate::seam::{Answer, Output, Refusal};
 use crate::state::{Group, Owner, Snapshot, State, Vm, Volume};
-use pollux_base::order::ReplicaState;
+use pollux_base::order::{Differences, ReplicaState};
 use pollux_base::record::{self, Frozen, Mode, Rollback};
-use pollux_base::{ByteCount, GroupId, Incarnation, Instant, NodeId, SnapshotId, VmId, VolumeId};
+use pollux_base::{ByteCount, ExtentIndex, GroupId, Incarnation, Instant, NodeId, Order, SnapshotId, VmId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Snapshots of one group: a day of quarter hours, a month of hours or a year of days and more. Bounds the text of an order.
@@ -382,6 +382,30 @@ impl Cluster {
         });
         for group in copies.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.propose(now, ("cloned", group.0, 0), Change::Cloned { group });
+        }
+    }
+
+    pub(crate) fn on_compare(&mut self, request: u64, group: GroupId, one: VolumeId, two: VolumeId, from: ExtentIndex) {
+        if !self.groups.is_connected {
+            let result = conflict("this node's data plane does not run; ask again in a moment".into());
+            return self.output(Output::Answer { request, result });
+        }
+        self.groups.comparing.insert(request);
+        self.output(Output::Data(Order::Compare { id: request, group, one, two, from }));
+    }
+
+    pub(crate) fn on_compared(&mut self, request: u64, result: Result<Differences, String>) {
+        if self.groups.comparing.remove(&request) {
+            let result = result.map(Answer::Differ).map_err(Refusal::Conflict);
+            self.output(Output::Answer { request, result });
+        }
+    }
+
+    /// The data plane is gone, and what it was asked with it.
+    pub(crate) fn forget_comparisons(&mut self) {
+        for request in std::mem::take(&mut self.groups.comparing) {
+            let result = conflict("this node's data plane was restarted; ask again".into());
+            self.output(Output::Answer { request, result });
         }
     }
 }

@@ -6,7 +6,8 @@
 use crate::hands::Hands;
 use pollux_api::{ApiError, ErrorCode};
 use pollux_base::guard::GuardView;
-use pollux_base::{Instant, NodeId};
+use pollux_base::order::Differences;
+use pollux_base::{ExtentIndex, GroupId, Instant, NodeId, VolumeId};
 use pollux_cluster::{Answer, Change, Cluster, Input, Output, PeerHello, Refusal};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -160,6 +161,22 @@ impl Core {
     /// Asks for a change; answered when it is committed or refused.
     pub async fn change(&self, change: Change) -> Result<Answer, ApiError> {
         self.request(|request| Input::Request { request, unix_ms: unix_ms(), change: Box::new(change) }).await
+    }
+
+    /// A page of what differs between two snapshots' volumes.
+    pub async fn compare(
+        &self,
+        group: GroupId,
+        one: VolumeId,
+        two: VolumeId,
+        from: ExtentIndex,
+    ) -> Result<Differences, ApiError> {
+        match self.request(|request| Input::Compare { request, group, one, two, from }).await? {
+            Answer::Differ(page) => Ok(page),
+            Answer::Done | Answer::Created { .. } => {
+                Err(ApiError::new(ErrorCode::Internal, "a comparison was answered with something else"))
+            }
+        }
     }
 
     /// A human confirms that a node is down.

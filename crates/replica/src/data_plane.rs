@@ -263,6 +263,7 @@ impl DataPlane {
                 Ok(_) => group.on_trails_noted(node, trails),
                 Err(error) => group.on_store_error(node, &error),
             },
+            Purpose::Compare(id) => group.on_compared(node, id, result),
             Purpose::SnapshotFlush(id) => group.on_own_flush(node, id, result.map(|_| ())),
             Purpose::Snapshot(id) => group.on_own_snapshot(node, id, result.map(|_| ())),
             Purpose::PeerSnapshot { peer, session, sequence, stamp } => {
@@ -449,6 +450,13 @@ impl DataPlane {
                     self.touched.insert(id);
                 }
             }
+            Order::Compare { id, group, one, two, from } => match self.groups.get_mut(&group) {
+                Some(found) => found.on_compare_order(&mut self.node, id, (one, two), from),
+                None => {
+                    let result = Err("this node has no replica of it".into());
+                    self.node.report(Report::Compared { id, result });
+                }
+            },
             Order::ReportAll => {
                 if let Some(reason) = self.node.pool_failed.clone() {
                     self.node.report(Report::PoolFailed { reason });

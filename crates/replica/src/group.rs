@@ -4,6 +4,7 @@
 //! volumes made known and hot extents raised to the new generation (`Remark`, W8), then the note, then anything is said or
 //! acknowledged under it (W2, W3). Adopting it as a primary holds all requests meanwhile.
 
+use crate::diff::Diff;
 use crate::kept;
 use crate::local::Local;
 use crate::node::{Node, Purpose};
@@ -81,6 +82,8 @@ pub(crate) struct Group {
     pub scrubbed: Option<ScrubReport>,
     pub reported: Reported,
     served: BTreeSet<VolumeId>,
+    /// The difference of two snapshots that somebody asked for.
+    pub diff: Option<Diff>,
     /// What was kept and is being deleted.
     pub dropping: BTreeSet<VolumeId>,
     /// A record is adopted as soon as nothing is under way at the store.
@@ -114,6 +117,7 @@ impl Group {
             scrubbed: None,
             reported: report::Reported::default(),
             served: BTreeSet::new(),
+            diff: None,
             dropping: BTreeSet::new(),
             awaits_rest: false,
         }

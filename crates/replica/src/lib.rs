@@ -6,6 +6,7 @@
 
 mod cooling;
 mod data_plane;
+mod diff;
 mod group;
 mod handshake;
 mod kept;

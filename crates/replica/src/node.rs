@@ -36,6 +36,8 @@ pub(crate) enum Purpose {
     },
     /// That a replica trails by this record, or trails no more.
     NoteTrails(Option<Stamp>),
+    /// Checksums for the difference of two snapshots.
+    Compare(u64),
     /// What a snapshot is about to freeze is made durable.
     SnapshotFlush(SnapshotId),
     Snapshot(SnapshotId),

@@ -5,7 +5,7 @@
 mod world;
 
 use pollux_base::order::FreezeReason;
-use pollux_base::{BlockError, NodeId, Op, Reply, Report, VolumeId};
+use pollux_base::{BlockError, ExtentIndex, NodeId, Op, Order, Reply, Report, VolumeId};
 use pollux_replica::wire::Message;
 use world::*;
 
@@ -178,6 +178,59 @@ fn a_deleted_snapshot_goes_everywhere_and_nothing_else_with_it() {
 }
 
 /// A control plane that has just started may not have read all of its log.
+/// Everything in which two volumes differ, as this node tells it; how many pages it took.
+fn differences(world: &mut World, node: NodeId, one: VolumeId, two: VolumeId) -> (Vec<(u64, u64)>, usize) {
+    let (mut runs, mut pages, mut from) = (Vec::new(), 0, ExtentIndex(0));
+    loop {
+        pages += 1;
+        let id = 70 + pages as u64;
+        world.reports.clear();
+        world.order(node, Order::Compare { id, group: GROUP, one, two, from });
+        let answer = |world: &World| {
+            let mut reports = world.reports.iter().map(|(_, _, report)| report.clone());
+            reports.find(|report| matches!(report, Report::Compared { id: other, .. } if *other == id))
+        };
+        world.until("compared", |world| answer(world).is_some());
+        let Some(Report::Compared { result, .. }) = answer(world) else { unreachable!("just seen") };
+        let page = result.unwrap();
+        runs.extend(page.runs.iter().map(|run| (run.start.0, run.count.0)));
+        match page.next {
+            Some(next) => from = next,
+            None => return (runs, pages),
+        }
+    }
+}
+
+#[test]
+fn the_difference_of_two_snapshots_is_what_was_changed_between_them_and_nothing_else() {
+    let mut world = World::pair(12);
+    for block in 0..30 {
+        world.write_done(A, block * 100, 3, block + 1);
+    }
+    let one = world.take_snapshot();
+    world.until_taken();
+    world.write_done(A, 101, 1, 500);
+    world.write_done(A, 1200, 3, 13); // what is there already
+    world.write_done(A, 2050, 4, 501);
+    let zeroed = world.request(A, Op::Zero { range: range(300, 2), fua: false });
+    world.until("zeroed", |world| world.answer(zeroed) == Some(&Reply::Done));
+    let two = world.take_snapshot();
+    world.until_taken();
+    world.write_done(A, 700, 1, 502);
+    for node in [A, B] {
+        let (runs, _) = differences(&mut world, node, one, two);
+        assert_eq!(runs, [(101, 1), (300, 2), (2050, 4)], "{node}");
+        assert_eq!(differences(&mut world, node, two, one).0, runs, "{node}");
+        assert_eq!(differences(&mut world, node, two, two).0, [], "{node}");
+    }
+    // What is written to has no difference that stays true.
+    world.reports.clear();
+    world.order(A, Order::Compare { id: 7, group: GROUP, one, two: VOLUME, from: ExtentIndex(0) });
+    world.until("refused", |world| {
+        world.reports.iter().any(|(_, _, report)| matches!(report, Report::Compared { id: 7, result: Err(_) }))
+    });
+}
+
 #[test]
 fn a_record_from_before_a_deletion_harms_nobody() {
     let mut world = World::pair(11);

@@ -16,6 +16,13 @@ pub enum SnapshotCommand {
         #[arg(value_name = "OWNER@NAME")]
         snapshot: String,
     },
+    /// Show in which bytes two snapshots of one VM or volume differ
+    Diff {
+        #[arg(value_name = "OWNER@NAME")]
+        from: String,
+        #[arg(value_name = "OWNER@NAME")]
+        to: String,
+    },
     /// Have what it is of hold again what the snapshot holds; what was written since is lost. A VM must be stopped, a volume not
     /// exported
     Rollback {
@@ -40,6 +47,9 @@ pub fn run(command: SnapshotCommand, client: &Client, output: &Output) -> Outcom
         }
         SnapshotCommand::Show { snapshot } => {
             output.show(&client.snapshot(&snapshot).map_err(from_client)?, table::snapshot)
+        }
+        SnapshotCommand::Diff { from, to } => {
+            output.show(&client.diff_snapshots(&from, &to).map_err(from_client)?, table::snapshot_diff)
         }
         SnapshotCommand::Rollback { snapshot, wait } => {
             let of = snapshot.split('@').next().unwrap_or_default();

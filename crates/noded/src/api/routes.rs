@@ -163,7 +163,7 @@ impl Api {
     }
 
     /// Sends the client to another node.
-    fn redirect(&self, node: NodeId, uri: &axum::http::Uri) -> Result<Response, Refused> {
+    pub(super) fn redirect(&self, node: NodeId, uri: &axum::http::Uri) -> Result<Response, Refused> {
         let address = self.config.nodes.iter().find(|other| other.node == node).and_then(|other| other.api.first());
         let location = address.and_then(|address| HeaderValue::try_from(format!("https://{address}{uri}")).ok());
         let Some(location) = location else {

@@ -5,14 +5,17 @@ use super::groups::group_id;
 use super::routes::{Api, In, Shown, Taken, number, shown};
 use super::tasks::Goal;
 use super::view;
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, State};
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{OriginalUri, Path, Query, State};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use pollux_api as resource;
 use pollux_api::{ApiError, ErrorCode};
-use pollux_base::{ByteCount, GroupId, SnapshotId, VmId, VolumeId};
+use pollux_base::unit::BLOCK_BYTES;
+use pollux_base::{ByteCount, ExtentIndex, GroupId, NodeId, SnapshotId, VmId, VolumeId};
 use pollux_cluster::Change;
+use serde::Deserialize;
 use std::sync::Arc;
 
 pub fn routes() -> Router<Arc<Api>> {
@@ -26,6 +29,7 @@ pub fn routes() -> Router<Arc<Api>> {
         .route("/v1/snapshots/{snapshot}", get(snapshot).delete(delete_snapshot))
         .route("/v1/snapshots/{snapshot}/rollback", post(roll_back))
         .route("/v1/snapshots/{snapshot}/clone", post(clone_vm))
+        .route("/v1/snapshots/{snapshot}/diff", get(diff))
 }
 
 async fn snapshot_id(api: &Api, name: String) -> Result<SnapshotId, Refused> {
@@ -134,4 +138,72 @@ async fn resize_volume(
     let volume = api.volume_id(name.clone()).await?;
     let change = Change::ResizeVolume { volume, size: ByteCount(request.size_bytes) };
     api.change("volume resize", &name, change, Goal::Committed).await
+}
+
+/// The other snapshot.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DiffQuery {
+    to: String,
+}
+
+/// Ranges in one answer: some ten megabytes of JSON.
+const RANGES_MAX: usize = 200_000;
+
+/// What is compared, and where.
+struct Compared {
+    group: GroupId,
+    node: NodeId,
+    /// Name of each volume, and its two snapshots.
+    volumes: Vec<(String, VolumeId, VolumeId)>,
+}
+
+fn compared(state: &pollux_cluster::State, here: NodeId, one: SnapshotId, two: SnapshotId) -> Option<Compared> {
+    let id = state.snapshots.get(&one)?.group;
+    let group = state.groups.get(&id)?;
+    let (one, two) = (group.snapshots.each.get(&one)?, group.snapshots.each.get(&two)?);
+    let volumes = one.volumes.iter().filter_map(|(first, frozen)| {
+        let (second, _) = two.volumes.iter().find(|(_, other)| other.of == frozen.of)?;
+        Some((state.volumes.get(&frozen.of)?.name.clone(), *first, *second))
+    });
+    let record = &group.record;
+    let node = if record.in_sync.contains(&here) { here } else { *record.in_sync.first()? };
+    Some(Compared { group: id, node, volumes: volumes.collect() })
+}
+
+async fn diff(
+    State(api): In,
+    OriginalUri(uri): OriginalUri,
+    Path(from): Path<String>,
+    query: Result<Query<DiffQuery>, QueryRejection>,
+) -> Result<Response, Refused> {
+    let Query(DiffQuery { to }) = query?;
+    let (one, two) = (snapshot_id(&api, from.clone()).await?, snapshot_id(&api, to.clone()).await?);
+    let found = api.look(move |cluster, frame| compared(cluster.state(), frame.node, one, two)).await?;
+    let Some(found) = found else {
+        let text = format!("`{from}` and `{to}` are not of the same VM or volume");
+        return Err(Refused(ApiError::new(ErrorCode::Conflict, text)));
+    };
+    if found.node != api.config.node {
+        return api.redirect(found.node, &uri);
+    }
+    let (mut volumes, mut count) = (Vec::new(), 0);
+    for (volume, one, two) in found.volumes {
+        let (mut ranges, mut next) = (Vec::new(), Some(ExtentIndex(0)));
+        while let Some(from) = next {
+            let page = api.core.compare(found.group, one, two, from).await?;
+            count += page.runs.len();
+            if count > RANGES_MAX {
+                let text = format!("they differ in more than {RANGES_MAX} ranges");
+                return Err(Refused(ApiError::new(ErrorCode::Conflict, text)));
+            }
+            ranges.extend(page.runs.iter().map(|run| resource::ByteRange {
+                offset_bytes: run.start.0 * BLOCK_BYTES,
+                length_bytes: run.count.0 * BLOCK_BYTES,
+            }));
+            next = page.next;
+        }
+        volumes.push(resource::VolumeDiff { volume, ranges });
+    }
+    Ok(Json(resource::SnapshotDiff { from, to, volumes }).into_response())
 }
