@@ -213,7 +213,8 @@ impl Group {
         let mut ops = Vec::new();
         for (volume, size) in &spec.volumes {
             if let Some(of) = spec.snapshots.origins.get(volume).filter(|_| self.verdict == Verdict::Born) {
-                ops.push(StoreOp::Clone { of: *of, volume: *volume, group: self.id });
+                let generation = spec.record.stamp.generation;
+                ops.push(StoreOp::Clone { of: *of, volume: *volume, group: self.id, generation });
             }
             ops.push(StoreOp::Create { volume: *volume, group: self.id, size: *size });
         }
@@ -225,7 +226,7 @@ impl Group {
         if let Some(rollback) = spec.snapshots.rollback.as_ref().filter(|_| is_in_sync && self.is_to_roll_back()) {
             for (volume, snapshot) in &rollback.to {
                 let generation = rollback.at.generation;
-                ops.push(StoreOp::Rollback { volume: *volume, snapshot: *snapshot, generation });
+                ops.push(StoreOp::Rollback { volume: *volume, snapshot: *snapshot, generation, also: Vec::new() });
             }
         }
         ops
