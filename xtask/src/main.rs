@@ -2,6 +2,7 @@
 
 mod bench;
 mod check;
+mod fuzz;
 mod interrupt;
 mod licence;
 mod sim;
@@ -28,6 +29,8 @@ enum Chore {
     Bench(bench::BenchArgs),
     /// Runs the simulator over many seeds, or replays one.
     Sim(sim::SimArgs),
+    /// Tries the parsers of wire and disk with made-up bytes. Needs a nightly toolchain and cargo-fuzz.
+    Fuzz(fuzz::FuzzArgs),
 }
 
 fn main() -> ExitCode {
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         Chore::Fix => fix(),
         Chore::Bench(args) => bench::run(&args),
         Chore::Sim(args) => sim::sim(&args),
+        Chore::Fuzz(args) => fuzz::fuzz(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

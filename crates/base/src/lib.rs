@@ -8,6 +8,8 @@ pub mod checksum;
 pub mod config;
 pub mod data;
 pub mod disk;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod guard;
 pub mod id;
 pub mod order;

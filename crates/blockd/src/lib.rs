@@ -15,6 +15,8 @@ pub mod daemon;
 pub mod dialer;
 pub mod directory;
 mod door;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod keyring;
 pub mod peers;
 pub mod pool;

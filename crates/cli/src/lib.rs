@@ -8,6 +8,8 @@
 pub mod command;
 pub mod context;
 pub mod failure;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod lab;
 pub mod output;
 pub mod size;

@@ -6,6 +6,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod export;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod nbd;
 
 pub use export::{Export, Exports, Found, Place};

@@ -19,6 +19,8 @@
 //! Invariant: guests may run only while `now < until`, and `until` is never later than `GUARD_LEASE` after the sending of
 //! a heartbeat that enough members have answered, unless this node acts alone.
 
+#[doc(hidden)]
+pub mod fuzz;
 mod peer;
 pub mod wire;
 

@@ -51,7 +51,12 @@ impl Seal {
     pub fn seal(&self, to: NodeId, network: Network, heartbeat: &Heartbeat) -> Vec<u8> {
         let mut bytes = vec![VERSION];
         bytes.extend_from_slice(&self.cluster.0.to_le_bytes());
-        let mut bytes = postcard::to_extend(heartbeat, bytes).expect("numbers always fit into a growing vector");
+        let bytes = postcard::to_extend(heartbeat, bytes).expect("numbers always fit into a growing vector");
+        self.signed(to, network, bytes)
+    }
+
+    /// These bytes and their signature.
+    pub(crate) fn signed(&self, to: NodeId, network: Network, mut bytes: Vec<u8>) -> Vec<u8> {
         let signature = self.signature(to, network, &bytes);
         bytes.extend_from_slice(signature.as_bytes());
         bytes

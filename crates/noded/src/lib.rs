@@ -10,6 +10,8 @@ pub mod api;
 pub mod core;
 pub mod fence;
 pub mod fill;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod greet;
 pub mod hands;
 pub mod lines;

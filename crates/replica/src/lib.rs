@@ -7,6 +7,8 @@
 mod cooling;
 mod data_plane;
 mod diff;
+#[doc(hidden)]
+pub mod fuzz;
 mod group;
 mod handshake;
 mod kept;

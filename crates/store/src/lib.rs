@@ -15,6 +15,8 @@ mod control;
 mod cooling;
 mod disks;
 pub mod faulty_disk;
+#[doc(hidden)]
+pub mod fuzz;
 mod hot;
 mod journal;
 mod lanes;

@@ -56,7 +56,7 @@ impl Superblock {
         sealed(self.identity.pool, header, raw.as_bytes())
     }
 
-    fn decode(block: &[u8]) -> Result<Superblock, BlockFault> {
+    pub fn decode(block: &[u8]) -> Result<Superblock, BlockFault> {
         let (_, pool) = unseal(block, BlockKind::Superblock, None)?;
         let (raw, _) = RawSuperblock::ref_from_prefix(&block[HEADER_BYTES..]).map_err(|_| BlockFault::Misplaced)?;
         let cluster = ClusterId(raw.cluster.get());

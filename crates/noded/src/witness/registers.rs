@@ -142,14 +142,14 @@ impl Registers {
 }
 
 /// One line `pollux-witness 1 CRC32C`, then the registers as JSON; the checksum is of the JSON.
-fn encode(values: &BTreeMap<ClusterId, Register>) -> Vec<u8> {
+pub(crate) fn encode(values: &BTreeMap<ClusterId, Register>) -> Vec<u8> {
     let body = serde_json::to_vec_pretty(values).expect("registers always become JSON");
     let mut bytes = format!("{MAGIC} {VERSION} {:08x}\n", crc32c(&body)).into_bytes();
     bytes.extend_from_slice(&body);
     bytes
 }
 
-fn decode(bytes: &[u8]) -> Result<BTreeMap<ClusterId, Register>, &'static str> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<BTreeMap<ClusterId, Register>, &'static str> {
     let end = bytes.iter().position(|byte| *byte == b'\n').ok_or("it has no first line")?;
     let (head, body) = (&bytes[..end], &bytes[end + 1..]);
     let head = std::str::from_utf8(head).map_err(|_| "its first line is not text")?;

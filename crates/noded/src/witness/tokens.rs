@@ -39,23 +39,7 @@ impl Tokens {
     fn read(&mut self) -> Result<(), io::Error> {
         let changed = std::fs::metadata(&self.path)?.modified()?;
         let text = std::fs::read_to_string(&self.path)?;
-        let mut hashes = BTreeMap::new();
-        for (number, line) in text.lines().enumerate() {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
-            let parsed = line.split_once(char::is_whitespace).and_then(|(cluster, token)| {
-                let token = token.trim();
-                Some((cluster.parse::<ClusterId>().ok()?, token)).filter(|_| token.len() >= TOKEN_BYTES_MIN)
-            });
-            let Some((cluster, token)) = parsed else {
-                // The line itself is not shown: it may hold a token.
-                let text = format!("line {} is not `CLUSTER TOKEN` ({TOKEN_BYTES_MIN} or more characters)", number + 1);
-                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
-            };
-            hashes.insert(cluster, blake3::hash(token.as_bytes()));
-        }
+        let hashes = parse(&text).map_err(|reason| io::Error::new(io::ErrorKind::InvalidData, reason))?;
         self.hashes = hashes;
         self.changed = Some(changed);
         Ok(())
@@ -64,6 +48,27 @@ impl Tokens {
 
 /// Shorter tokens could be guessed.
 const TOKEN_BYTES_MIN: usize = 16;
+
+/// The hash of each cluster's token.
+pub(crate) fn parse(text: &str) -> Result<BTreeMap<ClusterId, blake3::Hash>, String> {
+    let mut hashes = BTreeMap::new();
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let parsed = line.split_once(char::is_whitespace).and_then(|(cluster, token)| {
+            let token = token.trim();
+            Some((cluster.parse::<ClusterId>().ok()?, token)).filter(|_| token.len() >= TOKEN_BYTES_MIN)
+        });
+        let Some((cluster, token)) = parsed else {
+            // The line itself is not shown: it may hold a token.
+            return Err(format!("line {} is not `CLUSTER TOKEN` ({TOKEN_BYTES_MIN} or more characters)", number + 1));
+        };
+        hashes.insert(cluster, blake3::hash(token.as_bytes()));
+    }
+    Ok(hashes)
+}
 
 #[cfg(test)]
 mod tests {
