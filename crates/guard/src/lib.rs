@@ -112,6 +112,9 @@ pub struct Guard {
 impl Guard {
     pub fn new(setup: Setup, now: Instant) -> Guard {
         let (until, command) = setup.left.map_or((None, None), |left| (left.until, left.command));
+        // What no guard can have left holds no lease.
+        let is_surrendered = matches!(command, Some(GuardCommand::Surrender { .. }));
+        let until = until.filter(|until| *until <= now + GUARD_LEASE && !is_surrendered);
         let epoch = command.as_ref().map_or(Epoch(0), acting_epoch);
         let peers = setup.peers.into_iter().map(|(node, networks)| (node, Peer::new(&networks))).collect();
         let mut guard = Guard {
