@@ -557,18 +557,20 @@ fn a_pool_without_space_holds_writers_and_goes_on_when_there_is_some() {
         (at, id) = (at + count, id + 1);
     }
     world.run_for(ms(1500));
-    let id = world.write(A, 0, 1, 8);
+    let ids = [0, 1024, 3000].map(|start| world.write(A, start, 1, 8));
     world.run_for(ms(7000));
-    assert_eq!(world.answer(id), None);
+    assert!(ids.iter().all(|id| world.answer(*id).is_none()));
     assert_eq!(world.frozen(A), Some(&pollux_base::order::FreezeReason::PoolFull));
     assert_eq!(world.spec.record.stamp, stamp(1, 1), "nobody is dropped for it");
     let told = pools(&world, A);
     assert_eq!(told.first(), Some(&(free, false)), "empty at first");
-    assert!(told.contains(&(0, true)), "writers wait: {told:?}");
+    assert_eq!(told.last(), Some(&(0, true)), "writers wait");
+    let waits = told.iter().skip_while(|(_, is_full)| !is_full);
+    assert!(waits.clone().all(|(_, is_full)| *is_full), "and wait still while they are tried again: {told:?}");
     for node in [A, B] {
         world.order(node, Order::Forget { group: filler.group });
     }
-    world.until("acknowledged", |world| world.answer(id).is_some());
+    world.until("acknowledged", |world| ids.iter().all(|id| world.answer(*id).is_some()));
     world.until_serving(A);
     same(&mut world, &[A, B]);
     assert!(pools(&world, A).last().is_some_and(|(free, is_full)| *free > 0 && !is_full), "told when it is over");
