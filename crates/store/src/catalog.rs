@@ -3,11 +3,14 @@
 //! A change is written to the first copy, flushed, written to the second, flushed, then acknowledged. So one copy is whole
 //! at any time, and of two whole ones the higher sequence is the newer.
 
+use crate::NOTE_BYTES_MAX;
 use crate::lanes::FamilyId;
 use crate::layout::{BLOCK, BlockKind, CATALOG_BYTES, Header, seal, unseal};
 use crate::slots::LayerId;
+use crate::superblock::COUNT_MAX;
 use pollux_base::checksum::crc32c;
 use pollux_base::data::Buffer;
+use pollux_base::unit::{BLOCK_BYTES, EXTENT_BYTES, VOLUME_BYTES_MAX};
 use pollux_base::{ByteCount, Data, DiskId, ExtentIndex, Generation, GroupId, PoolId, VolumeId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -297,8 +300,25 @@ impl Catalog {
         if u64::from(crc32c(body)) != header.one {
             return None;
         }
-        let (catalog, rest) = postcard::take_from_bytes(body).ok()?;
-        rest.is_empty().then_some((header.sequence, catalog))
+        let (catalog, rest) = postcard::take_from_bytes::<Catalog>(body).ok()?;
+        let can_be = header.sequence < COUNT_MAX && catalog.can_be();
+        (rest.is_empty() && can_be).then_some((header.sequence, catalog))
+    }
+
+    /// Whether a store can have written it. What could not is damage, and nothing later runs over.
+    fn can_be(&self) -> bool {
+        let is_size = |size: ByteCount| (1..=VOLUME_BYTES_MAX).contains(&size.0) && size.0.is_multiple_of(BLOCK_BYTES);
+        let is_range = |(first, count): &(u32, u32)| {
+            u64::from(*first) + u64::from(*count) <= VOLUME_BYTES_MAX.div_ceil(EXTENT_BYTES)
+        };
+        let replaced = self.layers.values().filter_map(|layer| layer.replaced.as_ref());
+        self.layers_made < COUNT_MAX
+            && self.changes < COUNT_MAX
+            && self.members.values().all(|member| member.life < COUNT_MAX)
+            && replaced.flat_map(|replaced| &replaced.extents).chain(self.lost.values().flatten()).all(is_range)
+            && self.layers.keys().all(|layer| layer.0 <= self.layers_made)
+            && self.volumes.values().all(|volume| is_size(volume.size))
+            && self.notes.values().all(|note| note.len() <= NOTE_BYTES_MAX)
     }
 }
 

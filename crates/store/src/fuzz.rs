@@ -15,7 +15,7 @@ use crate::layout::{
 use crate::leaf::{self, LOST_CHECKSUM, LeafOwner, SUMS};
 use crate::record::{Mask, Record, pack, set_bit};
 use crate::slots::{LayerId, Slot, SlotState, SlotTable, decode_block};
-use crate::superblock::{Anchor, Superblock, sealed};
+use crate::superblock::{Anchor, COUNT_MAX, Superblock, sealed};
 use crate::units::{NO_UNIT, UnitRun, Units};
 use crate::{POOL_BYTES_MIN, PoolIdentity};
 use pollux_base::checksum::crc32c;
@@ -186,7 +186,7 @@ fn encoded(record: &Record) -> Vec<u8> {
 /// what was said to be durable.
 pub fn journal(bytes: &[u8]) {
     let mut tape = Tape(bytes);
-    let (tail, durable, life) = (tape.u64(), tape.u64(), u64::from(tape.u8() % 4));
+    let (tail, durable, life) = (tape.u64() % COUNT_MAX, tape.u64(), u64::from(tape.u8() % 4));
     let end = Some(tape.u64()).filter(|end| *end != 0);
     let mut ring: BTreeMap<u64, Data> = BTreeMap::new();
     while !tape.is_empty() {

@@ -8,7 +8,7 @@
 
 use crate::layout::{BLOCK, BlockKind, DESCRIPTOR_BYTES, DESCRIPTORS_PER_BLOCK, Geometry, HEADER_BYTES, Header};
 use crate::layout::{LeafPlace, UNIT_BLOCKS, UNITS, table_block_of, unseal};
-use crate::superblock::sealed;
+use crate::superblock::{COUNT_MAX, sealed};
 use crate::units::{NO_UNIT, UnitRun, Units};
 use pollux_base::{Data, ExtentIndex, Generation, PoolId};
 use std::collections::BTreeSet;
@@ -104,7 +104,7 @@ impl Slot {
             _ => return None,
         };
         let (unit, block, blocks) = (raw.leaf_unit.get(), raw.leaf_block, raw.leaf_blocks);
-        if usize::from(block) + usize::from(blocks) > UNIT_BLOCKS {
+        if usize::from(block) + usize::from(blocks) > UNIT_BLOCKS || raw.leaf_sequence.get() >= COUNT_MAX {
             return None;
         }
         Some(Slot {

@@ -148,6 +148,9 @@ pub struct Anchor {
     pub slots: u32,
 }
 
+/// Beyond what is ever counted to: a million a second for a hundred thousand years.
+pub const COUNT_MAX: u64 = 1 << 62;
+
 impl Anchor {
     pub fn encode(&self, pool: PoolId) -> Data {
         let raw = RawAnchor {
@@ -166,7 +169,7 @@ impl Anchor {
     pub fn decode(block: &[u8], pool: PoolId) -> Option<Anchor> {
         let (header, _) = unseal(block, BlockKind::Anchor, Some(pool)).ok()?;
         let (raw, _) = RawAnchor::ref_from_prefix(&block[HEADER_BYTES..]).ok()?;
-        Some(Anchor {
+        let anchor = Anchor {
             sequence: header.sequence,
             tail: raw.tail.get(),
             durable: raw.durable.get(),
@@ -174,7 +177,16 @@ impl Anchor {
             life: raw.life.get(),
             end: raw.end.get(),
             slots: u32::try_from(raw.slots.get()).ok()?,
-        })
+        };
+        anchor.can_be().then_some(anchor)
+    }
+
+    /// Whether a store can have written it: everything is counted up from 1, one at a time. What could not is damage, and
+    /// nothing later runs over.
+    fn can_be(&self) -> bool {
+        let counted = [self.sequence, self.tail, self.durable, self.end];
+        let lives = 1..u64::from(u32::MAX);
+        counted.iter().all(|number| *number < COUNT_MAX) && lives.contains(&self.life) && self.log_life <= self.life
     }
 }
 
