@@ -563,6 +563,10 @@ impl Pool {
             let offset = self.geometry().offset(first, 0);
             self.io.submit(DiskOpKind::Discard { offset, len }, DiskThen::Discard(first, count, ticket));
         }
+        // What was given back may have been part of a unit only, which is not discarded.
+        if !self.leaving.is_empty() {
+            self.finish_leaving();
+        }
     }
 
     pub fn end(&mut self, id: StoreRequestId, result: Result<StoreReply, StoreError>) {
