@@ -234,6 +234,8 @@ fn replay(journal: journal::Found, geometry: &Geometry, found: &mut Found) -> Re
     let mut owners: BTreeMap<Key, u32> = BTreeMap::new();
     for (number, slot) in (0..).zip(&mut found.slots) {
         if slot.state == SlotState::Free {
+            // Whatever else it says means nothing.
+            *slot = slot.freed();
             continue;
         }
         let (layer, extent) = slot.owner();
