@@ -18,7 +18,7 @@ const INPUT_SECONDS_MAX: u32 = 10;
 const MEMORY_MIB_MAX: u32 = 2048;
 /// What `--keep` adds to a folder of the corpus until it holds so much. All of it is run by every `./test`.
 const FOLDER_BYTES_MAX: u64 = 24 << 10;
-const FOLDER_FILES_MAX: usize = 80;
+const FOLDER_FILES_MAX: usize = 40;
 
 #[derive(clap::Args)]
 pub struct FuzzArgs {
@@ -27,7 +27,7 @@ pub struct FuzzArgs {
     /// How long each is tried.
     #[arg(long, default_value_t = 60)]
     seconds: u32,
-    /// Afterwards, take the shortest inputs that reach what no other reaches into the committed corpus.
+    /// Afterwards, take some of the inputs that reach what no other reaches into the committed corpus, short ones and long ones.
     #[arg(long)]
     keep: bool,
 }
@@ -137,7 +137,7 @@ fn summary(log: &str) -> String {
     format!("{executions} executions, {} edges, {} features", after(last, "cov:"), after(last, "ft:"))
 }
 
-/// What reaches something that the corpus does not, the shortest first, as long as there is room.
+/// A sample of what reaches something that the corpus does not: of every length, as long as there is room.
 fn keep(home: &Path, name: &str, folders: &Folders) -> Result<()> {
     let merged = home.join("merged").join(name);
     if merged.exists() {
@@ -168,13 +168,13 @@ fn keep(home: &Path, name: &str, folders: &Folders) -> Result<()> {
         }
     }
     new.sort();
+    let room = FOLDER_FILES_MAX.saturating_sub(files);
     let mut added = 0;
-    for (len, file) in new {
-        if bytes + len > FOLDER_BYTES_MAX || files >= FOLDER_FILES_MAX {
-            break;
+    for (len, file) in new.iter().step_by(new.len().div_ceil(room.max(1)).max(1)).take(room) {
+        if bytes + len <= FOLDER_BYTES_MAX {
+            fs::copy(merged.join(file), folders.committed.join(file))?;
+            (bytes, added) = (bytes + len, added + 1);
         }
-        fs::copy(merged.join(&file), folders.committed.join(&file))?;
-        (bytes, files, added) = (bytes + len, files + 1, added + 1);
     }
     println!("fuzz: {name}: {added} inputs were added to the corpus");
     Ok(())
