@@ -63,7 +63,8 @@ macro_rules! random_id {
         impl FromStr for $name {
             type Err = ParseIdError;
             fn from_str(text: &str) -> Result<Self, ParseIdError> {
-                if text.len() != 32 {
+                // A number may begin with a plus, an id may not.
+                if text.len() != 32 || text.starts_with('+') {
                     return Err(ParseIdError);
                 }
                 u128::from_str_radix(text, 16).map($name).map_err(|_| ParseIdError)
@@ -105,5 +106,6 @@ mod tests {
         assert_eq!(id.to_string().parse::<ClusterId>(), Ok(id));
         assert_eq!("short".parse::<ClusterId>(), Err(ParseIdError));
         assert_eq!("zz23456789abcdef0011223344556677".parse::<ClusterId>(), Err(ParseIdError));
+        assert_eq!("+0000000000000000000000000000007".parse::<ClusterId>(), Err(ParseIdError));
     }
 }
