@@ -6,8 +6,9 @@
 
 mod pool;
 
-use crate::catalog::{Catalog, Volume};
+use crate::catalog::{Catalog, Member, MemberState, Volume};
 use crate::journal;
+use crate::lanes::FamilyId;
 use crate::layout::{
     BLOCK, BlockKind, DESCRIPTORS_PER_BLOCK, Geometry, HEADER_BYTES, Header, JOURNAL_BLOCKS, LeafPlace, PAYLOAD_BYTES,
     UNIT_BLOCKS, UNITS, unseal,
@@ -21,7 +22,7 @@ use crate::{POOL_BYTES_MIN, PoolIdentity};
 use pollux_base::checksum::crc32c;
 use pollux_base::fuzz::{Tape, Target};
 use pollux_base::{
-    BlockChecksum, ByteCount, ClusterId, Data, ExtentIndex, Generation, GroupId, NodeId, PoolId, VolumeId,
+    BlockChecksum, ByteCount, ClusterId, Data, DiskId, ExtentIndex, Generation, GroupId, NodeId, PoolId, VolumeId,
 };
 use std::collections::BTreeMap;
 
@@ -36,7 +37,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "store_pool", run: pool::run, seeds: pool::seeds },
 ];
 
-const IDENTITY: PoolIdentity = PoolIdentity { cluster: ClusterId(0xc1), node: NodeId(1), pool: PoolId(0x9001) };
+const IDENTITY: PoolIdentity =
+    PoolIdentity { cluster: ClusterId(0xc1), node: NodeId(1), pool: PoolId(0x9001), disk: DiskId(7) };
 
 fn geometry() -> Geometry {
     Geometry::of(ByteCount(POOL_BYTES_MIN)).expect("the smallest pool is a pool")
@@ -116,12 +118,21 @@ fn catalog_seeds() -> Vec<Vec<u8>> {
     };
     let empty = body(&catalog);
     for id in 1..4 {
-        let layer = catalog.new_layer();
+        let layer = catalog.new_layer(None);
         let volume = Volume { group: GroupId(id), size: ByteCount(id << 30), layer };
         catalog.volumes.insert(VolumeId(id), volume);
     }
     catalog.notes.insert(GroupId(1), b"a note".to_vec());
-    vec![empty, body(&catalog)]
+    let plain = body(&catalog);
+    catalog.snapshot(&[(VolumeId(1), VolumeId(9))]);
+    catalog.clone_of(VolumeId(9), VolumeId(10), GroupId(4), Generation(5));
+    catalog.roll_back(VolumeId(1), VolumeId(9), Generation(6), &[ExtentIndex(3), ExtentIndex(4), ExtentIndex(9)]);
+    let member = Member { size: ByteCount(1 << 30), path: "/dev/sdb".into(), state: MemberState::Draining, life: 3 };
+    catalog.members.insert(DiskId(7), member);
+    catalog.lost.insert(VolumeId(2), vec![(0, 4), (9, 1)]);
+    catalog.arriving = Some((FamilyId(1), ExtentIndex(2)));
+    catalog.changes = 12;
+    vec![empty, plain, body(&catalog)]
 }
 
 /// Records one after the other, as in a block of the journal. What is a record is written anew as the same, and as long as it
@@ -157,6 +168,9 @@ fn examples() -> Vec<Record> {
         Record::Unit { slot: 3, run: UnitRun { first: 0, count: 9, unit: NO_UNIT } },
         Record::Valid { slot: 3, first: 40, checksums: vec![BlockChecksum(5); 4] },
         Record::Zero { slot: 3, first: 0, count: 1024 },
+        Record::Hole { slot: 3, first: 8, count: 8 },
+        Record::Merge { into: 3, descriptor: Box::new(slot(9)), from: 4, leaf_sequence: 6 },
+        Record::Forget { slots: vec![(3, 4), (5, 6)] },
         Record::Mask(Box::new(mask)),
     ]
 }

@@ -5,11 +5,11 @@ use super::fixtures;
 use crate::wire::{Carried, Decoder, Frame, Message, Refusal, Sequence, Standing, What};
 use crate::{Config, DataPlane, Input, Output};
 use pollux_base::fuzz::Tape;
-use pollux_base::record::{GroupRecord, GroupSpec, LagBound, Lineage, Mode};
+use pollux_base::record::{GroupRecord, GroupSpec, LagBound, Lineage, Mode, Snapshots};
 use pollux_base::unit::{BLOCK_BYTES, BlockRange, EXTENT_BLOCKS};
 use pollux_base::{
-    BlockChecksum, BlockCount, BlockIndex, ByteCount, ClusterId, Data, Epoch, Generation, GroupId, Instant, NodeId, Op,
-    Order, PoolId, Request, RequestId, Session, Stamp, VolumeId,
+    BlockChecksum, BlockCount, BlockIndex, ByteCount, ClusterId, Data, DiskId, Epoch, Generation, GroupId, Instant,
+    NodeId, Op, Order, PoolId, Request, RequestId, Session, Stamp, VolumeId,
 };
 use pollux_store::faulty_disk::FaultyDisk;
 use pollux_store::{PoolIdentity, Store};
@@ -45,7 +45,7 @@ fn formatted() -> &'static FaultyDisk {
     static DISK: OnceLock<FaultyDisk> = OnceLock::new();
     DISK.get_or_init(|| {
         let mut disk = FaultyDisk::new(POOL_BYTES, 1);
-        let identity = PoolIdentity { cluster: CLUSTER, node: OWN, pool: PoolId(9) };
+        let identity = PoolIdentity { cluster: CLUSTER, node: OWN, pool: PoolId(9), disk: DiskId(1) };
         for op in Store::format(identity, ByteCount(POOL_BYTES)).expect("a legal size") {
             let id = op.id;
             disk.submit(op);
@@ -63,7 +63,7 @@ impl Rig {
     /// A group at its birth, of which this node or another is the primary.
     fn new(setup: u8) -> Rig {
         let now = Instant(1_000_000_000);
-        let config = Config { cluster: CLUSTER, node: OWN, pool_size: ByteCount(POOL_BYTES), boot: 1 };
+        let config = Config { cluster: CLUSTER, node: OWN, disks: vec![ByteCount(POOL_BYTES)], boot: 1 };
         let stamp = Stamp { epoch: Epoch(1), generation: Generation(1) };
         let mut lineage = Lineage::default();
         lineage.push(stamp);
@@ -85,7 +85,8 @@ impl Rig {
         let primary = if setup & 1 == 0 { PEERS[0] } else { OWN };
         let volumes = BTreeMap::from([(VOLUME, ByteCount(BLOCKS * BLOCK_BYTES))]);
         let record = GroupRecord { stamp, primary, in_sync };
-        let spec = GroupSpec { group: GROUP, replicas, modes, lag: LagBound::default(), volumes, record, lineage };
+        let (lag, snapshots) = (LagBound::default(), Snapshots::default());
+        let spec = GroupSpec { group: GROUP, replicas, modes, lag, volumes, snapshots, record, lineage };
         let mut rig = Rig {
             plane: DataPlane::new(config, now),
             disk: formatted().clone(),
@@ -327,6 +328,7 @@ fn fields(message: &mut Message) -> (Option<&mut Stamp>, Option<&mut Sequence>) 
         | Message::Stored { stamp, sequence, .. }
         | Message::Verify { stamp, sequence, .. }
         | Message::Verified { stamp, sequence, .. }
+        | Message::Snapshot { stamp, sequence, .. }
         | Message::TrailReset { stamp, sequence, .. } => (Some(stamp), Some(sequence)),
     }
 }
