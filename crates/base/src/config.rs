@@ -51,6 +51,16 @@ pub struct PoolConfig {
     pub pool: PoolId,
     /// Raw block device or plain file.
     pub path: PathBuf,
+    /// The pool's other disks, of whatever size: what volumes hold is spread over all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more: Vec<PathBuf>,
+}
+
+impl PoolConfig {
+    /// All disks of the pool, in order.
+    pub fn disks(&self) -> impl Iterator<Item = &PathBuf> {
+        std::iter::once(&self.path).chain(&self.more)
+    }
 }
 
 /// Where a node is reached. The first network is the storage network, the second the management network; lists have one

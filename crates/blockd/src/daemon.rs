@@ -5,6 +5,7 @@ use crate::clients::Clients;
 use crate::control::Control;
 use crate::directory::Directory;
 use crate::peers::Peers;
+use crate::pool;
 use crate::ticket::Ticket;
 use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
@@ -38,15 +39,23 @@ pub struct Daemon {
     is_stopping: bool,
 }
 
+/// Why the daemon ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ended {
+    Asked,
+    /// One of several disks failed; the others can be opened without it.
+    DiskFailed,
+}
+
 impl Daemon {
     /// Takes the pool and every address of the node. Fails when one of them is not to be had.
     pub fn new(config: &NodeConfig) -> anyhow::Result<Daemon> {
         let own = config.own().context("the configuration does not name this node under `nodes`")?;
         let now = clock::now();
         let mut reactor = Reactor::new().context("io_uring cannot be used")?;
-        let disk = Disk::open(&config.pool.path).context("the pool")?;
-        let pool_size = disk.size();
-        reactor.add_disk(disk);
+        let disks = pool::open_disks(config).context("the pool")?;
+        let sizes = disks.iter().map(Disk::size).collect();
+        disks.into_iter().for_each(|disk| reactor.add_disk(disk));
 
         let links = own.replication.iter().map(|address| listen_tcp(*address));
         let links: Vec<Socket> = links.collect::<Result<_, _>>().context("replication")?;
@@ -68,8 +77,7 @@ impl Daemon {
         let control = Control::new(listen_unix(data_socket).context("orders")?);
 
         let boot = clock::boot_id().context("the number of this boot")?;
-        let config_of_core =
-            pollux_replica::Config { cluster: config.cluster, node: config.node, disks: vec![pool_size], boot };
+        let config_of_core = pollux_replica::Config { cluster: config.cluster, node: config.node, disks: sizes, boot };
         let mut daemon = Daemon {
             reactor,
             plane: DataPlane::new(config_of_core, now),
@@ -87,9 +95,9 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// Runs until a signal asks for the end.
-    pub fn run(mut self) -> anyhow::Result<()> {
-        while !self.is_stopping {
+    /// Runs until a signal asks for the end, or until a disk has failed and the pool is to be opened anew without it.
+    pub fn run(mut self) -> anyhow::Result<Ended> {
+        while !self.is_stopping && !self.plane.store().wants_reopening() {
             self.begin();
             self.reactor.wait(self.patience(), &mut self.events).context("io_uring")?;
             self.take_events();
@@ -98,7 +106,7 @@ impl Daemon {
             // Left over, it would be replaced by the next run.
             let _ = std::fs::remove_file(socket);
         }
-        Ok(())
+        Ok(if self.is_stopping { Ended::Asked } else { Ended::DiskFailed })
     }
 
     /// Feeds the core and begins what it wants, until neither has anything for the other.

@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use pollux_base::config::NodeConfig;
 use pollux_base::{ByteCount, PoolId};
-use pollux_blockd::daemon::Daemon;
+use pollux_blockd::daemon::{Daemon, Ended};
 use pollux_blockd::pool::{self, PoolError};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -66,13 +66,18 @@ fn main() -> ExitCode {
 }
 
 fn run(config: &NodeConfig) -> Result<(), (u8, anyhow::Error)> {
-    // All that fails at the start are addresses, paths and the pool's lock, which the configuration or its user must mend.
-    let daemon = Daemon::new(config).map_err(|cause| (2, cause))?;
     if let Err(cause) = pollux_host::priority::raise() {
         warn!(%cause, "running at ordinary priority: on a busy machine, peers may take this node's pauses for its loss");
     }
-    info!(node = %config.node, pool = %config.pool.path.display(), "running");
-    daemon.run().map_err(|cause| (1, cause))?;
+    loop {
+        // All that fails at the start are addresses, paths and the pool's lock, which the configuration or its user must mend.
+        let daemon = Daemon::new(config).map_err(|cause| (2, cause))?;
+        info!(node = %config.node, pool = %config.pool.path.display(), "running");
+        match daemon.run().map_err(|cause| (1, cause))? {
+            Ended::Asked => break,
+            Ended::DiskFailed => warn!("a disk has failed; going on without it"),
+        }
+    }
     info!("ended as asked");
     Ok(())
 }

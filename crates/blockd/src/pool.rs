@@ -1,14 +1,16 @@
-//! The pool's disk: made (`blockd format`), opened, and looked at (`blockd check`).
+//! The pool's disks: made (`blockd format`), opened, and looked at (`blockd check`).
 
+use crate::random;
 use pollux_base::config::NodeConfig;
-use pollux_base::{ByteCount, DiskError, DiskId, DiskOp, PoolId};
+use pollux_base::{ByteCount, DiskError, DiskId, DiskIndex, DiskOp, PoolId};
 use pollux_host::clock;
 use pollux_host::disk::{Disk, OpenDiskError};
 use pollux_host::reactor::{Done, Op, Reactor, Token};
-use pollux_store::{FormatError, OpenError, PoolIdentity, Store};
+use pollux_store::{Disks, FormatError, OpenError, PoolIdentity};
 use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
+use tracing::warn;
 
 /// How much of a disk must be blank before it is taken for empty. Boot sectors, partition tables, file systems and pools
 /// all leave something here.
@@ -56,77 +58,118 @@ impl PoolError {
     }
 }
 
-/// Makes the pool that the configuration names. What is on its disk already is kept, unless `overwrite` names the pool.
+/// Makes the pool that the configuration names. What is on its disks already is kept, unless `overwrite` names the pool.
+/// Gives its size.
 pub fn format(config: &NodeConfig, size: Option<ByteCount>, overwrite: Option<PoolId>) -> Result<ByteCount, PoolError> {
-    let path = &config.pool.path;
     let pool = config.pool.pool;
     if let Some(named) = overwrite
         && named != pool
     {
         return Err(PoolError::OtherPool { named, configured: pool });
     }
-    let is_new = !path.exists();
-    if is_new {
-        let size = size.ok_or_else(|| PoolError::SizeMissing(path.clone()))?;
-        // Asked for before the file is made: a size that cannot be leaves nothing behind.
-        Store::format(identity(config), size)?;
-        Disk::create_file(path, size)?;
+    let new: Vec<&PathBuf> = config.pool.disks().filter(|path| !path.exists()).collect();
+    for path in &new {
+        let size = size.ok_or_else(|| PoolError::SizeMissing((*path).clone()))?;
+        // Asked for before a file is made: a size that cannot be leaves nothing behind.
+        Disks::format(identity(config), &[(DiskId(0), size, String::new())])?;
     }
-    let formatted = format_disk(config, size, is_new || overwrite.is_some());
-    if is_new && formatted.is_err() {
+    let made = new.iter().try_for_each(|path| Disk::create_file(path, size.unwrap_or_default()));
+    let formatted = made.map_err(PoolError::from).and_then(|()| format_disks(config, size, &new, overwrite.is_some()));
+    if formatted.is_err() {
         // Made a moment ago by ourselves. If even this fails, the next attempt says that it is not empty.
-        let _ = std::fs::remove_file(path);
+        new.iter().for_each(|path| drop(std::fs::remove_file(path)));
     }
     formatted
 }
 
-fn format_disk(config: &NodeConfig, size: Option<ByteCount>, may_overwrite: bool) -> Result<ByteCount, PoolError> {
-    let path = &config.pool.path;
-    let disk = Disk::open(path)?;
-    let actual = disk.size();
-    if let Some(asked) = size.filter(|asked| *asked != actual) {
-        return Err(PoolError::OtherSize { path: path.clone(), actual, asked });
-    }
-    if !may_overwrite && !Disk::begins_blank(path, BLANK_BYTES)? {
-        return Err(PoolError::NotEmpty { path: path.clone(), pool: config.pool.pool });
-    }
+fn format_disks(
+    config: &NodeConfig,
+    size: Option<ByteCount>,
+    new: &[&PathBuf],
+    may_overwrite: bool,
+) -> Result<ByteCount, PoolError> {
     let mut reactor = Reactor::new().map_err(PoolError::Ring)?;
-    reactor.add_disk(disk);
-    for op in Store::format(identity(config), actual)? {
-        carry_out(&mut reactor, op).map_err(PoolError::Ring)?.result.map_err(PoolError::Write)?;
+    let mut members = Vec::new();
+    for path in config.pool.disks() {
+        let disk = Disk::open(path)?;
+        let actual = disk.size();
+        if let Some(asked) = size.filter(|asked| *asked != actual) {
+            return Err(PoolError::OtherSize { path: path.clone(), actual, asked });
+        }
+        if !new.contains(&path) && !may_overwrite && !Disk::begins_blank(path, BLANK_BYTES)? {
+            return Err(PoolError::NotEmpty { path: path.clone(), pool: config.pool.pool });
+        }
+        members.push((DiskId(u128::from_le_bytes(random())), actual, path.display().to_string()));
+        reactor.add_disk(disk);
     }
-    Ok(actual)
+    // Every disk was looked at before the first was written to.
+    for (ops, number) in Disks::format(identity(config), &members)?.into_iter().zip(0..) {
+        for mut op in ops {
+            op.id.disk = DiskIndex(number);
+            carry_out(&mut reactor, op).map_err(PoolError::Ring)?.result.map_err(PoolError::Write)?;
+        }
+    }
+    Ok(ByteCount(members.iter().map(|(_, size, _)| size.0).sum()))
+}
+
+/// Opens the pool's disks. Of several, one that failed earlier is no part of the pool any more and is left out, and one
+/// that is not there is missed by the others.
+pub fn open_disks(config: &NodeConfig) -> Result<Vec<Disk>, PoolError> {
+    let mut disks: Vec<(&PathBuf, Disk)> = Vec::new();
+    for path in config.pool.disks() {
+        match Disk::open(path) {
+            Err(OpenDiskError::Missing(path)) if !config.pool.more.is_empty() => {
+                warn!(path = %path.display(), "a disk of the pool is not there");
+            }
+            opened => disks.push((path, opened?)),
+        }
+    }
+    if disks.is_empty() {
+        return Err(OpenDiskError::Missing(config.pool.path.clone()).into());
+    }
+    while disks.len() > 1 {
+        let all: Vec<Disk> = disks.iter().map(|(_, disk)| disk.clone()).collect();
+        match try_open(config, &all) {
+            Err(PoolError::Open(OpenError::Out { disk, id })) => {
+                let (path, _) = disks.remove(disk);
+                warn!(path = %path.display(), %id, "this disk failed earlier and is no longer a part of the pool");
+            }
+            // Whatever is wrong is said when the pool is opened to be used.
+            _ => break,
+        }
+    }
+    Ok(disks.into_iter().map(|(_, disk)| disk).collect())
 }
 
 /// Opens the pool as the daemon would, changing nothing but what opening itself heals, and lets it go again.
 pub fn check(config: &NodeConfig) -> Result<ByteCount, PoolError> {
-    let disk = Disk::open(&config.pool.path)?;
-    let size = disk.size();
-    let mut store = Store::open(config.cluster, config.node, size);
+    let disks = open_disks(config)?;
+    try_open(config, &disks)?;
+    Ok(ByteCount(disks.iter().map(|disk| disk.size().0).sum()))
+}
+
+fn try_open(config: &NodeConfig, disks: &[Disk]) -> Result<(), PoolError> {
+    let sizes: Vec<ByteCount> = disks.iter().map(Disk::size).collect();
+    let mut pool = Disks::open(config.cluster, config.node, &sizes);
     let mut reactor = Reactor::new().map_err(PoolError::Ring)?;
-    reactor.add_disk(disk);
+    disks.iter().for_each(|disk| reactor.add_disk(disk.clone()));
     let mut ops = VecDeque::new();
     loop {
-        while let Some(output) = store.poll() {
+        while let Some(output) = pool.poll() {
             match output {
                 pollux_store::Output::Disk(op) => ops.push_back(op),
-                pollux_store::Output::Opened(opened) => return Ok(opened.map(|()| size)?),
+                pollux_store::Output::Opened(opened) => return Ok(opened?),
                 pollux_store::Output::Ended(..) | pollux_store::Output::Changed(..) => {}
             }
         }
-        let op = ops.pop_front().expect("opening ends, or waits for the disk");
+        let op = ops.pop_front().expect("opening ends, or waits for a disk");
         let done = carry_out(&mut reactor, op).map_err(PoolError::Ring)?;
-        store.handle(clock::now(), pollux_store::Input::Disk(done));
+        pool.handle(clock::now(), pollux_store::Input::Disk(done));
     }
 }
 
 fn identity(config: &NodeConfig) -> PoolIdentity {
-    PoolIdentity {
-        cluster: config.cluster,
-        node: config.node,
-        pool: config.pool.pool,
-        disk: DiskId(u128::from_le_bytes(crate::random())),
-    }
+    PoolIdentity { cluster: config.cluster, node: config.node, pool: config.pool.pool, disk: DiskId(0) }
 }
 
 /// Does one operation and waits for its end.

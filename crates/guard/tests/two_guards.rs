@@ -85,7 +85,7 @@ impl Site {
             node: A,
             state_dir: none.clone(),
             run_dir: none.clone(),
-            pool: PoolConfig { pool: PoolId(1), path: none.clone() },
+            pool: PoolConfig { pool: PoolId(1), path: none.clone(), more: Vec::new() },
             nodes,
             witness: None,
             tls: TlsFiles { ca: none.clone(), certificate: none.clone(), key: none.clone() },

@@ -8,14 +8,6 @@ use pollux_base::{ByteCount, Op, Reply};
 use std::collections::BTreeSet;
 use world::*;
 
-fn same(world: &mut World, nodes: &[pollux_base::NodeId]) {
-    world.run_for(ms(20));
-    let expected = world.sectors(nodes[0]);
-    for node in &nodes[1..] {
-        assert!(world.sectors(*node) == expected, "{node} holds what {} does", nodes[0]);
-    }
-}
-
 #[test]
 fn zeroes_made_while_a_replica_was_away_are_made_there_too_and_take_no_space() {
     let mut world = World::pair(1);
@@ -32,7 +24,7 @@ fn zeroes_made_while_a_replica_was_away_are_made_there_too_and_take_no_space() {
     world.run_for(ms(15_000));
     world.start(B);
     world.until_healthy();
-    same(&mut world, &[A, B]);
+    world.same(&[A, B]);
     assert_eq!(world.stored(A), world.stored(B));
     assert_eq!(world.stored(B).len(), 1024 - 50);
 }
@@ -55,7 +47,7 @@ fn two_replicas_brought_up_to_date_at_once_get_each_what_they_lack() {
     world.start(B);
     world.start(C);
     world.until_healthy();
-    same(&mut world, &[A, B, C]);
+    world.same(&[A, B, C]);
     // B lacks 1000 blocks and C 500; what was on its way when the other became current may have gone twice.
     let lacking = 1500 * 4096;
     assert!(world.sent_bytes <= lacking * 3 / 2, "{} B for {lacking}", world.sent_bytes);
@@ -90,7 +82,7 @@ fn a_source_that_loses_its_authority_makes_nobody_current() {
         let spec = world.spec.clone();
         world.order(A, pollux_base::Order::Group(spec));
         world.until_healthy();
-        same(&mut world, &[C, A, B]);
+        world.same(&[C, A, B]);
         assert_eq!(world.contents(B)[5..8], [99, 99, 99]);
     }
 }

@@ -4,20 +4,11 @@
 mod world;
 
 use pollux_base::order::ReplicaState;
-use pollux_base::record::{GroupRecord, GroupSpec, Lineage};
-use pollux_base::{ByteCount, DiskError, Epoch, Generation, GroupId, NodeId, Op, Order, Report, VolumeId};
+use pollux_base::{DiskError, NodeId, Op, Order, Report};
 use pollux_replica::wire::Message;
 use pollux_store::faulty_disk::OpClass;
 use std::collections::BTreeSet;
 use world::*;
-
-fn same(world: &mut World, nodes: &[NodeId]) {
-    world.run_for(ms(20));
-    let expected = world.sectors(nodes[0]);
-    for node in &nodes[1..] {
-        assert!(world.sectors(*node) == expected, "{node} holds what {} does", nodes[0]);
-    }
-}
 
 #[test]
 fn death_takeover_and_return_with_writes_in_flight() {
@@ -39,7 +30,7 @@ fn death_takeover_and_return_with_writes_in_flight() {
         world.write_done(B, 2000, 5, 77);
         world.start(A);
         world.until_healthy();
-        same(&mut world, &[A, B]);
+        world.same(&[A, B]);
     }
 }
 
@@ -58,7 +49,7 @@ fn a_primary_that_lost_power_takes_over_what_a_member_has_whose_process_only_die
         world.until_serving(A);
         assert_eq!(world.read_value(A, 7), 2, "seed {seed}");
         world.until_healthy();
-        same(&mut world, &[A, B]);
+        world.same(&[A, B]);
     }
 }
 
@@ -77,7 +68,7 @@ fn a_block_that_cannot_be_read_is_not_replaced_by_one_of_a_replica_that_lost_pow
         world.until_serving(A);
         assert_eq!(world.read_value(A, 7), 2, "seed {seed}");
         world.until_healthy();
-        same(&mut world, &[A, B]);
+        world.same(&[A, B]);
     }
     assert!(lost > 3, "B lost what was not flushed");
 }
@@ -99,7 +90,7 @@ fn only_blocks_that_differ_are_sent_to_a_replica_that_returns() {
     assert_eq!(world.sent_bytes, 4 * 4096);
     let compared = world.messages.iter().filter(|message| message.contains("compare")).count();
     assert_eq!(compared, 2, "only extents changed since it was in sync are looked at");
-    same(&mut world, &[A, B]);
+    world.same(&[A, B]);
 }
 
 #[test]
@@ -149,7 +140,7 @@ fn thin_stays_thin_on_a_replica_that_is_filled_anew() {
     world.format(B);
     world.start(B);
     world.until_healthy();
-    same(&mut world, &[A, B]);
+    world.same(&[A, B]);
     let used = |node| world.machines[&node].plane.as_ref().unwrap().store().used(GROUP).0;
     let unit = pollux_store::UNIT_BYTES;
     assert_eq!((used(A), used(B)), (3 * unit, 3 * unit), "three units were written to in part");
@@ -178,7 +169,7 @@ fn writes_behind_and_ahead_of_the_comparison_are_not_lost() {
         }
         world.until("all acknowledged", |world| ids.iter().all(|id| world.answer(*id).is_some()));
         world.until_healthy();
-        same(&mut world, &[A, B]);
+        world.same(&[A, B]);
         // And it counts: it can go on alone.
         world.power_cut(A);
         world.take_over(B, &[B]);
@@ -220,7 +211,7 @@ fn a_resync_that_is_interrupted_at_any_step_begins_again_and_ends() {
             world.run_for(ms(1));
             world.until_healthy();
             world.write_done(A, 7, 1, 7);
-            same(&mut world, &[A, B]);
+            world.same(&[A, B]);
         }
     }
 }
@@ -273,7 +264,7 @@ fn an_empty_replaced_disk_never_counts_and_never_becomes_the_source() {
             world.take_over(B, &[B]);
         }
         world.until_healthy();
-        same(&mut world, &[B, A]);
+        world.same(&[B, A]);
         assert_eq!(world.contents(node)[0..4], [5, 5, 5, 0]);
     }
 }
@@ -289,7 +280,7 @@ fn a_birth_that_is_interrupted_is_a_birth_all_the_same() {
         world.start(node);
         world.until_serving(A);
         world.write_done(A, 0, 1, 1);
-        same(&mut world, &[A, B]);
+        world.same(&[A, B]);
         assert_eq!(world.spec.record.stamp, stamp(1, 1));
     }
 }
@@ -304,7 +295,7 @@ fn who_is_missing_at_a_birth_is_waited_for_and_never_reported_lost() {
         world.start(away);
         world.until_serving(A);
         world.write_done(A, 0, 1, 1);
-        same(&mut world, &[A, B]);
+        world.same(&[A, B]);
     }
 }
 
@@ -324,142 +315,9 @@ fn zeros_taken_over_beside_other_blocks_take_no_space() {
         world.heal(A, B);
         world.start(A);
         world.until_serving(A);
-        same(&mut world, &[A, B]);
+        world.same(&[A, B]);
         assert_eq!((world.stored(A), world.stored(B)), (vec![0, 1, 2], vec![0, 1, 2]), "seed {seed}");
     }
-}
-
-/// A went on alone under epoch 2 and acknowledged a write; the log's truth is B's, under epoch 3.
-fn split(seed: u64) -> World {
-    let mut world = World::pair(seed);
-    world.write_done(A, 0, 1, 1);
-    world.cut(A, B);
-    world.machine(B).is_deaf = true;
-    let common = world.spec.clone();
-    world.decide_under(Epoch(2), A, [A].into());
-    world.write_done(A, 1, 1, 2);
-    world.kill(A);
-    world.spec = common;
-    world.machine(B).is_deaf = false;
-    world.decide_under(Epoch(3), B, [B].into());
-    world.until_serving(B);
-    world.write_done(B, 2, 1, 3);
-    world.heal(A, B);
-    world
-}
-
-#[test]
-fn a_diverged_replica_is_left_alone_until_exactly_its_writes_are_given_up() {
-    let mut world = split(90);
-    world.start(A);
-    let own = stamp(2, 2);
-    world.until("diverged", |world| world.state(A) == Some(&ReplicaState::Diverged { own }));
-    world.run_for(ms(3000));
-    assert_eq!(world.contents(A)[..3], [1, 2, 0], "untouched");
-    assert!(world.machines[&A].served.is_empty());
-    assert!(!world.messages.iter().any(|message| message.contains("compare")));
-    world.order(A, Order::Discard { group: GROUP, loser: stamp(2, 3) });
-    world.run_for(ms(1000));
-    assert_eq!(world.contents(A)[..3], [1, 2, 0], "another stamp was given up");
-    world.order(A, Order::Discard { group: GROUP, loser: own });
-    world.until_healthy();
-    assert_eq!(world.contents(A)[..3], [1, 0, 3]);
-    same(&mut world, &[A, B]);
-    // W10: what was given up is kept as evidence, and nothing else is.
-    let evidence = kept(&world, A);
-    assert_eq!(evidence.len(), 1, "{evidence:?}");
-    let held: Vec<u64> = world.sectors_of(A, evidence[0]).iter().map(|values| values[0]).collect();
-    assert_eq!(held[..3], [1, 2, 0]);
-    assert_eq!(kept(&world, B), []);
-}
-
-/// Volumes that a node keeps for itself alone, apart from spools.
-fn kept(world: &World, node: NodeId) -> Vec<VolumeId> {
-    let store = world.machines[&node].plane.as_ref().unwrap().store();
-    store.volumes().map(|(volume, ..)| volume).filter(|volume| volume.0 >> 60 != 0 && volume.0 >> 63 == 0).collect()
-}
-
-#[test]
-fn what_is_kept_before_a_resync_goes_first_when_space_is_short() {
-    let mut world = World::pair(96);
-    world.write_done(A, 0, 64, 1);
-    world.kill(B);
-    world.take_over(A, &[A]);
-    world.until_serving(A);
-    world.write_done(A, 0, 64, 2);
-    // It is never brought up to date.
-    world.lets_through = Box::new(|_, to, frame| to != B || !matches!(frame.message, Message::Write { .. }));
-    world.start(B);
-    world.run_for(ms(500));
-    assert_eq!(kept(&world, B).len(), 1);
-    // Somebody else fills the pool.
-    let (group, volume) = (GroupId(800), VolumeId(801));
-    let spec = GroupSpec {
-        group,
-        replicas: [B].into(),
-        volumes: [(volume, ByteCount(256 << 20))].into(),
-        record: GroupRecord { stamp: stamp(1, 1), primary: B, in_sync: [B].into() },
-        lineage: Lineage([(Epoch(1), Generation(1))].into()),
-        ..world.spec.clone()
-    };
-    world.input(B, pollux_replica::Input::Order(Order::Group(spec)));
-    let free = |world: &World| world.machines[&B].plane.as_ref().unwrap().store().free().0;
-    for chunk in 0..256 {
-        let op = Op::Write { range: range(chunk * 256, 256), data: blocks(chunk + 1, 256), fua: false };
-        let id = world.request_of(B, volume, op);
-        world.until("written, or the pool is full", |world| world.answer(id).is_some() || kept(world, B).is_empty());
-        if kept(&world, B).is_empty() {
-            assert!(free(&world) < 4 << 20, "not before space is short");
-            return;
-        }
-    }
-    panic!("the pool was never full");
-}
-
-#[test]
-fn the_last_state_of_a_stale_replica_is_kept_until_it_is_in_sync_again() {
-    let mut world = World::pair(95);
-    for block in 0..20 {
-        world.write_done(A, block * 200, 1, block + 1);
-    }
-    world.run_for(ms(50));
-    let before: Vec<u64> = world.contents(B);
-    world.kill(B);
-    world.take_over(A, &[A]);
-    world.until_serving(A);
-    for block in 0..20 {
-        world.write_done(A, block * 200, 1, 100 + block);
-    }
-    // Half of it comes, again and again, and the primary dies before the rest does.
-    world.lets_through = Box::new(|_, to, frame| {
-        let is_late = matches!(frame.message, Message::Write { range, .. } if range.start.0 > 2000);
-        to != B || !is_late
-    });
-    for _ in 0..3 {
-        world.start(B);
-        world.run_for(ms(1500));
-        let state: Vec<u64> =
-            kept(&world, B).iter().flat_map(|volume| world.sectors_of(B, *volume)).map(|v| v[0]).collect();
-        assert!(state == before, "what it held when it fell out");
-        assert_ne!(world.contents(B), before, "while it is written over");
-        world.power_cut(B);
-    }
-    world.lets_through = Box::new(|_, _, _| true);
-    world.start(B);
-    world.until_healthy();
-    world.run_for(ms(100));
-    assert_eq!(kept(&world, B), []);
-    same(&mut world, &[A, B]);
-}
-
-#[test]
-fn a_choice_made_while_the_diverged_node_is_away_holds_when_it_returns() {
-    let mut world = split(91);
-    world.start(A);
-    // The order comes right after the start, before the pool is open and before the group is known to be diverged.
-    world.input(A, pollux_replica::Input::Order(Order::Discard { group: GROUP, loser: stamp(2, 2) }));
-    world.until_healthy();
-    assert_eq!(world.contents(A)[..3], [1, 0, 3]);
 }
 
 #[test]
@@ -479,10 +337,10 @@ fn a_write_that_only_one_of_two_survivors_got_is_settled_between_them() {
         let (next, other) = if seed % 2 == 0 { (B, C) } else { (C, B) };
         world.take_over(next, &[B, C]);
         world.until_serving(next);
-        same(&mut world, &[next, other]);
+        world.same(&[next, other]);
         world.start(A);
         world.until_healthy();
-        same(&mut world, &[A, B, C]);
+        world.same(&[A, B, C]);
     }
 }
 
@@ -498,7 +356,7 @@ fn a_stale_node_that_returns_first_serves_nothing() {
     assert!(world.machines[&B].served.is_empty());
     world.start(A);
     world.until_healthy();
-    same(&mut world, &[A, B]);
+    world.same(&[A, B]);
 }
 
 #[test]
@@ -572,7 +430,7 @@ fn a_pool_without_space_holds_writers_and_goes_on_when_there_is_some() {
     }
     world.until("acknowledged", |world| ids.iter().all(|id| world.answer(*id).is_some()));
     world.until_serving(A);
-    same(&mut world, &[A, B]);
+    world.same(&[A, B]);
     assert!(pools(&world, A).last().is_some_and(|(free, is_full)| *free > 0 && !is_full), "told when it is over");
 }
 
@@ -606,7 +464,7 @@ fn a_replica_that_was_too_slow_while_it_was_brought_up_to_date_is_tried_again() 
     assert_eq!(world.spec.record.in_sync, [A].into(), "it did not answer, so it is not waited for");
     world.write_done(A, 1, 1, 3);
     world.until_healthy();
-    same(&mut world, &[A, B]);
+    world.same(&[A, B]);
 }
 
 #[test]
@@ -640,7 +498,7 @@ fn a_plan_that_cannot_succeed_is_tried_ever_more_rarely_and_succeeds_when_its_ca
     broken.set(false);
     world.run_for(ms(330_000));
     world.until_healthy();
-    same(&mut world, &[A, B]);
+    world.same(&[A, B]);
 }
 
 #[test]
@@ -665,7 +523,7 @@ fn a_resync_that_is_cut_again_and_again_costs_little_more_than_what_differs() {
         world.flap(A, B);
     }
     world.until_healthy();
-    same(&mut world, &[A, B]);
+    world.same(&[A, B]);
     // What was on its way at each cut is sent again: at most the pieces under way.
     let again = 5 * 8 * (1 << 20);
     assert!(world.sent_bytes <= changed + again, "{} of {changed} B", world.sent_bytes);
@@ -687,7 +545,7 @@ fn a_resync_moves_what_differs_and_checksums_and_nothing_else() {
     world.wire_bytes = 0;
     world.start(B);
     world.until_healthy();
-    same(&mut world, &[A, B]);
+    world.same(&[A, B]);
     let (changed, candidates) = (200 * 3 * 4096, 4 * 1024 * 4096);
     let most = changed * 105 / 100 + candidates / 400;
     assert!(world.wire_bytes <= most, "{} B for {changed} B changed in {candidates}", world.wire_bytes);
@@ -722,7 +580,7 @@ fn writes_of_guests_beside_a_resync_are_neither_lost_nor_overtaken_wherever_they
         }
         assert!(value > 1005, "there were writes beside it");
         world.until_healthy();
-        same(&mut world, &[A, B]);
+        world.same(&[A, B]);
         let contents = world.contents(B);
         assert!(last.iter().all(|(block, value)| contents[*block as usize] == *value), "seed {seed}");
     }
@@ -767,7 +625,7 @@ fn a_guest_beside_a_resync_waits_twice_as_long_at_most_and_the_resync_ends() {
     let took = world.now.since(start).as_secs_f64();
     assert!(took < 16.0 * 0.16 * 2.0, "16 MiB at a sixteenth of 100 MiB/s and better: {took} s, {count} writes");
     world.until_healthy();
-    same(&mut world, &[A, B]);
+    world.same(&[A, B]);
 }
 
 #[test]

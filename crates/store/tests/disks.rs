@@ -6,7 +6,7 @@ use common::*;
 use pollux_base::{ByteCount, DiskError, DiskId, GroupId, PoolId, VolumeId};
 use pollux_store::faulty_disk::{FaultyDisk, OpClass};
 use pollux_store::{
-    DiskChange, LOST_CHECKSUM, MemberState, OpenError, PoolIdentity, Store, StoreError, StoreOp, StoreReply,
+    DiskChange, Disks, LOST_CHECKSUM, MemberState, OpenError, PoolIdentity, Store, StoreError, StoreOp, StoreReply,
 };
 
 const SNAPSHOT: VolumeId = VolumeId(50);
@@ -22,6 +22,28 @@ fn join(rig: &mut Rig, disk: u128) {
     rig.more.push(blank());
     let change = DiskChange::Join { disk: DiskId(disk), size: ByteCount(SIZE), path: format!("/dev/{disk}") };
     assert_eq!(rig.end_disks(change), Ok(()));
+}
+
+#[test]
+fn a_pool_can_be_made_of_several_disks_at_once() {
+    let sizes = [SIZE, SIZE * 2, SIZE];
+    let of = |at: usize| (DiskId(at as u128 + 1), ByteCount(sizes[at]), format!("/dev/{at}"));
+    let ops = Disks::format(IDENTITY, &[of(0), of(1), of(2)]).expect("legal sizes");
+    let mut disks: Vec<FaultyDisk> = sizes.iter().map(|size| FaultyDisk::new(*size, 1)).collect();
+    for (disk, ops) in disks.iter_mut().zip(ops) {
+        for op in ops {
+            let id = op.id;
+            disk.submit(op);
+            disk.complete(id);
+        }
+    }
+    let mut rig = Rig::open_all(disks).expect("it opens");
+    rig.done(StoreOp::Create { volume: VOLUME, group: GROUP, size: ByteCount(64 << 20) });
+    rig.heat(&[0, 1, 2, 3, 4, 5, 6, 7], 1);
+    assert_eq!(extents(&rig).iter().sum::<u64>(), 8);
+    assert!(extents(&rig)[1] > extents(&rig)[0] && extents(&rig)[0] > 0, "the larger takes more: {:?}", extents(&rig));
+    rig.write(X - 1, &[1, 2]);
+    assert_eq!(rig.reopen().bytes(X - 1, 2), [1, 2]);
 }
 
 /// Two disks, and a volume of eight extents with a block in each: half of them live on each disk.

@@ -72,7 +72,7 @@ impl Site {
                 node: NodeId(node),
                 state_dir: home.clone(),
                 run_dir,
-                pool: PoolConfig { pool: PoolId(0x9000 + u128::from(node)), path: home.join("pool") },
+                pool: PoolConfig { pool: PoolId(0x9000 + u128::from(node)), path: home.join("pool"), more: Vec::new() },
                 nodes: nodes.clone(),
                 witness: None,
                 tls: TlsFiles { ca: none.clone(), certificate: none.clone(), key: none.clone() },

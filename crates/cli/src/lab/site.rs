@@ -266,7 +266,7 @@ impl Site {
             node: NodeId(u64::from(node.id)),
             state_dir: self.node_dir(node).join("state"),
             run_dir: self.node_run(node),
-            pool: PoolConfig { pool: node.pool, path: self.pool_file(node) },
+            pool: PoolConfig { pool: node.pool, path: self.pool_file(node), more: Vec::new() },
             nodes: self.nodes.iter().map(SiteNode::addresses).collect(),
             witness: Some(WitnessConfig { address: witness_address(), token_file: self.witness_token_file() }),
             tls: TlsFiles { ca: self.ca_file(), certificate, key },

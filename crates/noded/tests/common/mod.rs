@@ -150,7 +150,7 @@ impl Site {
             node: NodeId(node as u64 + 1),
             state_dir: self.path(&format!("state-{node}")),
             run_dir: self.path(&format!("run-{node}")),
-            pool: PoolConfig { pool: PoolId(1), path: self.path("pool") },
+            pool: PoolConfig { pool: PoolId(1), path: self.path("pool"), more: Vec::new() },
             nodes: nodes.collect(),
             witness: Some(WitnessConfig { address: self.witness, token_file: self.path("witness.token") }),
             tls: TlsFiles {

@@ -2,6 +2,8 @@
 //! that decides by the same reports as the real one, at once or never. One seed decides everything.
 #![allow(dead_code)] // each test file uses another part
 
+mod requests;
+
 use pollux_base::order::{FreezeReason, GroupReport, ReplicaState};
 use pollux_base::record::{Frozen, GroupRecord, GroupSpec, LagBound, Lineage, Mode, Rollback, Snapshot};
 use pollux_base::unit::{BLOCK_BYTES, BlockRange};
@@ -12,7 +14,7 @@ use pollux_base::{
 use pollux_replica::wire::{Carried, Decoder, Frame, Message, Place, What, encode};
 use pollux_replica::{Config, DataPlane, Input, Output};
 use pollux_store::faulty_disk::{FaultyDisk, Luck};
-use pollux_store::{PoolIdentity, Store, StoreOp, StoreReply, StoreRequestId};
+use pollux_store::{PoolIdentity, Store, StoreOp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -653,106 +655,6 @@ impl World {
                     .values()
                     .all(|machine| machine.report.as_ref().is_some_and(|report| report.stamp == stamp))
         });
-    }
-
-    pub fn request(&mut self, node: NodeId, op: Op) -> RequestId {
-        self.request_of(node, VOLUME, op)
-    }
-
-    pub fn request_of(&mut self, node: NodeId, volume: VolumeId, op: Op) -> RequestId {
-        let id = RequestId(self.next_request);
-        self.next_request += 1;
-        self.input(node, Input::Request(Request { id, volume, op }));
-        id
-    }
-
-    pub fn write(&mut self, node: NodeId, start: u64, count: u64, value: u64) -> RequestId {
-        self.request(node, Op::Write { range: range(start, count), data: blocks(value, count), fua: false })
-    }
-
-    pub fn answer(&self, id: RequestId) -> Option<&Reply> {
-        self.replies.get(&id)
-    }
-
-    /// Writes and waits for the acknowledgement.
-    pub fn write_done(&mut self, node: NodeId, start: u64, count: u64, value: u64) {
-        let id = self.write(node, start, count, value);
-        self.until("write acknowledged", |world| world.answer(id).is_some());
-        assert_eq!(self.answer(id), Some(&Reply::Done));
-    }
-
-    pub fn flush_done(&mut self, node: NodeId) {
-        let id = self.request(node, Op::Flush);
-        self.until("flush acknowledged", |world| world.answer(id).is_some());
-        assert_eq!(self.answer(id), Some(&Reply::Done));
-    }
-
-    pub fn read_value(&mut self, node: NodeId, block: u64) -> u64 {
-        let values = self.read_values(node, block);
-        assert!(values.iter().all(|value| *value == values[0]), "a torn block: {values:?}");
-        values[0]
-    }
-
-    pub fn read_values(&mut self, node: NodeId, block: u64) -> [u64; 8] {
-        let id = self.request(node, Op::Read { range: range(block, 1) });
-        self.until("read answered", |world| world.answer(id).is_some());
-        match self.answer(id) {
-            Some(Reply::Data(data)) => values_of(data.as_slice()),
-            other => panic!("read of {block} gave {other:?}"),
-        }
-    }
-
-    /// What the replica on the node's disk says in each block: a copy of the disk is opened beside it.
-    pub fn contents(&self, node: NodeId) -> Vec<u64> {
-        self.sectors(node).into_iter().map(|values| values[0]).collect()
-    }
-
-    /// As `contents`, for blocks that may be torn.
-    pub fn sectors(&self, node: NodeId) -> Vec<[u64; 8]> {
-        self.sectors_of(node, VOLUME)
-    }
-
-    /// As `sectors`, of another volume.
-    pub fn sectors_of(&self, node: NodeId, volume: VolumeId) -> Vec<[u64; 8]> {
-        self.whole(node, volume).0.as_slice().chunks(BLOCK_BYTES as usize).map(values_of).collect()
-    }
-
-    /// Blocks that take space on the node's disk.
-    pub fn stored(&self, node: NodeId) -> Vec<u64> {
-        let checksums = self.whole(node, VOLUME).1;
-        (0..).zip(checksums).filter(|(_, checksum)| !checksum.is_zero()).map(|(block, _)| block).collect()
-    }
-
-    fn whole(&self, node: NodeId, volume: VolumeId) -> (Data, Vec<BlockChecksum>) {
-        let mut disk = self.machines[&node].disk.clone();
-        disk.kill(1);
-        let mut store = Store::open(CLUSTER, node, ByteCount(disk.size()));
-        let mut done = drain(&mut store, &mut disk);
-        assert!(done.is_empty());
-        let whole = range(0, BLOCKS);
-        store.handle(self.now, pollux_store::Input::Request(StoreRequestId(1), StoreOp::Read { volume, range: whole }));
-        done = drain(&mut store, &mut disk);
-        match done.pop() {
-            Some(Ok(StoreReply::Read { data, checksums })) => (data, checksums),
-            other => panic!("{node}: {other:?}"),
-        }
-    }
-}
-
-/// Lets a store finish what it does.
-fn drain(store: &mut Store, disk: &mut FaultyDisk) -> Vec<Result<StoreReply, pollux_store::StoreError>> {
-    let mut ended = Vec::new();
-    loop {
-        while let Some(output) = store.poll() {
-            match output {
-                pollux_store::Output::Disk(op) => disk.submit(op),
-                pollux_store::Output::Opened(result) => result.expect("the pool is well"),
-                pollux_store::Output::Ended(_, result) => ended.push(result),
-                pollux_store::Output::Changed(..) => unreachable!("nobody changes its disks"),
-            }
-        }
-        let Some(done) = disk.complete_any() else { return ended };
-        store.handle(Instant(0), pollux_store::Input::Disk(done));
     }
 }
 

@@ -13,6 +13,7 @@ mod moving;
 mod opening;
 mod requests;
 
+use crate::catalog::Catalog;
 use crate::lanes::FamilyId;
 use crate::store::Store;
 use crate::{
@@ -119,9 +120,19 @@ pub struct Disks {
 const OWN: u64 = 1 << 63;
 
 impl Disks {
-    /// The operations that make a pool of one empty disk; see `Store::format`.
-    pub fn format(identity: PoolIdentity, size: ByteCount) -> Result<Vec<DiskOp>, FormatError> {
-        Store::format(identity, size)
+    /// The operations that make an empty pool of these disks, each with its id, size and path; see `Store::format`.
+    pub fn format(
+        identity: PoolIdentity,
+        disks: &[(DiskId, ByteCount, String)],
+    ) -> Result<Vec<Vec<DiskOp>>, FormatError> {
+        let member = |(id, size, path): &(DiskId, ByteCount, String)| {
+            (*id, Member { size: *size, path: path.clone(), state: MemberState::Active, life: 1 })
+        };
+        let catalog = Catalog { members: disks.iter().map(member).collect(), ..Catalog::default() };
+        let ops = |(disk, size, _): &(DiskId, ByteCount, String)| {
+            Store::format_with(PoolIdentity { disk: *disk, ..identity }, *size, &catalog)
+        };
+        disks.iter().map(ops).collect()
     }
 
     /// Begins to open the pool whose disks have these sizes, in the order of their numbers. As `Store::open`.
