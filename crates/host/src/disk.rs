@@ -123,6 +123,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_cannot_be_read_is_not_taken_for_blank() {
+        // Address 0 of a process is never mapped: reading it fails with EIO.
+        let read = Disk::begins_blank(Path::new("/proc/self/mem"), 4096);
+        assert!(matches!(read, Err(OpenDiskError::Io { .. })), "{read:?}");
+    }
+
+    #[test]
     fn a_disk_is_open_once() -> Result<(), Box<dyn std::error::Error>> {
         let dir = tempfile::tempdir()?;
         let path = dir.path().join("pool");

@@ -147,3 +147,25 @@ fn whole(result: i32, expected: usize) -> Result<(), DiskError> {
         Err(_) => Err(DiskError::Io(io::Error::from_raw_os_error(-result).to_string(), -result)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pollux_base::{Data, DiskOpId};
+
+    fn written(result: i32) -> Result<Option<Data>, DiskError> {
+        let flight = Flight::DiskWrite { id: DiskOpId::new(1), vectors: Vec::new(), data: Vec::new(), len: 8192 };
+        match event(Landed { token: Token(0), flight, result }).done {
+            Done::Disk(done) => done.result,
+            _ => panic!("a disk operation ends as one"),
+        }
+    }
+
+    #[test]
+    fn a_short_write_is_an_error_never_a_success() {
+        assert_eq!(written(8192), Ok(None));
+        assert_eq!(written(4096), Err(DiskError::Short { expected: 8192, actual: 4096 }));
+        assert_eq!(written(0), Err(DiskError::Short { expected: 8192, actual: 0 }));
+        assert_eq!(written(-nix::libc::ENOSPC), Err(DiskError::NoSpace));
+    }
+}

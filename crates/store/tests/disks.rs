@@ -445,3 +445,29 @@ fn changes_of_disks_that_cannot_be_are_refused() {
     }
     refused(rig.end_disks(DiskChange::Drain { disk: SECOND }), "add a disk first");
 }
+
+#[test]
+fn a_write_over_two_disks_of_which_one_fails_is_an_error_whichever_ends_last() {
+    for failing in 0..2 {
+        for seed in 0..6 {
+            let mut rig = two();
+            rig.flush();
+            let id = rig.ask(write_op(VOLUME, X - 1, filled(&[9, 9])));
+            // The one that is to fail does so first or last.
+            let mut order = [failing, 1 - failing];
+            if seed % 2 == 1 {
+                order.reverse();
+            }
+            let failure = DiskError::Io("gone".into(), 5);
+            rig.disks_mut().nth(failing).expect("there are two").fail_next(OpClass::Write, failure);
+            for at in order {
+                let done = rig.disks_mut().nth(at).and_then(FaultyDisk::complete_any);
+                done.into_iter()
+                    .for_each(|done| rig.store.handle(pollux_base::Instant(0), pollux_store::Input::Disk(done)));
+                rig.drain();
+            }
+            rig.settle();
+            assert!(matches!(rig.ended.remove(&id), Some(Err(StoreError::Disk(_)))), "disk {failing}, {order:?}");
+        }
+    }
+}
