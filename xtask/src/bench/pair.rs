@@ -167,7 +167,7 @@ fn config(home: &Path, node: u64, addresses: &[SocketAddr], encryption: Encrypti
         node: NodeId(node),
         state_dir: home.to_owned(),
         run_dir: home.to_owned(),
-        pool: PoolConfig { pool: PoolId(0xbe00 + u128::from(node)), path: home.join("pool") },
+        pool: PoolConfig { pool: PoolId(0xbe00 + u128::from(node)), path: home.join("pool"), more: Vec::new() },
         nodes: nodes.collect(),
         witness: None,
         tls: TlsFiles { ca: none.clone(), certificate: none.clone(), key: none.clone() },
