@@ -74,18 +74,7 @@ fn whoever_dies_meanwhile_all_have_gone_back_in_the_end() {
             world.write(A, block * 70 + 1, 1, 900 + block);
         }
         world.roll_back(frozen);
-        for _ in 0..seed {
-            let end = world.now + ms(20);
-            world.step(end);
-        }
-        if seed % 3 == 0 {
-            world.power_cut(victim)
-        } else {
-            world.kill(victim)
-        }
-        let other = if victim == A { B } else { A };
-        world.take_over(other, &[other]);
-        world.until_serving(other);
+        let other = world.lose_after(seed, victim, seed % 3 == 0);
         all_hold(&mut world, &held, &format!("seed {seed}, alone"));
         world.write_done(other, 7, 1, 4000);
         world.start(victim);

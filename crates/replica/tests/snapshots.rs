@@ -84,18 +84,7 @@ fn whoever_dies_while_it_is_taken_all_have_it_at_one_point_in_the_end() {
         }
         let frozen = world.take_snapshot();
         // So far into it, and then the end of one of the two.
-        for _ in 0..seed {
-            let end = world.now + ms(20);
-            world.step(end);
-        }
-        if seed % 3 == 0 {
-            world.power_cut(victim)
-        } else {
-            world.kill(victim)
-        }
-        let other = if victim == A { B } else { A };
-        world.take_over(other, &[other]);
-        world.until_serving(other);
+        let other = world.lose_after(seed, victim, seed % 3 == 0);
         world.until_taken();
         for block in 0..10 {
             world.write_done(other, block * 40 + 2, 1, 800 + block);

@@ -85,36 +85,41 @@ pub struct Replaced {
     pub extents: Vec<(u32, u32)>,
 }
 
-/// Ranges of one rollback. More are joined over their smallest gaps.
-const REPLACED_MAX: usize = 64;
+/// Ranges of one rollback, or of what one volume lost. More are joined over their smallest gaps.
+const RANGES_MAX: usize = 64;
+
+/// Extents as ranges, first and count: at most `RANGES_MAX`, so with some that lie between.
+pub fn few_ranges(extents: impl IntoIterator<Item = u32>) -> Vec<(u32, u32)> {
+    let mut sorted: Vec<u32> = extents.into_iter().collect();
+    sorted.sort_unstable();
+    let mut ranges: Vec<(u32, u32)> = Vec::new();
+    for extent in sorted {
+        match ranges.last_mut() {
+            Some((first, count)) if extent <= *first + *count => *count = (*count).max(extent - *first + 1),
+            _ => ranges.push((extent, 1)),
+        }
+    }
+    // The smallest gaps are closed until there are few enough ranges.
+    while ranges.len() > RANGES_MAX {
+        let gap = |at: usize| ranges[at + 1].0 - (ranges[at].0 + ranges[at].1);
+        let mut gaps: Vec<u32> = (0..ranges.len() - 1).map(gap).collect();
+        gaps.sort_unstable();
+        let closed = gaps[ranges.len() - 1 - RANGES_MAX];
+        let mut joined: Vec<(u32, u32)> = Vec::new();
+        for (first, count) in ranges {
+            match joined.last_mut() {
+                Some((start, len)) if first - (*start + *len) <= closed => *len = first + count - *start,
+                _ => joined.push((first, count)),
+            }
+        }
+        ranges = joined;
+    }
+    ranges
+}
 
 impl Replaced {
     pub fn new(generation: Generation, extents: impl IntoIterator<Item = u32>) -> Replaced {
-        let mut sorted: Vec<u32> = extents.into_iter().collect();
-        sorted.sort_unstable();
-        let mut ranges: Vec<(u32, u32)> = Vec::new();
-        for extent in sorted {
-            match ranges.last_mut() {
-                Some((first, count)) if extent <= *first + *count => *count = (*count).max(extent - *first + 1),
-                _ => ranges.push((extent, 1)),
-            }
-        }
-        // The smallest gaps are closed until there are few enough ranges.
-        while ranges.len() > REPLACED_MAX {
-            let gap = |at: usize| ranges[at + 1].0 - (ranges[at].0 + ranges[at].1);
-            let mut gaps: Vec<u32> = (0..ranges.len() - 1).map(gap).collect();
-            gaps.sort_unstable();
-            let closed = gaps[ranges.len() - 1 - REPLACED_MAX];
-            let mut joined: Vec<(u32, u32)> = Vec::new();
-            for (first, count) in ranges {
-                match joined.last_mut() {
-                    Some((start, len)) if first - (*start + *len) <= closed => *len = first + count - *start,
-                    _ => joined.push((first, count)),
-                }
-            }
-            ranges = joined;
-        }
-        Replaced { generation, extents: ranges }
+        Replaced { generation, extents: few_ranges(extents) }
     }
 
     pub fn iter(&self) -> impl Iterator<Item = u32> {
@@ -366,7 +371,7 @@ mod tests {
     fn what_a_rollback_changed_is_kept_in_few_ranges_and_none_is_lost() {
         let extents: Vec<u32> = (0..500).map(|at| at * 7 + at % 3).collect();
         let replaced = Replaced::new(Generation(1), extents.iter().copied());
-        assert!(replaced.extents.len() <= REPLACED_MAX);
+        assert!(replaced.extents.len() <= RANGES_MAX);
         let kept: BTreeSet<u32> = replaced.iter().collect();
         assert!(extents.iter().all(|extent| kept.contains(extent)));
     }

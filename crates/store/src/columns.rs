@@ -4,7 +4,7 @@
 use crate::hot::Checksums;
 use crate::lanes::{FamilyId, Key};
 use crate::leaf::LOST_CHECKSUM;
-use crate::pool::{FlushThen, LogThen, Pool};
+use crate::pool::{LogThen, Pool};
 use crate::record::{FORGET_SLOTS_MAX, Mask, Record};
 use crate::slots::{LayerId, SlotState};
 use crate::transfer::{PartId, Request, Work, marked};
@@ -127,14 +127,7 @@ impl Pool {
                 self.table.give_back(slot);
             }
         }
-        self.journal.queue_then(Record::Forget { slots }, LogThen::Forgotten(id));
-    }
-
-    pub fn on_forgotten(&mut self, id: PartId) {
-        if self.parts.get(id).is_some() {
-            self.flush(FlushThen::Nothing);
-            self.finish_part(id);
-        }
+        self.journal.queue_then(Record::Forget { slots }, LogThen::Part(id));
     }
 }
 

@@ -85,7 +85,6 @@ pub enum LogThen {
     /// New layers have the marks of the old ones.
     Turned,
     Merged(PartId),
-    Forgotten(PartId),
     Restated,
 }
 
@@ -442,7 +441,6 @@ impl Pool {
                 LogThen::Freed(layer) => self.on_slots_freed(layer),
                 LogThen::Turned => self.on_turn_marked(),
                 LogThen::Merged(part) => self.on_merged(part),
-                LogThen::Forgotten(part) => self.on_forgotten(part),
                 LogThen::Restated => self.on_restated(),
             }
         }

@@ -559,6 +559,23 @@ impl World {
     }
 
     /// Advances to the next event and handles it; `false` if there is none before `end`.
+    /// So many steps on, a node dies or loses power, and the other of the pair takes over. Gives that one.
+    pub fn lose_after(&mut self, steps: u64, victim: NodeId, by_power: bool) -> NodeId {
+        for _ in 0..steps {
+            let end = self.now + ms(20);
+            self.step(end);
+        }
+        if by_power {
+            self.power_cut(victim)
+        } else {
+            self.kill(victim)
+        }
+        let other = if victim == A { B } else { A };
+        self.take_over(other, &[other]);
+        self.until_serving(other);
+        other
+    }
+
     pub fn step(&mut self, end: Instant) -> bool {
         let event = self.events.keys().next().map(|(at, _)| *at);
         let tick =

@@ -213,11 +213,7 @@ impl Disks {
         }
         let joined = self.disks[disk.index()].store.pool();
         let mut members = joined.map(|pool| pool.catalog.members.clone()).unwrap_or_default();
-        for known in &self.disks {
-            if let Some((member, pool)) = members.get_mut(&known.id).zip(known.store.pool()) {
-                member.life = pool.anchor.life;
-            }
-        }
+        self.note_lives(&mut members);
         self.disks[disk.index()].is_in = true;
         if let Some(joining) = &mut self.joining {
             joining.step = Step::Telling;

@@ -4,9 +4,9 @@
 
 use super::Disks;
 use crate::StoreOp;
-use crate::catalog::Replaced;
+use crate::catalog::few_ranges;
 use pollux_base::unit::EXTENT_BYTES;
-use pollux_base::{DiskIndex, ExtentIndex, Generation, VolumeId};
+use pollux_base::{DiskIndex, ExtentIndex, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Default)]
@@ -36,7 +36,7 @@ impl Lost {
     pub fn add(&mut self, volume: VolumeId, extents: impl IntoIterator<Item = u32>) {
         let known = self.extents.entry(volume).or_default();
         known.extend(extents);
-        let joined = Replaced::new(Generation(0), known.iter().copied()).extents;
+        let joined = few_ranges(known.iter().copied());
         if joined.is_empty() {
             self.extents.remove(&volume);
         } else {
@@ -98,7 +98,8 @@ impl Disks {
 
     /// The catalogs need not speak any more of what was found. `true`: they are told.
     pub(super) fn forget_what_was_found(&mut self) -> bool {
-        if self.changing > 0 || self.failed.is_some() {
+        // Asked at every event: mostly nothing is lost.
+        if self.lost.is_empty() || self.changing > 0 || self.failed.is_some() {
             return false;
         }
         let known: BTreeSet<VolumeId> = self.volumes().map(|(volume, _, _)| volume).collect();

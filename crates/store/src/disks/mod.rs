@@ -328,6 +328,15 @@ impl Disks {
         usable.min_by_key(|(_, disk)| load(disk)).map_or(DiskIndex(0), |(index, _)| index)
     }
 
+    /// How often each disk was opened is remembered by all, so that an image of an earlier day is known for what it is.
+    fn note_lives(&self, members: &mut BTreeMap<DiskId, Member>) {
+        for disk in &self.disks {
+            if let Some((member, pool)) = members.get_mut(&disk.id).zip(disk.store.pool()) {
+                member.life = pool.anchor.life;
+            }
+        }
+    }
+
     fn change_members(&mut self, change: impl FnOnce(&mut BTreeMap<DiskId, Member>)) {
         let Some(pool) = self.first().pool() else { return };
         let mut members = pool.catalog.members.clone();

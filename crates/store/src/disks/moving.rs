@@ -146,7 +146,7 @@ impl Disks {
     }
 
     /// A volume of the column.
-    fn any_of(&self, column: Column) -> Option<VolumeId> {
+    pub(super) fn any_of(&self, column: Column) -> Option<VolumeId> {
         self.volumes().map(|(volume, _, _)| volume).find(|volume| self.family(*volume) == Some(column.0))
     }
 

@@ -35,12 +35,15 @@ impl Disks {
             return;
         }
         match opening.refused.take().map_or_else(|| self.judge(), Err) {
-            Err(error) => {
-                self.opening = None;
-                self.out.push_back(Output::Opened(Err(error)));
-            }
+            Err(error) => self.end_opening(Err(error)),
             Ok(()) => self.begin_adopting(),
         }
+    }
+
+    fn end_opening(&mut self, result: Result<(), OpenError>) {
+        self.opening = None;
+        self.is_open = result.is_ok();
+        self.out.push_back(Output::Opened(result));
     }
 
     /// Whether these are all the disks of one pool, each in its latest state.
@@ -91,9 +94,7 @@ impl Disks {
 
     fn begin_adopting(&mut self) {
         if self.disks.len() == 1 && self.first().pool().is_some_and(|pool| pool.catalog.lost.is_empty()) {
-            self.opening = None;
-            self.is_open = true;
-            return self.out.push_back(Output::Opened(Ok(())));
+            return self.end_opening(Ok(()));
         }
         let ahead = self.ahead();
         let behind: Vec<DiskIndex> = self
@@ -127,30 +128,20 @@ impl Disks {
             return;
         }
         match opening.refused.take() {
-            Some(error) => {
-                self.opening = None;
-                self.out.push_back(Output::Opened(Err(error)));
-            }
+            Some(error) => self.end_opening(Err(error)),
             None => self.after_adopting(),
         }
     }
 
     fn after_adopting(&mut self) {
         if self.opening.as_ref().is_some_and(|opening| opening.is_last) {
-            self.opening = None;
-            self.is_open = true;
-            return self.out.push_back(Output::Opened(Ok(())));
+            return self.end_opening(Ok(()));
         }
         let doubles = self.find_homes();
         self.load_lost();
-        // How often each was opened is remembered by all, so that an image of an earlier day is known for what it is.
         let CatalogCopy(ahead) = self.ahead();
         let (mut members, lost) = (ahead.members, ahead.lost);
-        for disk in self.disks.iter().filter(|disk| disk.is_in) {
-            if let Some((member, pool)) = members.get_mut(&disk.id).zip(disk.store.pool()) {
-                member.life = pool.anchor.life;
-            }
-        }
+        self.note_lives(&mut members);
         let put = |(index, _): (DiskIndex, &Disk)| {
             (index, StoreOp::PutMembers { members: members.clone(), lost: lost.clone() })
         };
@@ -172,9 +163,7 @@ impl Disks {
                     self.settle_in(column, index);
                     continue;
                 }
-                let of_family = |volume: &VolumeId| self.family(*volume) == Some(column.0);
-                let volume = self.volumes().map(|(volume, _, _)| volume).find(of_family);
-                doubles.extend(volume.map(|volume| (index, StoreOp::Forget { volume, extent: column.1 })));
+                doubles.extend(self.any_of(column).map(|volume| (index, StoreOp::Forget { volume, extent: column.1 })));
             }
         }
         doubles

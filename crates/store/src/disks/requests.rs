@@ -148,8 +148,7 @@ impl Disks {
     }
 
     fn must_wait(&self, kind: &Kind) -> bool {
-        let is_waiting = |wanted: fn(&Kind) -> bool| self.held.iter().any(|(_, op)| wanted(&self::kind(op)));
-        let turn_waits = is_waiting(|kind| matches!(kind, Kind::Turn));
+        let turn_waits = self.held.iter().any(|(_, op)| matches!(self::kind(op), Kind::Turn));
         match kind {
             // Nothing that was asked for after a turn may be done before it.
             _ if turn_waits || self.is_settling() => true,
@@ -200,7 +199,7 @@ impl Disks {
                 }
                 self.on_all(&op)
             }
-            Kind::All if op_is_flush(&op) => {
+            Kind::All if matches!(op, StoreOp::Flush) => {
                 let unflushed = self.members().filter(|(_, disk)| disk.ended > disk.flushed);
                 fan.flushes = unflushed.map(|(index, disk)| (index, disk.ended)).collect();
                 fan.flushes.iter().map(|(disk, _)| (*disk, op.clone())).collect()
@@ -450,8 +449,4 @@ impl Disks {
         }
         by_disk
     }
-}
-
-fn op_is_flush(op: &StoreOp) -> bool {
-    matches!(op, StoreOp::Flush)
 }
