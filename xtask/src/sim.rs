@@ -30,9 +30,6 @@ pub struct SimArgs {
     /// Put in a fault that Pollux does not promise to survive, to see that it is noticed (a name such as `AckEarly`).
     #[arg(long)]
     sabotage: Option<String>,
-    /// Nobody takes snapshots.
-    #[arg(long)]
-    without_snapshots: bool,
     /// Go on after many failures.
     #[arg(long)]
     keep_going: bool,
@@ -156,11 +153,7 @@ impl Results {
 /// What this seed is to run.
 fn scenarios(args: &SimArgs, seed: u64, sabotage: Option<Sabotage>) -> Vec<Scenario> {
     match &args.scenario {
-        None => {
-            let mut scenario = Scenario::of_seed(seed, sabotage);
-            scenario.settings.snapshots &= !args.without_snapshots;
-            vec![scenario]
-        }
+        None => vec![Scenario::of_seed(seed, sabotage)],
         Some(part) => {
             let mut named = scenario::named(seed);
             named.retain(|scenario| scenario.name.contains(part));

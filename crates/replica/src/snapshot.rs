@@ -15,7 +15,7 @@ use pollux_base::order::FreezeReason;
 use pollux_base::record::Snapshot;
 use pollux_base::{Instant, NodeId, Report, Session, SnapshotId, VolumeId};
 use pollux_store::{StoreError, StoreOp};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// How often the end of a snapshot is reported until the log knows.
@@ -205,8 +205,8 @@ impl Group {
     }
 
     /// What makes the store's volumes those of the record. A replica that is not in sync makes the snapshots that it lacks over
-    /// what it holds: wrong content, which is compared later, in the right shape. One that is in sync is asked by its
-    /// primary, at the right moment.
+    /// what it holds: wrong content, which is compared later, in the right shape. Only those that were taken: of any other
+    /// it is asked by its primary at the right moment if it counts by then, and would answer that it has it already.
     pub(crate) fn shape_ops(&self, node: &Node, is_in_sync: bool) -> Vec<StoreOp> {
         let Some(spec) = &self.spec else { return Vec::new() };
         let here: BTreeSet<VolumeId> = node.store.volumes().map(|(volume, ..)| volume).collect();
@@ -218,8 +218,9 @@ impl Group {
             }
             ops.push(StoreOp::Create { volume: *volume, group: self.id, size: *size });
         }
-        let lacks = |volumes: &BTreeMap<VolumeId, _>| volumes.keys().any(|volume| !here.contains(volume));
-        for snapshot in spec.snapshots.each.values().filter(|snapshot| !is_in_sync && lacks(&snapshot.volumes)) {
+        let lacks = |snapshot: &Snapshot| snapshot.volumes.keys().any(|volume| !here.contains(volume));
+        let taken = spec.snapshots.each.values().filter(|snapshot| snapshot.taken.is_some());
+        for snapshot in taken.filter(|snapshot| !is_in_sync && lacks(snapshot)) {
             let of = snapshot.volumes.iter().map(|(volume, frozen)| (frozen.of, *volume)).collect();
             ops.push(StoreOp::Snapshot { of });
         }

@@ -139,6 +139,39 @@ fn a_replica_that_was_away_gets_every_snapshot_as_it_was() {
     same(&mut world, VOLUME);
 }
 
+/// Found by the simulator: a replica that counts already, by its primary's word only, made the snapshot when it heard that one
+/// was wanted, and answered that it has it when it was asked at the right moment.
+#[test]
+fn a_replica_that_is_about_to_be_in_sync_takes_a_snapshot_when_it_is_asked_and_not_before() {
+    for seed in 0..20 {
+        let mut world = World::pair(3000 + seed);
+        world.write_done(A, 0, 1, 1);
+        world.cut(A, B);
+        world.take_over(A, &[A]);
+        world.write_done(A, 1, 1, 2);
+        world.decides = false;
+        world.heal(A, B);
+        let is_current = |(_, _, report): &(_, _, Report)| matches!(report, Report::ReplicaCurrent { .. });
+        world.until("B is said to be current", |world| world.reports.iter().any(is_current));
+        world.run_for(ms(20));
+        // On its way to both when they lose each other.
+        let write = world.write(A, 7, 1, 3);
+        for _ in 0..seed {
+            let end = world.now + ms(1);
+            world.step(end);
+        }
+        world.cut(A, B);
+        let frozen = world.take_snapshot();
+        world.run_for(ms(20));
+        world.heal(A, B);
+        world.until("it is answered", |world| world.answer(write) == Some(&Reply::Done));
+        world.decides = true;
+        world.until_taken();
+        world.until_healthy();
+        assert_eq!(same(&mut world, frozen)[7], 3);
+    }
+}
+
 #[test]
 fn a_deleted_snapshot_goes_everywhere_and_nothing_else_with_it() {
     let mut world = World::pair(8);

@@ -558,7 +558,6 @@ impl World {
         self.decide(primary, in_sync.iter().copied().collect());
     }
 
-    /// Advances to the next event and handles it; `false` if there is none before `end`.
     /// So many steps on, a node dies or loses power, and the other of the pair takes over. Gives that one.
     pub fn lose_after(&mut self, steps: u64, victim: NodeId, by_power: bool) -> NodeId {
         for _ in 0..steps {
@@ -576,6 +575,7 @@ impl World {
         other
     }
 
+    /// Advances to the next event and handles it; `false` if there is none before `end`.
     pub fn step(&mut self, end: Instant) -> bool {
         let event = self.events.keys().next().map(|(at, _)| *at);
         let tick =
