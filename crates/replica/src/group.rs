@@ -266,7 +266,9 @@ impl Group {
         }
         self.verdict = judged;
         let is_member = matches!(judged, Verdict::Member { .. } | Verdict::Born);
-        self.is_continuous &= is_member;
+        // By its primary's word it counts before a record names it: nothing was acknowledged without it since.
+        let joined_at = base.as_ref().and_then(|note| note.joined_at);
+        self.is_continuous &= is_member || joined_at == Some(stamp);
         let before = match &base {
             Some(note) if note.primary == spec.record.primary => match &self.primary {
                 // In this run the wait for the one before may be over already.
@@ -286,7 +288,7 @@ impl Group {
                 Verdict::Born => None,
                 _ => base.as_ref().and_then(|note| note.in_sync_at),
             },
-            joined_at: if is_member { None } else { base.as_ref().and_then(|note| note.joined_at) },
+            joined_at: joined_at.filter(|_| !is_member),
             born: match judged {
                 Verdict::Born => true,
                 Verdict::Empty => base.as_ref().is_some_and(|note| note.born),

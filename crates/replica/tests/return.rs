@@ -662,3 +662,30 @@ fn progress_says_how_much_is_left_and_for_how_long() {
     assert!(half.seconds_left.is_some_and(|seconds| (1..60).contains(&seconds)), "{half:?}");
     assert!(half.bytes_per_second > 0 && half.sent_bytes > 0, "{half:?}");
 }
+
+/// Found by the simulator: between its primary's word that it holds everything and the record that names it, a change of the
+/// record's text (a snapshot, a volume that grows) made a replica forget that it has lived on since.
+#[test]
+fn a_replica_that_counts_by_its_primarys_word_stays_whole_when_the_record_gets_another_text() {
+    for seed in 0..20 {
+        let mut world = World::pair(900 + seed);
+        world.cut(A, B);
+        world.take_over(A, &[A]);
+        world.write_done(A, 1, 1, 2);
+        world.decides = false;
+        world.heal(A, B);
+        let is_current = |(_, _, report): &(_, _, Report)| matches!(report, Report::ReplicaCurrent { .. });
+        world.until("B is said to be current", |world| world.reports.iter().any(is_current));
+        world.take_snapshot();
+        world.run_for(ms(50));
+        world.decides = true;
+        world.until_taken();
+        world.until_healthy();
+        // Not flushed; the primary may lose it with its power, and the other has it.
+        world.write_done(A, 7, 1, 3);
+        world.power_cut(A);
+        world.start(A);
+        world.until_serving(A);
+        assert_eq!(world.read_value(A, 7), 3, "seed {seed}");
+    }
+}
