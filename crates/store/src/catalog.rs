@@ -212,8 +212,8 @@ impl Catalog {
     }
 
     /// A layer that no volume names and on which one other lies: the two can be made one.
-    pub fn mergeable(&self) -> Option<(LayerId, LayerId)> {
-        self.layers.keys().find_map(|parent| {
+    pub fn mergeable(&self, except: &BTreeSet<LayerId>) -> Option<(LayerId, LayerId)> {
+        self.layers.keys().filter(|parent| !except.contains(parent)).find_map(|parent| {
             if self.volumes.values().any(|volume| volume.layer == *parent) {
                 return None;
             }
@@ -345,12 +345,12 @@ mod tests {
         let mut catalog = with_snapshots();
         assert_eq!(catalog.chain(LayerId(3)).collect::<Vec<_>>(), [LayerId(3), LayerId(2), LayerId(1)]);
         catalog.volumes.remove(&VolumeId(2));
-        assert_eq!((catalog.prune(), catalog.mergeable()), (vec![], Some((LayerId(1), LayerId(2)))));
+        assert_eq!((catalog.prune(), catalog.mergeable(&BTreeSet::new())), (vec![], Some((LayerId(1), LayerId(2)))));
         catalog.clone_of(VolumeId(3), VolumeId(4), GroupId(2), Generation(1));
         catalog.volumes.remove(&VolumeId(3));
-        assert_eq!(catalog.mergeable(), Some((LayerId(1), LayerId(2))), "layer 2 has two children");
+        assert_eq!(catalog.mergeable(&BTreeSet::new()), Some((LayerId(1), LayerId(2))), "layer 2 has two children");
         catalog.merge(LayerId(1), LayerId(2));
-        assert_eq!(catalog.mergeable(), None);
+        assert_eq!(catalog.mergeable(&BTreeSet::new()), None);
         catalog.volumes.remove(&VolumeId(1));
         catalog.volumes.remove(&VolumeId(4));
         let mut gone = catalog.prune();

@@ -46,6 +46,8 @@ pub struct Merged {
     slot: u32,
     descriptor: Slot,
     sums: Box<Sums>,
+    /// What the lower layer holds could not be read.
+    is_unreadable: bool,
 }
 
 impl Pool {
@@ -56,7 +58,10 @@ impl Pool {
             return;
         }
         if self.merging.is_none() && std::mem::take(&mut self.may_merge) {
-            let pair = self.catalog.mergeable();
+            let pair = self.catalog.mergeable(&self.unmerged);
+            if pair.is_none() {
+                self.unmerged.clear(); // tried again when layers have changed
+            }
             self.merging = pair.map(|(parent, child)| Merging {
                 parent,
                 child,
@@ -219,7 +224,7 @@ impl Pool {
         };
         let part = self.parts.get_mut(id).expect("the part is under way");
         part.ops_left = copies.len() as u32;
-        part.work = Work::Merge(Some(Box::new(Merged { slot: upper, descriptor, sums })));
+        part.work = Work::Merge(Some(Box::new(Merged { slot: upper, descriptor, sums, is_unreadable: false })));
         if copies.is_empty() {
             return self.write_merged_leaf(id);
         }
@@ -245,32 +250,42 @@ impl Pool {
         let geometry = self.superblock.geometry;
         let Some(part) = self.parts.get_mut(id) else { return };
         let Work::Merge(Some(merged)) = &mut part.work else { unreachable!("only a merging part copies") };
-        let mut is_whole = true;
+        let Some(data) = data else {
+            merged.is_unreadable = true;
+            return self.on_merge_copied(id);
+        };
         for at in 0..usize::from(count) {
             let sum = &mut merged.sums[usize::from(first) + at];
-            if data.as_ref().is_none_or(|data| BlockChecksum::of(block_of(data, at)) != *sum) {
+            if BlockChecksum::of(block_of(&data, at)) != *sum {
                 // It was rotten before, and still is; a peer has a good one.
                 *sum = LOST_CHECKSUM;
-                is_whole = false;
             }
         }
-        let unit = merged.descriptor.units.get(usize::from(first) / UNIT_BLOCKS);
-        match (data, unit) {
-            (Some(data), Some(unit)) if is_whole || data.len() == usize::from(count) * BLOCK => {
-                let offset = geometry.offset(unit, usize::from(first) % UNIT_BLOCKS);
-                let write = DiskOpKind::Write { offset, data: vec![data], sync: false };
-                self.io.submit(write, DiskThen::MergeCopied(id));
-            }
-            _ => self.on_merge_copied(id),
-        }
+        let unit =
+            merged.descriptor.units.get(usize::from(first) / UNIT_BLOCKS).expect("only what has a unit is copied");
+        let offset = geometry.offset(unit, usize::from(first) % UNIT_BLOCKS);
+        let write = DiskOpKind::Write { offset, data: vec![data], sync: false };
+        self.io.submit(write, DiskThen::MergeCopied(id));
     }
 
     pub fn on_merge_copied(&mut self, id: PartId) {
         let Some(part) = self.parts.get_mut(id) else { return };
         part.ops_left -= 1;
-        if part.ops_left == 0 && self.failed.is_none() {
-            self.write_merged_leaf(id);
+        if part.ops_left > 0 || self.failed.is_some() {
+            return;
         }
+        match &part.work {
+            Work::Merge(Some(merged)) if merged.is_unreadable => self.give_up_merge(id),
+            _ => self.write_merged_leaf(id),
+        }
+    }
+
+    /// A disk that does not give its data now may give it later: both layers stay as they are, and are read as they were.
+    fn give_up_merge(&mut self, id: PartId) {
+        self.unmerged.extend(self.merging.as_ref().map(|merging| merging.parent));
+        self.end_merge(id);
+        self.merging = None;
+        self.may_merge = true;
     }
 
     fn write_merged_leaf(&mut self, id: PartId) {

@@ -149,6 +149,8 @@ pub struct Pool {
     /// Two layers that are being made one; whether there may be others.
     pub merging: Option<Merging>,
     pub may_merge: bool,
+    /// Layers that could not be made one with that above because the disk did not give what they hold.
+    pub unmerged: BTreeSet<LayerId>,
     /// Parts that wait for something other than their blocks.
     pub stalled: Vec<PartId>,
     /// Changes of the extent that is just being made one.
@@ -222,6 +224,7 @@ impl Pool {
             freezing: BTreeSet::new(),
             merging: None,
             may_merge: true,
+            unmerged: BTreeSet::new(),
             stalled: Vec::new(),
             merge_held: Vec::new(),
             leaving: BTreeMap::new(),
