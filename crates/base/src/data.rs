@@ -1,76 +1,127 @@
 //! Bytes on their way between a client, the disks and the wire: owned once, shared by counting, never copied (W11).
 
 use crate::unit::BLOCK_BYTES;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 /// Alignment that O_DIRECT asks of memory.
 pub const ALIGNMENT: usize = BLOCK_BYTES as usize;
+/// Memory of buffers that nobody uses any more and that each thread keeps for the next: some hundred small requests or
+/// some large ones.
+const SPARE_BYTES_MAX: usize = 8 << 20;
+
+#[derive(Clone, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(4096))]
+struct Page([u8; ALIGNMENT]);
+
+const _: () = assert!(align_of::<Page>() == ALIGNMENT);
+
+/// Memory to be used again, by its number of pages. What the allocator gives anew for each block costs more than what is
+/// done with it.
+#[derive(Default)]
+struct Spare {
+    bytes: usize,
+    by_pages: BTreeMap<usize, Vec<Vec<Page>>>,
+}
+
+thread_local! {
+    static SPARE: RefCell<Spare> = RefCell::default();
+}
 
 /// Bytes that have one owner and may be written, aligned for O_DIRECT. Becomes `Data` when filled.
 pub struct Buffer {
-    // One page longer than asked for; the part in use begins at the first aligned byte. A Vec that does not grow never
-    // moves its bytes, so the place stays aligned for the life of the buffer, without `unsafe`.
-    bytes: Vec<u8>,
-    range: Range<usize>,
+    pages: Vec<Page>,
+    len: usize,
 }
 
 impl Buffer {
     /// `len` zero bytes.
     pub fn zeroed(len: usize) -> Buffer {
-        let bytes = vec![0u8; len + ALIGNMENT];
-        let start = bytes.as_ptr().align_offset(ALIGNMENT);
-        Buffer { bytes, range: start..start + len }
+        let mut buffer = Buffer::any(len);
+        buffer.pages.zero();
+        buffer
+    }
+    /// `len` bytes of any value, all of which are to be written before any is read.
+    pub fn any(len: usize) -> Buffer {
+        let count = len.div_ceil(ALIGNMENT);
+        let spare = SPARE.try_with(|spare| {
+            let spare = &mut *spare.borrow_mut();
+            let pages = spare.by_pages.get_mut(&count)?.pop()?;
+            spare.bytes -= count * ALIGNMENT;
+            Some(pages)
+        });
+        let pages = spare.ok().flatten().unwrap_or_else(|| vec![Page::new_zeroed(); count]);
+        Buffer { pages, len }
     }
     /// A copy of `source`.
     pub fn copy_of(source: &[u8]) -> Buffer {
-        let mut filling = Filling::new(source.len());
-        filling.take(source);
-        filling.finish()
+        let mut buffer = Buffer::any(source.len());
+        buffer.as_mut_slice().copy_from_slice(source);
+        buffer
     }
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
-        &self.bytes[self.range.clone()]
+        &self.pages.as_bytes()[..self.len]
     }
     /// The bytes, to be filled.
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.range.clone()]
+        &mut self.pages.as_mut_bytes()[..self.len]
     }
     /// Ends writing: from now on the bytes are shared and do not change.
     pub fn freeze(self) -> Data {
-        Data { range: self.range.clone(), buffer: Arc::new(self) }
+        Data { range: 0..self.len, buffer: Arc::new(self) }
     }
 }
 
-/// A buffer whose bytes arrive piece by piece, in order. Its memory is touched once: it is not made zero first.
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let pages = std::mem::take(&mut self.pages);
+        let bytes = pages.len() * ALIGNMENT;
+        if bytes == 0 || bytes > SPARE_BYTES_MAX {
+            return;
+        }
+        // A thread that ends keeps nothing.
+        let _ = SPARE.try_with(|spare| {
+            let spare = &mut *spare.borrow_mut();
+            if spare.bytes + bytes > SPARE_BYTES_MAX {
+                *spare = Spare::default();
+            }
+            spare.bytes += bytes;
+            spare.by_pages.entry(pages.len()).or_default().push(pages);
+        });
+    }
+}
+
+/// A buffer whose bytes arrive piece by piece, in order.
 pub struct Filling {
-    bytes: Vec<u8>,
-    range: Range<usize>,
+    buffer: Buffer,
+    filled: usize,
 }
 
 impl Filling {
     /// A buffer that is to have `len` bytes.
     pub fn new(len: usize) -> Filling {
-        let mut bytes = Vec::<u8>::with_capacity(len + ALIGNMENT);
-        let start = bytes.as_ptr().align_offset(ALIGNMENT);
-        bytes.resize(start, 0);
-        Filling { bytes, range: start..start + len }
+        Filling { buffer: Buffer::any(len), filled: 0 }
     }
     /// How many bytes have not arrived yet.
     pub fn missing(&self) -> usize {
-        self.range.end - self.bytes.len()
+        self.buffer.len - self.filled
     }
     /// Takes what it can use of `input`, and says how much that was.
     pub fn take(&mut self, input: &[u8]) -> usize {
         let taken = input.len().min(self.missing());
-        self.bytes.extend_from_slice(&input[..taken]);
+        self.buffer.as_mut_slice()[self.filled..self.filled + taken].copy_from_slice(&input[..taken]);
+        self.filled += taken;
         taken
     }
     /// The whole buffer.
     pub fn finish(self) -> Buffer {
-        assert!(self.missing() == 0, "{} of {} bytes have not arrived", self.missing(), self.range.len());
-        Buffer { bytes: self.bytes, range: self.range }
+        assert!(self.missing() == 0, "{} of {} bytes have not arrived", self.missing(), self.buffer.len);
+        self.buffer
     }
 }
 
@@ -92,7 +143,7 @@ impl Data {
     }
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
-        &self.buffer.bytes[self.range.clone()]
+        &self.buffer.as_slice()[self.range.clone()]
     }
     /// The whole buffer, to be written anew, if nobody else holds a part of it.
     pub fn reclaim(self) -> Result<Buffer, Data> {

@@ -200,7 +200,7 @@ impl Daemon {
                         if self.directory.on_order(&order) {
                             self.clients.on_exports(&mut turn, self.directory.exports());
                         }
-                        turn.inputs.push(Input::Order(order));
+                        turn.inputs.push(Input::Order(Box::new(order)));
                     }
                 }
                 (Ticket::OrdersSend(id), Done::Sent(result)) => self.control.on_sent(&mut turn, id, result),

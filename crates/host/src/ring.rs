@@ -199,7 +199,7 @@ impl Ring {
     }
 
     pub fn disk_read(&mut self, token: Token, disk: RawFd, id: DiskOpId, offset: u64, len: usize) {
-        let mut buffer = Buffer::zeroed(len);
+        let mut buffer = Buffer::any(len);
         let bytes = buffer.as_mut_slice();
         let len = u32::try_from(bytes.len()).expect("the store reads at most a few extents at once");
         let entry = opcode::Read::new(types::Fd(disk), bytes.as_mut_ptr(), len).offset(offset).build();
@@ -362,7 +362,7 @@ pub(crate) fn accepted(result: i32) -> Socket {
 }
 
 fn joined(data: &[Data]) -> Data {
-    let mut buffer = Buffer::zeroed(data.iter().map(Data::len).sum());
+    let mut buffer = Buffer::any(data.iter().map(Data::len).sum());
     let mut rest = buffer.as_mut_slice();
     for part in data {
         let (here, after) = rest.split_at_mut(part.len());

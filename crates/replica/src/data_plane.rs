@@ -176,7 +176,7 @@ impl DataPlane {
                 }
             }
             Input::Frame { peer, session, frame } => self.on_frame(peer, session, frame),
-            Input::Order(order) => self.on_order(order),
+            Input::Order(order) => self.on_order(*order),
             Input::Request(request) => self.on_request(request),
             Input::Abandon(id) => self.groups.values_mut().for_each(|group| group.on_abandon(id)),
             Input::Disk(_) | Input::Tick => unreachable!("handled before"),

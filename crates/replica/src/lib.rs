@@ -12,6 +12,7 @@ pub mod fuzz;
 mod group;
 mod handshake;
 mod kept;
+mod key_map;
 mod lease;
 pub mod links;
 mod local;
@@ -74,7 +75,7 @@ pub enum Input {
         session: Session,
         frame: Frame,
     },
-    Order(Order),
+    Order(Box<Order>),
     /// Held while the group is frozen; answered by exactly one `Reply` unless the client goes away.
     Request(Request),
     /// The client is gone: its replies need not be given. What was begun is still finished.

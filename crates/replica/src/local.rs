@@ -2,13 +2,14 @@
 //! a repair, a comparison. Jobs on the same blocks go one after the other; hot marks are durable before data (W7); a full
 //! pool holds a job until there is space.
 
+use crate::key_map::KeyMap;
 use crate::node::{Node, Purpose};
 use crate::range_queue::{Access, Key, RangeQueue};
 use crate::wire::Sequence;
 use pollux_base::unit::BlockRange;
 use pollux_base::{BlockChecksum, Data, Generation, GroupId, Instant, NodeId, Session, Stamp, VolumeId};
 use pollux_store::{StoreError, StoreOp, StoreReply};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// For whom a job is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,13 +68,20 @@ pub(crate) struct Job {
     pub is_received: bool,
 }
 
+#[derive(Debug)]
+struct Entry {
+    job: Job,
+    step: Step,
+    /// When it was taken, or found space again.
+    started: Instant,
+}
+
 pub(crate) type JobResult = Result<StoreReply, StoreError>;
 
 #[derive(Debug, Default)]
 pub(crate) struct Local {
     queue: RangeQueue,
-    jobs: BTreeMap<Key, (Job, Step)>,
-    started: BTreeMap<Key, Instant>,
+    jobs: KeyMap<Key, Entry>,
     full: BTreeSet<Key>,
     /// Jobs that were acknowledged before they were done.
     received: BTreeSet<Key>,
@@ -97,8 +105,7 @@ impl Local {
             self.flushes.insert(key);
             ready = false;
         }
-        self.jobs.insert(key, (job, Step::Waiting));
-        self.started.insert(key, node.now);
+        self.jobs.push(key, Entry { job, step: Step::Waiting, started: node.now });
         if ready {
             self.run(node, group, generation, key);
         }
@@ -121,14 +128,16 @@ impl Local {
     /// Tries again what found the pool full.
     pub(crate) fn retry_full(&mut self, node: &mut Node, group: GroupId, generation: Generation) {
         for key in std::mem::take(&mut self.full) {
-            self.started.insert(key, node.now);
+            if let Some(entry) = self.jobs.get_mut(key) {
+                entry.started = node.now;
+            }
             self.run(node, group, generation, key);
         }
     }
 
     /// Since when the oldest job that does not wait for space has been under way.
     pub(crate) fn late_since(&self) -> Option<Instant> {
-        self.started.values().next().copied()
+        self.jobs.values().find(|entry| entry.step != Step::Full).map(|entry| entry.started)
     }
 
     /// Forgets what peers asked and is not yet being written: they ask again under the newer record or session. A job
@@ -140,13 +149,12 @@ impl Local {
         generation: Generation,
         drop: impl Fn(&Origin) -> bool,
     ) {
-        let unbegun = |(job, step): &(Job, Step)| {
+        let unbegun = |Entry { job, step, .. }: &Entry| {
             !job.is_received && drop(&job.origin) && matches!(step, Step::Waiting | Step::Heating | Step::Full)
         };
-        let keys: Vec<Key> = self.jobs.iter().filter(|(_, entry)| unbegun(entry)).map(|(key, _)| *key).collect();
+        let keys: Vec<Key> = self.jobs.iter().filter(|(_, entry)| unbegun(entry)).map(|(key, _)| key).collect();
         for key in &keys {
-            self.jobs.remove(key);
-            self.started.remove(key);
+            self.jobs.remove(*key);
             self.full.remove(key);
         }
         for key in keys {
@@ -164,12 +172,11 @@ impl Local {
         result: JobResult,
     ) -> Option<(Origin, JobResult)> {
         // A job that was dropped while its marks were made.
-        let (job, step) = self.jobs.get_mut(&key)?;
+        let Entry { job, step, .. } = self.jobs.get_mut(key)?;
         match (*step, result) {
             (_, Err(StoreError::Full)) => {
                 *step = Step::Full;
                 self.full.insert(key);
-                self.started.remove(&key);
                 Some((job.origin, Err(StoreError::Full)))
             }
             (Step::Heating, Ok(_)) => {
@@ -183,15 +190,13 @@ impl Local {
             }
             (Step::Acting | Step::Flushing, Ok(reply)) => {
                 let origin = job.origin;
-                self.jobs.remove(&key);
-                self.started.remove(&key);
+                self.jobs.remove(key);
                 self.release(node, group, generation, key);
                 Some((origin, Ok(reply)))
             }
             (_, Err(error)) => {
                 let origin = job.origin;
-                self.jobs.remove(&key);
-                self.started.remove(&key);
+                self.jobs.remove(key);
                 self.release(node, group, generation, key);
                 Some((origin, Err(error)))
             }
@@ -217,7 +222,7 @@ impl Local {
 
     /// Takes the next step of a job that has its blocks.
     fn run(&mut self, node: &mut Node, group: GroupId, generation: Generation, key: Key) {
-        let Some((job, step)) = self.jobs.get_mut(&key) else { return };
+        let Some(Entry { job, step, .. }) = self.jobs.get_mut(key) else { return };
         let (volume, range) = (job.volume, job.range);
         let op = match &job.act {
             Act::Write { .. } | Act::Zero => {

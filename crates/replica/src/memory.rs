@@ -75,7 +75,7 @@ impl Group {
         if self.acting().is_none_or(|spec| spec.record.stamp != stamp || spec.mode(peer) != Mode::Memory) {
             return; // ignore_answer_to_older_record
         }
-        let asked = self.primary.as_mut().and_then(|primary| primary.asked.get_mut(&sequence));
+        let asked = self.primary.as_mut().and_then(|primary| primary.asked.get_mut(sequence));
         let Some(asked) = asked.filter(|asked| asked.peer == peer) else { return };
         if let What::Piece { key, is_received: is_received @ false } = &mut asked.what {
             *is_received = true;
@@ -119,7 +119,8 @@ impl Group {
     pub(crate) fn forget_unwritten(&mut self, node: &mut Node) -> bool {
         let Some(primary) = &mut self.primary else { return false };
         let keys: Vec<Key> = primary.unwritten.changes.keys().copied().collect();
-        let pending = primary.requests.values_mut().map(|pending| pending.forget_unwritten()).fold(false, |a, b| a | b);
+        let pending =
+            primary.requests.iter_mut().map(|(_, pending)| pending.forget_unwritten()).fold(false, |a, b| a | b);
         let any = pending || !keys.is_empty();
         for key in keys {
             self.written(node, key);

@@ -1,6 +1,7 @@
 //! What the groups of a node share: its store, its links, the outputs, and the numbers that must not repeat.
 
 use crate::Output;
+use crate::key_map::KeyMap;
 use crate::lease::Lease;
 use crate::loss::ANSWER_LATE;
 use crate::pace::Pace;
@@ -82,7 +83,7 @@ pub(crate) struct Node {
     /// How fast replicas are brought up to date beside the guests' I/O.
     pub pace: Pace,
     started: Instant,
-    owners: BTreeMap<StoreRequestId, (GroupId, Purpose)>,
+    owners: KeyMap<StoreRequestId, (GroupId, Purpose)>,
     next: u64,
 }
 
@@ -110,7 +111,7 @@ impl Node {
             pool_refused: false,
             pace: Pace::new(now),
             started: now,
-            owners: BTreeMap::new(),
+            owners: KeyMap::default(),
             next: 1,
         }
     }
@@ -138,13 +139,13 @@ impl Node {
             return;
         }
         let id = StoreRequestId(self.next_number());
-        self.owners.insert(id, (group, purpose));
+        self.owners.push(id, (group, purpose));
         self.store.handle(self.now, pollux_store::Input::Request(id, op));
     }
 
     /// For whom an ended request was made.
     pub(crate) fn owner(&mut self, id: StoreRequestId) -> (GroupId, Purpose) {
-        self.owners.remove(&id).expect("the store ends each request once")
+        self.owners.remove(id).expect("the store ends each request once")
     }
 
     pub(crate) fn link(&mut self, peer: NodeId) -> &mut Link {

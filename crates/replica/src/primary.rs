@@ -6,6 +6,7 @@
 
 use crate::group::Group;
 use crate::handshake::{Outcome, Plan, Side, meet, standing};
+use crate::key_map::KeyMap;
 use crate::local::Origin;
 use crate::loss::back_off;
 use crate::memory::Unwritten;
@@ -141,14 +142,14 @@ pub(crate) struct Primary {
     /// not be failed: front ends bound what each client may have under way, and how many clients there are.
     pub held: BTreeMap<Key, Request>,
     pub queue: RangeQueue,
-    pub requests: BTreeMap<Key, Pending>,
+    pub requests: KeyMap<Key, Pending>,
     /// What trailing replicas may lack.
     pub backlog: Backlog,
     /// Changes that were answered and are not on every replica's disk yet (`memory.rs`).
     pub unwritten: Unwritten,
     /// Requests whose hot marks wait for space.
     pub full_heats: BTreeSet<Key>,
-    pub asked: BTreeMap<Sequence, Asked>,
+    pub asked: KeyMap<Sequence, Asked>,
     pub repairs: BTreeMap<Key, Repair>,
     pub scrub: Option<Scrub>,
     /// Extents that are hot on any replica, with how many requests are under way on them and when the last ended.
@@ -631,7 +632,7 @@ impl Group {
     pub(crate) fn ask(&mut self, node: &mut Node, peer: NodeId, what: What) -> Option<(Sequence, Stamp)> {
         let stamp = self.acting()?.record.stamp;
         let sequence = node.next_sequence();
-        self.primary.as_mut()?.asked.insert(sequence, Asked { peer, at: node.now, what, is_held: false });
+        self.primary.as_mut()?.asked.push(sequence, Asked { peer, at: node.now, what, is_held: false });
         Some((sequence, stamp))
     }
 
@@ -661,8 +662,8 @@ impl Group {
         assert!(!primary.members.contains_key(&me), "a primary is not its own peer");
         self.check_unwritten();
         self.check_trails();
-        for (key, pending) in &primary.requests {
-            pending.check(*key);
+        for (key, pending) in primary.requests.iter() {
+            pending.check(key);
         }
         for (peer, member) in &primary.members {
             if let MemberState::Settling(sync) | MemberState::Copying(sync) = &member.state {

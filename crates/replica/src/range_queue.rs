@@ -8,13 +8,23 @@
 //!
 //! An insertion or removal looks at every entry. There are as many as clients have requests under way, some hundreds.
 
+use crate::key_map::KeyMap;
 use pollux_base::VolumeId;
 use pollux_base::unit::BlockRange;
-use std::collections::BTreeMap;
+use smallvec::SmallVec;
 
 /// Names an entry and gives its place: smaller is earlier.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct Key(pub u64);
+
+impl From<Key> for u64 {
+    fn from(key: Key) -> u64 {
+        key.0
+    }
+}
+
+/// Entries whose turn has come, in order.
+pub(crate) type Ready = SmallVec<[Key; 4]>;
 
 /// What is to be done with the blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,29 +52,28 @@ impl Entry {
 
 #[derive(Debug, Default)]
 pub(crate) struct RangeQueue {
-    entries: BTreeMap<Key, Entry>,
+    entries: KeyMap<Key, Entry>,
 }
 
 impl RangeQueue {
     /// Adds an entry behind all others and says whether it is ready.
     pub(crate) fn push(&mut self, key: Key, volume: VolumeId, range: BlockRange, access: Access) -> bool {
-        assert!(self.entries.last_key_value().is_none_or(|(last, _)| *last < key), "{key:?} comes after all others");
         let mut entry = Entry { volume, range, access, blockers: 0 };
         entry.blockers = self.entries.values().filter(|other| other.conflicts(&entry)).count();
         let ready = entry.blockers == 0;
-        self.entries.insert(key, entry);
+        self.entries.push(key, entry);
         ready
     }
 
     /// Takes the entry out and gives those that become ready by it, in order. An unknown key changes nothing.
-    pub(crate) fn remove(&mut self, key: Key) -> Vec<Key> {
-        let Some(entry) = self.entries.remove(&key) else { return Vec::new() };
-        let mut ready = Vec::new();
-        for (later, other) in self.entries.range_mut(key..) {
+    pub(crate) fn remove(&mut self, key: Key) -> Ready {
+        let Some(entry) = self.entries.remove(key) else { return Ready::new() };
+        let mut ready = Ready::new();
+        for (later, other) in self.entries.after_mut(key) {
             if other.conflicts(&entry) {
                 other.blockers -= 1;
                 if other.blockers == 0 {
-                    ready.push(*later);
+                    ready.push(later);
                 }
             }
         }
@@ -89,8 +98,8 @@ mod tests {
         assert!(!queue.push(Key(3), VolumeId(1), range(5, 1), Access::Write));
         assert!(queue.push(Key(4), VolumeId(2), range(0, 4), Access::Write), "another volume is not in the way");
         assert!(queue.push(Key(5), VolumeId(1), range(8, 4), Access::Write));
-        assert_eq!(queue.remove(Key(1)), [Key(2)]);
-        assert_eq!(queue.remove(Key(2)), [Key(3)]);
+        assert_eq!(queue.remove(Key(1)).as_slice(), [Key(2)]);
+        assert_eq!(queue.remove(Key(2)).as_slice(), [Key(3)]);
     }
 
     #[test]
@@ -100,9 +109,9 @@ mod tests {
         assert!(queue.push(Key(2), VolumeId(1), range(0, 4), Access::Read));
         assert!(!queue.push(Key(3), VolumeId(1), range(0, 4), Access::Write));
         assert!(!queue.push(Key(4), VolumeId(1), range(0, 4), Access::Read), "a read does not overtake a write");
-        assert_eq!(queue.remove(Key(1)), []);
-        assert_eq!(queue.remove(Key(2)), [Key(3)]);
-        assert_eq!(queue.remove(Key(3)), [Key(4)]);
+        assert!(queue.remove(Key(1)).is_empty());
+        assert_eq!(queue.remove(Key(2)).as_slice(), [Key(3)]);
+        assert_eq!(queue.remove(Key(3)).as_slice(), [Key(4)]);
     }
 
     #[test]
@@ -111,6 +120,6 @@ mod tests {
         assert!(queue.push(Key(1), VolumeId(1), range(0, 4), Access::Read));
         assert!(!queue.push(Key(2), VolumeId(1), range(0, 4), Access::Write));
         assert!(!queue.push(Key(3), VolumeId(1), range(0, 4), Access::Read));
-        assert_eq!(queue.remove(Key(2)), [Key(3)]);
+        assert_eq!(queue.remove(Key(2)).as_slice(), [Key(3)]);
     }
 }

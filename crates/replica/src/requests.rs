@@ -17,7 +17,7 @@ use crate::local::{Act, Job, JobResult, Origin, cold_extents};
 use crate::node::{Node, Purpose};
 use crate::pace::Kind;
 use crate::primary::{MemberState, What};
-use crate::range_queue::{Access, Key};
+use crate::range_queue::{Access, Key, Ready};
 use crate::spool::Change;
 use crate::wire::{Frame, Message};
 use pollux_base::data::Buffer;
@@ -25,6 +25,7 @@ use pollux_base::record::Mode;
 use pollux_base::unit::{BLOCK_BYTES, BlockRange};
 use pollux_base::{BlockChecksum, BlockCount, BlockError, Data, Instant, NodeId, Op, Reply, Request, RequestId};
 use pollux_store::{StoreError, StoreOp, StoreReply};
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How often the blocks of one read are mended from peers before it is given up as unreadable: the first time mends what
@@ -54,21 +55,58 @@ pub(crate) struct Pending {
     checksums: Vec<BlockChecksum>,
     /// When it began, for the pace of what goes on beside the guests.
     began: Instant,
-    /// Replicas whose answers are awaited, with how many.
-    targets: BTreeMap<NodeId, u32>,
+    targets: Targets,
     /// Replicas that have pieces of it in memory (mode `Memory`), with how many.
     unwritten: BTreeMap<NodeId, u32>,
-    /// Replicas that have all of it.
-    done_by: BTreeSet<NodeId>,
     repairs: u32,
+}
+
+/// Replicas whose answers are awaited, with how many, and with none those that have all of it. They are few.
+#[derive(Default)]
+struct Targets(SmallVec<[(NodeId, u32); 3]>);
+
+impl Targets {
+    fn left(&self, target: NodeId) -> Option<u32> {
+        self.0.iter().find(|(node, _)| *node == target).map(|(_, left)| *left)
+    }
+
+    fn is_awaited(&self, target: NodeId) -> bool {
+        self.left(target).is_some_and(|left| left > 0)
+    }
+
+    fn is_done(&self, target: NodeId) -> bool {
+        self.left(target) == Some(0)
+    }
+
+    fn awaits_nobody(&self) -> bool {
+        self.0.iter().all(|(_, left)| *left == 0)
+    }
+
+    fn wait_for(&mut self, target: NodeId, answers: u32) {
+        self.forget(target);
+        self.0.push((target, answers));
+    }
+
+    fn forget(&mut self, target: NodeId) {
+        self.0.retain(|(node, _)| *node != target);
+    }
+
+    fn forget_awaited(&mut self) {
+        self.0.retain(|(_, left)| *left == 0);
+    }
+
+    /// One answer has come. Whether it was the last from this replica.
+    fn answered(&mut self, target: NodeId) -> bool {
+        let Some((_, left)) = self.0.iter_mut().find(|(node, left)| *node == target && *left > 0) else { return false };
+        *left -= 1;
+        *left == 0
+    }
 }
 
 impl Pending {
     pub(crate) fn check(&self, key: Key) {
-        let twice = self.targets.keys().any(|target| self.done_by.contains(target));
-        assert!(!twice, "{key:?}: nobody is awaited who is done");
         if matches!(self.step, Step::Sent) {
-            assert!(!self.targets.is_empty(), "{key:?}: a request at the replicas awaits somebody");
+            assert!(!self.targets.awaits_nobody(), "{key:?}: a request at the replicas awaits somebody");
         }
     }
 
@@ -144,7 +182,7 @@ impl Group {
     pub(crate) fn on_abandon(&mut self, id: RequestId) {
         let Some(primary) = &mut self.primary else { return };
         primary.held.retain(|_, request| request.id != id);
-        for pending in primary.requests.values_mut().filter(|pending| pending.request.id == id) {
+        for (_, pending) in primary.requests.iter_mut().filter(|(_, pending)| pending.request.id == id) {
             pending.is_abandoned = true;
         }
     }
@@ -194,31 +232,30 @@ impl Group {
             step: Step::Queued,
             checksums,
             began: node.now,
-            targets: BTreeMap::new(),
+            targets: Targets::default(),
             unwritten: BTreeMap::new(),
-            done_by: BTreeSet::new(),
             repairs: 0,
         };
         node.pace.on_asked(node.now);
         let Some(primary) = &mut self.primary else { return };
-        primary.requests.insert(key, pending);
+        primary.requests.push(key, pending);
         // A flush overtakes nothing: it promises what was acknowledged, and that is at every replica already.
         if range.is_none_or(|range| primary.queue.push(key, volume, range, access)) {
-            self.run_ready(node, vec![key]);
+            self.start(node, key); // the group is not frozen: `pump` has just looked
         }
     }
 
     /// Starts requests and comparisons whose blocks are free now. A request that finds the group frozen goes back to
     /// those held, so that it is in nobody's way.
-    pub(crate) fn run_ready(&mut self, node: &mut Node, mut ready: Vec<Key>) {
+    pub(crate) fn run_ready(&mut self, node: &mut Node, mut ready: Ready) {
         ready.reverse();
         while let Some(key) = ready.pop() {
             let frozen = self.freeze(node).is_some();
             let Some(primary) = &mut self.primary else { return };
-            if !primary.requests.contains_key(&key) {
+            if !primary.requests.contains(key) {
                 self.on_blocks_locked(node, key);
             } else if frozen {
-                let pending = primary.requests.remove(&key).expect("looked up above");
+                let pending = primary.requests.remove(key).expect("looked up above");
                 if !pending.is_abandoned {
                     primary.held.insert(key, pending.request);
                 }
@@ -236,7 +273,7 @@ impl Group {
         let is_member = self.is_member(node);
         let id = self.id;
         let Some(primary) = &mut self.primary else { return };
-        let Some(pending) = primary.requests.get_mut(&key) else { return };
+        let Some(pending) = primary.requests.get_mut(key) else { return };
         let volume = pending.request.volume;
         match pending.range() {
             _ if matches!(pending.request.op, Op::Read { .. } | Op::Patch { .. }) => self.start_read(node, key),
@@ -264,7 +301,7 @@ impl Group {
     pub(crate) fn on_heated(&mut self, node: &mut Node, key: Key, attempt: u32, result: Result<(), StoreError>) {
         let generation = self.generation();
         let is_member = self.is_member(node);
-        let Some(pending) = self.primary.as_mut().and_then(|primary| primary.requests.get_mut(&key)) else { return };
+        let Some(pending) = self.primary.as_mut().and_then(|primary| primary.requests.get_mut(key)) else { return };
         if !matches!(pending.step, Step::Heating) || pending.attempt != attempt {
             return; // ignore_superseded: it went on without the local disk
         }
@@ -291,12 +328,12 @@ impl Group {
 
     /// Gives a write, zero or flush to every replica that must have it and does not.
     fn send_change(&mut self, node: &mut Node, key: Key) {
-        let mut needed: Vec<NodeId> = self.requires(node.me).collect();
+        let mut needed: SmallVec<[NodeId; 8]> = self.requires(node.me).collect();
         needed.extend(self.is_member(node).then_some(node.me));
         let Some(primary) = &mut self.primary else { return };
-        let Some(pending) = primary.requests.get_mut(&key) else { return };
+        let Some(pending) = primary.requests.get_mut(key) else { return };
         let volume = pending.request.volume;
-        let extents = || pending.range().into_iter().flat_map(BlockRange::extents).collect::<Vec<_>>();
+        let extents = || pending.range().into_iter().flat_map(BlockRange::extents).collect::<SmallVec<[_; 2]>>();
         needed.extend(primary.members.iter().filter_map(|(peer, member)| match &member.state {
             // What is still to be compared is brought by the comparison. Everything else goes to a replica that is being
             // brought up to date as it goes to the others, in the same order; to one that is to trail by the backlog.
@@ -310,13 +347,13 @@ impl Group {
         needed.sort_unstable();
         needed.dedup();
         pending.step = Step::Sent;
-        let local_under_way = pending.targets.contains_key(&node.me);
-        pending.targets.clear();
-        needed.retain(|target| !pending.done_by.contains(target));
+        let local_under_way = pending.targets.is_awaited(node.me);
+        pending.targets.forget_awaited();
+        needed.retain(|target| !pending.targets.is_done(*target));
         for target in needed {
             if target == node.me {
                 if let Some(pending) = self.pending(key) {
-                    pending.targets.insert(target, 1);
+                    pending.targets.wait_for(target, 1);
                 }
                 if !local_under_way {
                     self.change_here(node, key);
@@ -329,7 +366,7 @@ impl Group {
     }
 
     fn pending(&mut self, key: Key) -> Option<&mut Pending> {
-        self.primary.as_mut()?.requests.get_mut(&key)
+        self.primary.as_mut()?.requests.get_mut(key)
     }
 
     fn change_here(&mut self, node: &mut Node, key: Key) {
@@ -356,11 +393,11 @@ impl Group {
         let Some(pending) = self.pending(key) else { return };
         let volume = pending.request.volume;
         let op = pending.request.op.clone();
-        let pieces: Vec<Option<BlockRange>> = match op.range() {
+        let pieces: SmallVec<[Option<BlockRange>; 2]> = match op.range() {
             Some(range) => range.split_by_extent().map(Some).collect(),
-            None => vec![None],
+            None => SmallVec::from_elem(None, 1),
         };
-        pending.targets.insert(peer, pieces.len() as u32);
+        pending.targets.wait_for(peer, pieces.len() as u32);
         if node.session(peer).is_none() {
             return;
         }
@@ -405,11 +442,7 @@ impl Group {
     /// A replica has done one piece of a request.
     pub(crate) fn on_piece_done(&mut self, node: &mut Node, key: Key, target: NodeId) {
         let Some(pending) = self.pending(key) else { return };
-        let Some(left) = pending.targets.get_mut(&target) else { return };
-        *left -= 1;
-        if *left == 0 {
-            pending.targets.remove(&target);
-            pending.done_by.insert(target);
+        if pending.targets.answered(target) {
             self.finish_if_done(node, key);
         }
     }
@@ -417,7 +450,7 @@ impl Group {
     /// W1: acknowledged when every replica that must have it has it.
     fn finish_if_done(&mut self, node: &mut Node, key: Key) {
         let Some(pending) = self.pending(key) else { return };
-        if matches!(pending.step, Step::Sent) && pending.targets.is_empty() {
+        if matches!(pending.step, Step::Sent) && pending.targets.awaits_nobody() {
             self.finish(node, key, Reply::Done);
         }
     }
@@ -425,7 +458,7 @@ impl Group {
     /// Answers and frees the blocks.
     fn finish(&mut self, node: &mut Node, key: Key, reply: Reply) {
         let Some(primary) = &mut self.primary else { return };
-        let Some(pending) = primary.requests.remove(&key) else { return };
+        let Some(pending) = primary.requests.remove(key) else { return };
         node.pace.on_answered(node.now, pending.began, pending.kind());
         let is_done = reply == Reply::Done;
         let volume = pending.request.volume;
@@ -544,14 +577,18 @@ impl Group {
 
     /// The local disk's share of a request has ended.
     pub(crate) fn on_request_job(&mut self, node: &mut Node, key: Key, attempt: u32, result: JobResult) {
-        let frozen = self.freeze(node).is_some();
         let me = node.me;
+        // W5: what was read is given out only under a lease that holds now.
+        let frozen = matches!(result, Ok(StoreReply::Read { .. })) && self.freeze(node).is_some();
         let Some(pending) = self.pending(key).filter(|pending| pending.attempt == attempt) else { return };
         let volume = pending.request.volume;
         match result {
             Ok(StoreReply::Read { data, .. }) if matches!(pending.step, Step::ReadingHere) => {
-                // W5: what was read is given out only under a lease that holds now.
-                if frozen { self.hold_again(node, key) } else { self.on_read(node, key, data) }
+                if frozen {
+                    self.hold_again(node, key)
+                } else {
+                    self.on_read(node, key, data)
+                }
             }
             Ok(_) => self.on_piece_done(node, key, me),
             Err(StoreError::Corrupt(ranges)) => {
@@ -589,7 +626,7 @@ impl Group {
     /// A read that may not be answered now begins anew when the group thaws.
     fn hold_again(&mut self, node: &mut Node, key: Key) {
         let Some(primary) = &mut self.primary else { return };
-        let Some(pending) = primary.requests.remove(&key) else { return };
+        let Some(pending) = primary.requests.remove(key) else { return };
         if !pending.is_abandoned {
             primary.held.insert(key, pending.request);
         }
@@ -604,19 +641,18 @@ impl Group {
         let required = self.acting().is_none() || self.required(node.me).contains(&peer);
         let Some(primary) = &mut self.primary else { return };
         let (mut changed, mut reads) = (Vec::new(), Vec::new());
-        for (key, pending) in &mut primary.requests {
+        for (key, pending) in primary.requests.iter_mut() {
             match &pending.step {
                 Step::Sent => {
                     pending.unwritten.remove(&peer);
-                    pending.done_by.remove(&peer);
                     if required {
-                        pending.targets.insert(peer, 1);
+                        pending.targets.wait_for(peer, 1);
                     } else {
-                        pending.targets.remove(&peer);
-                        changed.push(*key);
+                        pending.targets.forget(peer);
+                        changed.push(key);
                     }
                 }
-                Step::ReadingThere { from, .. } if *from == peer => reads.push(*key),
+                Step::ReadingThere { from, .. } if *from == peer => reads.push(key),
                 _ => {}
             }
         }
@@ -631,9 +667,8 @@ impl Group {
     /// A required replica is back in the same generation: what is under way goes to it anew.
     pub(crate) fn resend_to(&mut self, node: &mut Node, peer: NodeId) {
         let Some(primary) = &self.primary else { return };
-        let sent = |pending: &Pending| matches!(pending.step, Step::Sent) && !pending.done_by.contains(&peer);
-        let keys: Vec<Key> =
-            primary.requests.iter().filter(|(_, pending)| sent(pending)).map(|(key, _)| *key).collect();
+        let sent = |pending: &Pending| matches!(pending.step, Step::Sent) && !pending.targets.is_done(peer);
+        let keys: Vec<Key> = primary.requests.iter().filter(|(_, pending)| sent(pending)).map(|(key, _)| key).collect();
         for key in keys {
             self.change_there(node, key, peer);
         }
@@ -644,14 +679,13 @@ impl Group {
         let is_member = self.is_member(node);
         let (me, generation, id) = (node.me, self.generation(), self.id);
         let Some(primary) = &mut self.primary else { return };
-        let keys: Vec<Key> = primary.requests.keys().copied().collect();
+        let keys: Vec<Key> = primary.requests.iter().map(|(key, _)| key).collect();
         for key in keys {
             let Some(pending) = self.pending(key) else { continue };
             if !is_member {
                 // What the lost disk still answers is of no account.
                 pending.attempt += 1;
-                pending.targets.remove(&me);
-                pending.done_by.remove(&me);
+                pending.targets.forget(me);
             }
             match &pending.step {
                 Step::Queued => {}
@@ -674,7 +708,7 @@ impl Group {
         if named && !self.is_member(node) {
             if let Some(pending) = self.pending(key) {
                 pending.step = Step::Sent;
-                pending.targets.insert(node.me, 1);
+                pending.targets.wait_for(node.me, 1);
             }
             return;
         }

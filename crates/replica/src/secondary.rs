@@ -82,7 +82,7 @@ impl Group {
                 }
             }
             Message::Held { sequence, .. } => {
-                let asked = self.primary.as_mut().and_then(|primary| primary.asked.get_mut(&sequence));
+                let asked = self.primary.as_mut().and_then(|primary| primary.asked.get_mut(sequence));
                 if let Some(asked) = asked.filter(|asked| asked.peer == peer) {
                     asked.is_held = true;
                 }
@@ -502,10 +502,10 @@ impl Group {
             return None; // ignore_answer_to_older_record
         }
         let primary = self.primary.as_mut()?;
-        if primary.asked.get(&sequence)?.peer != peer {
+        if primary.asked.get(sequence)?.peer != peer {
             return None; // ignore_answer_of_another
         }
-        primary.asked.remove(&sequence).map(|asked| asked.what)
+        primary.asked.remove(sequence).map(|asked| asked.what)
     }
 
     fn on_refused(&mut self, node: &mut Node, peer: NodeId, stamp: Stamp, sequence: Sequence, why: Refusal) {

@@ -111,6 +111,12 @@ pub enum Word {
 #[serde(transparent)]
 pub struct Sequence(pub u64);
 
+impl From<Sequence> for u64 {
+    fn from(sequence: Sequence) -> u64 {
+        sequence.0
+    }
+}
+
 /// What is said. Apart from leases, which are between nodes, every message names its group and the stamp of the record
 /// under which it was said; what was said under an older record than the newest known is refused (W2).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -82,7 +82,7 @@ fn what_is_kept_before_a_resync_goes_first_when_space_is_short() {
         lineage: Lineage([(Epoch(1), Generation(1))].into()),
         ..world.spec.clone()
     };
-    world.input(B, pollux_replica::Input::Order(Order::Group(spec)));
+    world.input(B, pollux_replica::Input::Order(Box::new(Order::Group(spec))));
     let free = |world: &World| world.machines[&B].plane.as_ref().unwrap().store().free().0;
     for chunk in 0..256 {
         let op = Op::Write { range: range(chunk * 256, 256), data: blocks(chunk + 1, 256), fua: false };
@@ -137,7 +137,7 @@ fn a_choice_made_while_the_diverged_node_is_away_holds_when_it_returns() {
     let mut world = split(91);
     world.start(A);
     // The order comes right after the start, before the pool is open and before the group is known to be diverged.
-    world.input(A, pollux_replica::Input::Order(Order::Discard { group: GROUP, loser: stamp(2, 2) }));
+    world.input(A, pollux_replica::Input::Order(Box::new(Order::Discard { group: GROUP, loser: stamp(2, 2) })));
     world.until_healthy();
     assert_eq!(world.contents(A)[..3], [1, 0, 3]);
 }

@@ -109,7 +109,7 @@ fn a_volume_grows_while_it_is_written_and_only_when_all_have_grown_is_the_new_pa
     let before: Vec<_> = (0..20).map(|block| world.write(A, block * 64, 1, block + 1)).collect();
     world.spec.volumes.insert(VOLUME, ByteCount((BLOCKS + 10_240) * 4096));
     // The other node's control plane is late: it hears of it from the primary.
-    let order = Input::Order(Order::Group(world.spec.clone()));
+    let order = Input::Order(Box::new(Order::Group(world.spec.clone())));
     world.input(A, order);
     let after: Vec<_> = (0..20).map(|block| world.write(A, beyond + block * 64, 1, 300 + block)).collect();
     world.until("all are acknowledged", |world| {
@@ -154,7 +154,7 @@ fn a_clone_begins_as_the_snapshot_and_goes_its_own_way() {
     let (mut world, frozen, held) = changed_since_a_snapshot(3);
     let spec = born_of(&world, frozen);
     for node in [A, B] {
-        world.input(node, Input::Order(Order::Group(spec.clone())));
+        world.input(node, Input::Order(Box::new(Order::Group(spec.clone()))));
     }
     let id = world.request_of(A, CLONE, Op::Write { range: range(2, 1), data: blocks(77, 1), fua: false });
     world.until("written", |world| world.answer(id) == Some(&Reply::Done));
@@ -177,7 +177,7 @@ fn a_disk_that_was_replaced_before_a_clone_is_born_does_not_count() {
     world.start(B);
     let spec = born_of(&world, frozen);
     for node in [A, B] {
-        world.input(node, Input::Order(Order::Group(spec.clone())));
+        world.input(node, Input::Order(Box::new(Order::Group(spec.clone()))));
     }
     world.run_for(ms(500));
     let id = world.request_of(A, CLONE, Op::Read { range: range(0, 1) });

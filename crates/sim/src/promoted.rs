@@ -55,7 +55,7 @@ fn promoted(mut disk: FaultyDisk, node: NodeId, mut spec: GroupSpec, luck: u64) 
     let now = Instant(1_000_000_000);
     let mut alone = Alone { plane: DataPlane::new(config, now), disk, now, report: None, replies: BTreeMap::new() };
     alone.give(Input::Tick);
-    alone.give(Input::Order(Order::Group(spec.clone())));
+    alone.give(Input::Order(Box::new(Order::Group(spec.clone()))));
     let Some(ReplicaState::Trailing { at }) = alone.report.as_ref().map(|report| report.state.clone()) else {
         return Ok(None);
     };
@@ -65,7 +65,7 @@ fn promoted(mut disk: FaultyDisk, node: NodeId, mut spec: GroupSpec, luck: u64) 
     spec.lineage.push(stamp);
     spec.modes.remove(&node);
     spec.record = GroupRecord { stamp, primary: node, in_sync: [node].into() };
-    alone.give(Input::Order(Order::Group(spec.clone())));
+    alone.give(Input::Order(Box::new(Order::Group(spec.clone()))));
     // The promise that may have been given to the old primary runs out.
     alone.now = alone.now + Duration::from_secs(10);
     alone.give(Input::Tick);

@@ -240,11 +240,11 @@ impl World {
         if let Some(life) = self.nodes[&id].life(Process::Blockd).filter(|_| self.nodes[&id].contacts.data) {
             if self.settings.sabotage == Some(Sabotage::LeaseIgnored) {
                 for node in self.peers(id) {
-                    let input = Input::Blockd(pollux_replica::Input::Order(Order::Fenced { node }));
+                    let input = Input::Blockd(pollux_replica::Input::Order(Box::new(Order::Fenced { node })));
                     self.at(LOCAL, Event::Input { node: id, process: Process::Blockd, life, input });
                 }
             }
-            let input = Input::Blockd(pollux_replica::Input::Order(order));
+            let input = Input::Blockd(pollux_replica::Input::Order(Box::new(order)));
             self.at(LOCAL, Event::Input { node: id, process: Process::Blockd, life, input });
         }
     }

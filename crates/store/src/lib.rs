@@ -55,6 +55,12 @@ use std::collections::BTreeMap;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct StoreRequestId(pub u64);
 
+impl From<StoreRequestId> for u64 {
+    fn from(id: StoreRequestId) -> u64 {
+        id.0
+    }
+}
+
 /// What the pool's superblock must say for it to be opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PoolIdentity {

@@ -99,7 +99,7 @@ impl Rig {
             replied: BTreeSet::new(),
         };
         rig.run();
-        rig.give(Input::Order(Order::Group(spec)));
+        rig.give(Input::Order(Box::new(Order::Group(spec))));
         PEERS.into_iter().for_each(|peer| rig.connect(peer));
         rig
     }
@@ -274,9 +274,9 @@ impl Rig {
             record.primary = *record.in_sync.first().expect("it was just seen to");
         }
         self.spec.lineage.push(record.stamp);
-        self.give(Input::Order(Order::Group(self.spec.clone())));
+        self.give(Input::Order(Box::new(Order::Group(self.spec.clone()))));
         if what & 0x80 != 0 {
-            self.give(Input::Order(Order::Scrub { group: GROUP, scrub: u64::from(what) }));
+            self.give(Input::Order(Box::new(Order::Scrub { group: GROUP, scrub: u64::from(what) })));
         }
     }
 

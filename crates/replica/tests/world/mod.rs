@@ -610,7 +610,7 @@ impl World {
             Event::Connect { a, b } => self.connect(a, b),
             Event::Order { node, run, order } => {
                 if self.machines[&node].run == run {
-                    self.input(node, Input::Order(order));
+                    self.input(node, Input::Order(Box::new(order)));
                 }
             }
             Event::Turn { node, run } => {
