@@ -65,8 +65,8 @@ pub enum Report {
     /// The primary lost this member of the in-sync set and is frozen until a record without it is committed (W3).
     ReplicaLost { group: GroupId, generation: Generation, node: NodeId, reason: String },
     /// The primary has brought this replica up to date and completes writes only with it: a record with it may be
-    /// committed (W9).
-    ReplicaCurrent { group: GroupId, generation: Generation, node: NodeId },
+    /// committed (W9). It holds every snapshot up to the text's `minted`; of later ones the primary does not know.
+    ReplicaCurrent { group: GroupId, generation: Generation, node: NodeId, minted: u64 },
     /// Every required replica has this snapshot (said again until the log says so), or one can not have it.
     Snapshot { group: GroupId, generation: Generation, snapshot: SnapshotId, result: Result<(), String> },
     /// The answer to `Compare`: a page of it, or why there is none.

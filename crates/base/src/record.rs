@@ -150,6 +150,11 @@ impl Snapshots {
         self.each.iter().find(|(_, snapshot)| snapshot.taken.is_none()).map(|(id, snapshot)| (*id, snapshot))
     }
 
+    /// Those that were taken, oldest first.
+    pub fn taken(&self) -> impl Iterator<Item = (SnapshotId, &Snapshot)> {
+        self.each.iter().filter(|(_, snapshot)| snapshot.taken.is_some()).map(|(id, snapshot)| (*id, snapshot))
+    }
+
     /// Volumes of all snapshots, oldest snapshot first.
     pub fn volumes(&self) -> impl Iterator<Item = (VolumeId, Frozen)> {
         self.each.values().flat_map(|snapshot| snapshot.volumes.iter().map(|(volume, frozen)| (*volume, *frozen)))

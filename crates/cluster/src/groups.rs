@@ -29,7 +29,7 @@ pub(crate) struct Groups {
     /// The primary here is frozen until these are out of the in-sync set.
     lost: BTreeMap<(GroupId, NodeId), (Generation, String)>,
     /// The primary here writes to these too: they may enter the in-sync set.
-    current: BTreeMap<(GroupId, NodeId), Generation>,
+    current: BTreeMap<(GroupId, NodeId), (Generation, u64)>,
     /// Comparisons that the data plane was asked for.
     pub comparing: BTreeSet<u64>,
     /// Snapshots of which the primary here says how they ended.
@@ -91,9 +91,9 @@ impl Cluster {
                 self.groups.current.remove(&(group, node));
                 self.groups.lost.insert((group, node), (generation, reason));
             }
-            Some(Report::ReplicaCurrent { group, generation, node }) => {
+            Some(Report::ReplicaCurrent { group, generation, node, minted }) => {
                 self.groups.lost.remove(&(group, node));
-                self.groups.current.insert((group, node), generation);
+                self.groups.current.insert((group, node), (generation, minted));
             }
             Some(Report::Snapshot { snapshot, result, .. }) => {
                 self.groups.snapshots.insert(snapshot, result);
@@ -123,7 +123,7 @@ impl Cluster {
             groups.get(group).is_some_and(|found| found.record.stamp.generation <= generation)
         };
         self.groups.lost.retain(|(group, _), (generation, _)| !self.is_awake || is_present(group, *generation));
-        self.groups.current.retain(|(group, _), generation| !self.is_awake || is_present(group, *generation));
+        self.groups.current.retain(|(group, _), (generation, _)| !self.is_awake || is_present(group, *generation));
         if self.may_act() {
             self.drop_lost_nodes(now);
             self.drop_lost_replicas(now);
@@ -190,14 +190,16 @@ impl Cluster {
 
     /// W9: a replica enters when the primary says that it is up to date, and its node is a member.
     fn add_current_replicas(&mut self, now: Instant) {
-        for ((id, node), generation) in self.groups.current.clone() {
+        for ((id, node), (generation, minted)) in self.groups.current.clone() {
             let Some(group) = self.state.groups.get(&id) else {
                 continue;
             };
             let record = group.record.clone();
             let is_online = self.state.nodes.get(&node).is_some_and(|node| node.phase == NodePhase::Online);
             let mut in_sync = record.in_sync.clone();
-            let is_asked = record.primary == self.me && record.stamp.generation == generation;
+            // A primary that does not know of a snapshot yet has not compared it; it says so anew when it does.
+            let is_whole = group.snapshots.minted <= minted;
+            let is_asked = record.primary == self.me && record.stamp.generation == generation && is_whole;
             if is_asked && is_online && group.replicas.contains(&node) && in_sync.insert(node) {
                 let reason = format!("`{}` is up to date", self.name_of(node));
                 self.set_group(now, id, record.stamp, record.primary, in_sync, reason);

@@ -252,7 +252,7 @@ fn a_replica_that_is_lost_before_it_was_taken_in_can_not_be_taken_in_late() {
     world.run(Duration::from_millis(100));
     let after = &world.state(A).groups[&group].record;
     assert_eq!((&after.in_sync, after.stamp.generation), (&before.in_sync, generation.next()));
-    world.give(A, Input::Data(Some(Report::ReplicaCurrent { group, generation, node: B })));
+    world.give(A, Input::Data(Some(Report::ReplicaCurrent { group, generation, node: B, minted: 0 })));
     world.run(Duration::from_millis(100));
     assert_eq!(world.state(A).groups[&group].record.in_sync, before.in_sync);
 }

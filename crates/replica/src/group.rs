@@ -193,6 +193,10 @@ impl Group {
                         spec.snapshots = have.snapshots.clone();
                     }
                     let is_same = spec.volumes == have.volumes && spec.replicas == have.replicas;
+                    if let Some(primary) = &mut self.primary {
+                        let unseen = spec.snapshots.taken().any(|(id, _)| !have.snapshots.each.contains_key(&id));
+                        primary.compares_anew |= unseen;
+                    }
                     if is_same && spec.snapshots == have.snapshots {
                         if self.discard.is_none() {
                             return;

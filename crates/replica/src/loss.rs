@@ -56,6 +56,7 @@ impl Group {
                 .map(|_| format!("the disk has not answered for {} s", ANSWER_LATE.as_secs())),
         };
         let needed = self.needed(me);
+        let minted = spec.snapshots.minted;
         let Some(primary) = &mut self.primary else { return };
         let is_due = |reported: Option<Instant>| reported.is_none_or(|at| now >= at + REPORT_REPEAT);
         if let Some(reason) = own_loss
@@ -92,7 +93,7 @@ impl Group {
                 && !primary.noting_offer.contains(&peer)
             {
                 member.reported = Some(now);
-                node.report(Report::ReplicaCurrent { group, generation, node: peer });
+                node.report(Report::ReplicaCurrent { group, generation, node: peer, minted });
             }
         }
         let unneeded: Vec<NodeId> = late.into_iter().filter(|peer| !self.required(me).contains(peer)).collect();

@@ -156,6 +156,9 @@ pub(crate) struct Primary {
     pub warm: BTreeMap<(VolumeId, ExtentIndex), (usize, Instant)>,
     /// The snapshot that is being taken; how the last one ended, until the record says so.
     pub taking: Option<Taking>,
+    /// A snapshot was taken before by this node and not by every replica that counts now only by this primary's word: such
+    /// are compared anew.
+    pub compares_anew: bool,
     pub ended: Option<Ended>,
     pub cool_at: Option<Instant>,
     /// The record under which `Reap` was asked.
@@ -240,6 +243,7 @@ impl Group {
         let wait_old = before.map(|before| (before, node.link(before).lease.promised_until()));
         let primary = self.primary.as_mut().expect("called for a primary");
         primary.wait_old = wait_old;
+        let compares_anew = std::mem::take(&mut primary.compares_anew);
         primary.asked.clear();
         primary.refused_by.clear();
         primary.noting_offer.clear();
@@ -274,7 +278,8 @@ impl Group {
             });
             member.reported = None;
             member.joined = None;
-            let was_current = matches!(member.state, MemberState::Current);
+            let is_named = spec.record.in_sync.contains(&replica);
+            let was_current = matches!(member.state, MemberState::Current) && (is_named || !compares_anew);
             let was_early = std::mem::replace(&mut member.mode, spec.mode(replica)) == Mode::Memory;
             if was_current && required.contains(&replica) && was_early && (uncertain || member.mode != Mode::Memory) {
                 flushed.push(replica);

@@ -68,7 +68,11 @@ impl Group {
         if self.is_member(node) {
             needed.insert(node.me);
         }
+        let is_here = |volume: &VolumeId| node.store.volumes().any(|(here, ..)| here == *volume);
         let Some(primary) = &mut self.primary else { return };
+        if primary.taking.is_none() && snapshot.volumes.keys().all(is_here) {
+            primary.compares_anew = true; // taken here in an earlier run, and written over since, maybe
+        }
         let taking = primary.taking.get_or_insert_with(|| Taking { id, ..Taking::default() });
         if needed.is_subset(&taking.done) {
             primary.taking = None;
@@ -182,8 +186,8 @@ impl Group {
     /// oldest on, because newer layers let older ones be seen through, then those that are written. `false`: frozen.
     pub(crate) fn ordered_volumes(&self) -> Vec<(VolumeId, bool)> {
         let Some(spec) = &self.spec else { return Vec::new() };
-        let taken = spec.snapshots.each.values().filter(|snapshot| snapshot.taken.is_some());
-        let frozen = taken.flat_map(|snapshot| snapshot.volumes.keys()).map(|volume| (*volume, false));
+        let frozen =
+            spec.snapshots.taken().flat_map(|(_, snapshot)| snapshot.volumes.keys()).map(|volume| (*volume, false));
         frozen.chain(spec.volumes.keys().map(|volume| (*volume, true))).collect()
     }
 
@@ -219,8 +223,7 @@ impl Group {
             ops.push(StoreOp::Create { volume: *volume, group: self.id, size: *size });
         }
         let lacks = |snapshot: &Snapshot| snapshot.volumes.keys().any(|volume| !here.contains(volume));
-        let taken = spec.snapshots.each.values().filter(|snapshot| snapshot.taken.is_some());
-        for snapshot in taken.filter(|snapshot| !is_in_sync && lacks(snapshot)) {
+        for (_, snapshot) in spec.snapshots.taken().filter(|(_, snapshot)| !is_in_sync && lacks(snapshot)) {
             let of = snapshot.volumes.iter().map(|(volume, frozen)| (frozen.of, *volume)).collect();
             ops.push(StoreOp::Snapshot { of });
         }

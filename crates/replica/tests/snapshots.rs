@@ -172,6 +172,41 @@ fn a_replica_that_is_about_to_be_in_sync_takes_a_snapshot_when_it_is_asked_and_n
     }
 }
 
+/// Found by the simulator: a primary that had just started knew an older text of its record, brought a replica up to date by
+/// that, and then learned of a snapshot that it had taken before. The replica made it over newer content, unseen.
+#[test]
+fn a_primary_that_learns_late_of_a_snapshot_has_replicas_compared_that_were_not_there() {
+    for seed in 0..20 {
+        let mut world = World::pair(5000 + seed);
+        world.write_done(A, 0, 1, 1);
+        world.kill(B);
+        world.take_over(A, &[A]);
+        let before = world.spec.snapshots.clone();
+        world.write_done(A, 7, 1, 2);
+        let frozen = world.take_snapshot();
+        world.until_taken();
+        world.write_done(A, 7, 1, 3);
+        let after = std::mem::replace(&mut world.spec.snapshots, before);
+        world.kill(A);
+        world.decides = false;
+        world.start(A);
+        world.start(B);
+        let is_current = |(_, _, report): &(_, _, Report)| matches!(report, Report::ReplicaCurrent { .. });
+        world.until("B is said to be current", |world| world.reports.iter().any(is_current));
+        for _ in 0..seed {
+            let end = world.now + ms(1);
+            world.step(end);
+        }
+        world.spec.snapshots = after;
+        world.order_all();
+        world.decides = true;
+        world.run_for(ms(600));
+        world.until_healthy();
+        assert_eq!(same(&mut world, frozen)[7], 2);
+        assert_eq!(same(&mut world, VOLUME)[7], 3);
+    }
+}
+
 #[test]
 fn a_deleted_snapshot_goes_everywhere_and_nothing_else_with_it() {
     let mut world = World::pair(8);

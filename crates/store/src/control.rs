@@ -132,9 +132,10 @@ impl Pool {
     }
 
     /// Writes the changes that wait, in one go.
-    pub fn start_catalog_commit(&mut self) {
+    /// `true`: changes that changed nothing have ended at once.
+    pub fn start_catalog_commit(&mut self) -> bool {
         if self.catalog_commit.is_some() || self.catalog_queue.is_empty() {
-            return;
+            return false;
         }
         let mut next = self.catalog.clone();
         let (mut requests, mut deleted) = (Vec::new(), Vec::new());
@@ -208,11 +209,13 @@ impl Pool {
         }
         next.prune();
         if next == self.catalog && deleted.is_empty() {
-            return requests.into_iter().for_each(|id| self.finish_one(id));
+            requests.into_iter().for_each(|id| self.finish_one(id));
+            return true;
         }
         self.catalog_commit = Some(CatalogCommit { next, requests, deleted, second: false });
         self.catalog_sequence += 1;
         self.write_catalog(0);
+        false
     }
 
     fn write_catalog(&mut self, copy: usize) {

@@ -522,11 +522,11 @@ impl Pool {
             self.step_turn();
             self.step_merge();
             self.heat_waiting_extents();
-            self.start_catalog_commit();
-            let ended = self.end_turn();
+            let changes_ended = self.start_catalog_commit();
+            let turn_ended = self.end_turn();
             self.freeze_some();
-            // What was held may go on now.
-            if self.ready.is_empty() && !ended {
+            // What was held, or a turn that waited for changes, may go on now.
+            if self.ready.is_empty() && !turn_ended && !changes_ended {
                 break;
             }
         }

@@ -50,7 +50,10 @@ impl World {
                 (false, true)
                     if self.servers[&peer].data.get(group).is_some_and(|other| other.record == spec.record) =>
                 {
-                    reports.push((ms(1000), Report::ReplicaCurrent { group: *group, generation, node: peer }));
+                    reports.push((
+                        ms(1000),
+                        Report::ReplicaCurrent { group: *group, generation, node: peer, minted: spec.snapshots.minted },
+                    ));
                 }
                 _ => {}
             }

@@ -21,6 +21,8 @@ struct Write {
     /// Acknowledgements of its group when it was asked for, and its own place in their order.
     asked: usize,
     acked: Option<usize>,
+    /// Who lost power while it was under way: they may have answered before.
+    cut: BTreeSet<NodeId>,
 }
 
 impl Write {
@@ -68,9 +70,10 @@ impl SnapshotsAreOnePoint {
         write.acked = Some(*place);
         self.groups.insert(write.volume, group);
         let (volume, blocks, sectors) = (write.volume, write.range.start.0..write.range.end().0, write.sectors.clone());
+        let cut = std::mem::take(&mut write.cut);
         for (block, sector) in blocks.flat_map(|block| sectors.clone().map(move |sector| (block, sector))) {
             let found = self.sectors.get_mut(&(volume, block, sector)).expect("it was asked for");
-            found.last = Some(Last { holders: holders.clone(), cut: BTreeSet::new() });
+            found.last = Some(Last { holders: holders.clone(), cut: cut.clone() });
         }
     }
 
@@ -173,15 +176,16 @@ impl Invariant for SnapshotsAreOnePoint {
                 }
                 let group = self.groups.get(&volume);
                 let asked = group.and_then(|group| self.acked.get(group)).copied().unwrap_or(0);
-                self.writes.insert(*write, Write { volume, range, sectors, zero, asked, acked: None });
+                self.writes
+                    .insert(*write, Write { volume, range, sectors, zero, asked, acked: None, cut: BTreeSet::new() });
             }
             Seen::WriteAcked { write, group, in_sync, .. } => self.ack(*write, *group, in_sync),
-            Seen::PowerCut { node } => self.lose(
-                |_| true,
-                |last| {
-                    last.cut.insert(*node);
-                },
-            ),
+            Seen::PowerCut { node } => {
+                for write in self.writes.values_mut().filter(|write| write.acked.is_none()) {
+                    write.cut.insert(*node);
+                }
+                self.lose(|_| true, |last| last.cut.extend([*node]));
+            }
             Seen::Record { volumes, record, .. } => self.lose(
                 |volume| volumes.contains(&volume),
                 |last| {
@@ -262,6 +266,19 @@ mod tests {
         let cuts = [Seen::PowerCut { node: A }, Seen::PowerCut { node: B }];
         assert!(!fits(&[(OTHER, 0, 2)], &cuts[..1]));
         assert!(fits(&[(OTHER, 0, 2)], &cuts));
+    }
+
+    #[test]
+    fn who_lost_power_after_it_had_answered_and_before_the_client_knew_may_lack_it() {
+        let after = |cuts: &[Seen]| {
+            let asked = Seen::SnapshotAsked { group: GROUP, name: name() };
+            let taken = Seen::SnapshotTaken { group: GROUP, name: name() };
+            let written = [write(1, 0), acked(1, A, 1), write(2, 0), cuts[0].clone(), acked(2, A, 1)];
+            let history = [&written, &cuts[1..], &[asked, taken, snapshot(&[(VOLUME, 0, 1)])]].concat();
+            watch(SnapshotsAreOnePoint::default(), &history).is_ok()
+        };
+        assert!(after(&[Seen::PowerCut { node: B }, Seen::PowerCut { node: A }]));
+        assert!(!after(&[Seen::PowerCut { node: B }, Seen::PowerCut { node: B }]), "the other has it");
     }
 
     #[test]
