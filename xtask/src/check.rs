@@ -39,7 +39,7 @@ const CORES: &[&str] = &["pollux-base", "pollux-store", "pollux-replica", "pollu
 /// What a core may be built from: encodings, checksums, error types and the clearing of secrets from memory, none of which
 /// touches the machine.
 const CORE_CRATES: &[&str] =
-    &["blake3", "crc-fast", "postcard", "serde", "serde_json", "thiserror", "zerocopy", "zeroize"];
+    &["blake3", "crc-fast", "postcard", "serde", "serde_json", "smallvec", "thiserror", "zerocopy", "zeroize"];
 
 pub fn check() -> Result<()> {
     let mut faults = Vec::new();

@@ -4,8 +4,13 @@
 //!
 //! 32 writes are under way; what is begun in one round has ended by the next, so that as much comes at once as under load.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "it measures; the cores in it are handed their time"
+)]
+
 #[path = "../tests/world/mod.rs"]
-#[allow(dead_code, reason = "tests use the rest")]
 mod world;
 
 use pollux_base::{DiskDone, DiskOpKind, NodeId, Op, Request, RequestId};
