@@ -1,13 +1,14 @@
 //! Orders from the control plane to the data plane, and reports back. They travel as JSON lines over a unix socket, and
 //! as plain values in the simulator. Orders state what is to hold, not steps: giving one twice changes nothing.
 
-use crate::id::{GroupId, NodeId, SnapshotId, VolumeId};
+use crate::id::{DiskId, GroupId, NodeId, SnapshotId, VolumeId};
 use crate::pool::PoolReport;
 use crate::record::{GroupSpec, Stamp};
 use crate::secret::Secret;
 use crate::unit::{BlockRange, ExtentIndex, Generation};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "order", rename_all = "snake_case")]
@@ -36,8 +37,29 @@ pub enum Order {
     Scrub { group: GroupId, scrub: u64 },
     /// In which blocks do two snapshots' volumes differ, from this extent on? Answered by `Compared` with the same number.
     Compare { id: u64, group: GroupId, one: VolumeId, two: VolumeId, from: ExtentIndex },
+    /// A human changes the disks of this node's pool. Answered by `DiskChanged` with the same number.
+    Disk {
+        id: u64,
+        #[serde(flatten)]
+        change: DiskCommand,
+    },
     /// Report everything anew; sent after (re)connecting.
     ReportAll,
+}
+
+/// What a human asks of the disks of a pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "change", rename_all = "snake_case")]
+pub enum DiskCommand {
+    /// The disk at this path joins. What is on it may be lost only if the human said so.
+    Add { path: PathBuf, may_overwrite: bool },
+    /// What is on the disk goes to the others.
+    Drain { disk: DiskId },
+    Undrain { disk: DiskId },
+    /// A disk that is drained leaves; one that failed is not spoken of any more.
+    Remove { disk: DiskId },
+    /// A disk that is missing is let go for good, with what only it had.
+    LetGo { disk: DiskId },
 }
 
 /// Blocks in which two volumes differ, in order.
@@ -71,6 +93,8 @@ pub enum Report {
     Snapshot { group: GroupId, generation: Generation, snapshot: SnapshotId, result: Result<(), String> },
     /// The answer to `Compare`: a page of it, or why there is none.
     Compared { id: u64, result: Result<Differences, String> },
+    /// A change of the pool's disks is done, or why it is not.
+    DiskChanged { id: u64, result: Result<(), String> },
     /// The pool cannot be used; nothing is served from it.
     PoolFailed { reason: String },
     /// How the pool is doing; sent when that has changed noticeably.
@@ -276,7 +300,10 @@ mod tests {
         };
         let addresses = BTreeMap::from([(NodeId(2), vec!["192.0.2.2:7001".to_string()])]);
         let key = Order::LinkKey { peer: NodeId(2), key: 7, secret: Secret::new([9; 32]) };
-        for order in [Order::Group(group), Order::Peers { addresses }, key] {
+        let add = DiskCommand::Add { path: "/dev/x".into(), may_overwrite: true };
+        let drain = DiskCommand::Drain { disk: DiskId(7) };
+        let [add, drain] = [add, drain].map(|change| Order::Disk { id: 9, change });
+        for order in [Order::Group(group), Order::Peers { addresses }, key, add, drain] {
             let text = serde_json::to_string(&order).expect("an order always becomes text");
             assert_eq!(serde_json::from_str::<Order>(&text).map_err(|error| error.to_string()), Ok(order));
         }

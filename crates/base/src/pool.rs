@@ -3,6 +3,7 @@
 //! Volumes are thin and may be promised more than there is (over-commit). That is safe as long as people hear in time that
 //! space runs out, so the levels are set here, once, for alerts, headline, API and tables.
 
+use crate::id::DiskId;
 use serde::{Deserialize, Serialize};
 
 /// Less free than this share of the pool is `Low`: on common pools days of growth.
@@ -29,6 +30,45 @@ pub struct PoolReport {
     pub healed_blocks: u64,
     /// Why the pool can not be used.
     pub failed: Option<String>,
+    #[serde(default)]
+    pub disks: Vec<DiskReport>,
+}
+
+/// A disk of a pool as it is now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskReport {
+    pub disk: DiskId,
+    /// Where it was found, or was last seen.
+    pub path: String,
+    pub state: DiskState,
+    /// The whole disk, metadata included.
+    pub size_bytes: u64,
+    /// What volumes can take of it, and have taken. 0 while it is not in use.
+    pub capacity_bytes: u64,
+    pub used_bytes: u64,
+    /// Extents that live on it.
+    pub extents: u64,
+    /// Blocks that did not match their checksums, and reads that brought nothing, since the data plane started. Both are healed from a
+    /// peer.
+    pub checksum_errors: u64,
+    pub io_errors: u64,
+    /// Why it is out of use, or why it can not be drained further.
+    pub reason: Option<String>,
+}
+
+/// What is to be done with a disk. Its life reads downwards; from `Draining` it can go back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskState {
+    Healthy,
+    /// Takes nothing new, and gives up what it has.
+    Draining,
+    /// Nothing is left on it: it can be removed.
+    Drained,
+    /// Out of use for good, with what was on it.
+    Failed,
+    /// Not found when the pool was opened: the pool waits for it.
+    Missing,
 }
 
 /// How urgent the lack of space is; later words are worse.

@@ -190,6 +190,18 @@ impl BlockRange {
     }
 }
 
+/// Sizes for people: the largest binary unit that divides them, or one decimal.
+pub fn bytes_text(bytes: u64) -> String {
+    for (unit, shift) in [("PiB", 50), ("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)] {
+        if bytes >> shift > 0 {
+            let tenths = (bytes >> (shift - 4)) * 10 / 16 % 10;
+            let whole = bytes >> shift;
+            return if tenths == 0 { format!("{whole} {unit}") } else { format!("{whole}.{tenths} {unit}") };
+        }
+    }
+    format!("{bytes} B")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -122,6 +122,11 @@ impl Control {
         }
     }
 
+    /// Whether something said is still on its way.
+    pub fn is_sending(&self) -> bool {
+        self.current.as_ref().is_some_and(|current| current.sending || !current.out.is_empty())
+    }
+
     /// When `flush` is to be called again.
     pub fn deadline(&self) -> Option<Instant> {
         self.door.deadline()

@@ -4,6 +4,8 @@ use crate::Turn;
 use crate::clients::Clients;
 use crate::control::Control;
 use crate::directory::Directory;
+use crate::disks::DiskOrders;
+use crate::keeper::Keeper;
 use crate::peers::Peers;
 use crate::pool;
 use crate::ticket::Ticket;
@@ -11,10 +13,9 @@ use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use pollux_base::config::{NbdTls, NodeConfig};
-use pollux_base::{DiskOp, Order, Report};
+use pollux_base::{DiskOp, Instant, Order, Report};
 use pollux_frontend::nbd::{Pem, Reach, TlsServer};
 use pollux_host::clock;
-use pollux_host::disk::Disk;
 use pollux_host::link::{Socket, listen_tcp, listen_unix};
 use pollux_host::reactor::{Done, Event, Op, Reactor};
 use pollux_replica::{DataPlane, Input, Output};
@@ -29,6 +30,8 @@ pub struct Daemon {
     clients: Clients,
     peers: Peers,
     directory: Directory,
+    disk_orders: DiskOrders,
+    keeper: Keeper,
     /// For the core; filled and emptied in every turn.
     inputs: Vec<Input>,
     /// Of the core; likewise.
@@ -37,7 +40,11 @@ pub struct Daemon {
     /// Removed when the daemon stops.
     sockets: [PathBuf; 2],
     is_stopping: bool,
+    reopens_since: Option<Instant>,
 }
+
+/// A `noded` that does not take its answer for so long does without it: one line on a local socket.
+const ANSWER_MAX: Duration = Duration::from_millis(200);
 
 /// Why the daemon ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,8 +61,9 @@ impl Daemon {
         let now = clock::now();
         let mut reactor = Reactor::new().context("io_uring cannot be used")?;
         let disks = pool::open_disks(config).context("the pool")?;
-        let sizes = disks.iter().map(Disk::size).collect();
-        disks.into_iter().for_each(|disk| reactor.add_disk(disk));
+        let sizes = disks.iter().map(|(_, disk)| disk.size()).collect();
+        let paths = disks.iter().map(|(path, _)| path.display().to_string()).collect();
+        disks.into_iter().for_each(|(_, disk)| reactor.add_disk(disk));
 
         let links = own.replication.iter().map(|address| listen_tcp(*address));
         let links: Vec<Socket> = links.collect::<Result<_, _>>().context("replication")?;
@@ -77,7 +85,9 @@ impl Daemon {
         let control = Control::new(listen_unix(data_socket).context("orders")?);
 
         let boot = clock::boot_id().context("the number of this boot")?;
-        let config_of_core = pollux_replica::Config { cluster: config.cluster, node: config.node, disks: sizes, boot };
+        let config_of_core =
+            pollux_replica::Config { cluster: config.cluster, node: config.node, disks: sizes, paths, boot };
+        let keeper = Keeper::start(config).context("a thread")?;
         let mut daemon = Daemon {
             reactor,
             plane: DataPlane::new(config_of_core, now),
@@ -85,19 +95,23 @@ impl Daemon {
             clients,
             peers: Peers::new(config, links, now),
             directory: Directory::new(config),
+            disk_orders: DiskOrders::default(),
+            keeper,
             inputs: Vec::new(),
             disk_ops: Vec::new(),
             events: Vec::new(),
             sockets,
             is_stopping: false,
+            reopens_since: None,
         };
         daemon.reactor.submit(Ticket::Signal.token(), Op::Watch(stop_signals()?));
+        daemon.reactor.submit(Ticket::Keeper.token(), Op::Watch(daemon.keeper.bell()?));
         Ok(daemon)
     }
 
     /// Runs until a signal asks for the end, or until a disk has failed and the pool is to be opened anew without it.
     pub fn run(mut self) -> anyhow::Result<Ended> {
-        while !self.is_stopping && !self.plane.store().wants_reopening() {
+        while !self.is_stopping && !self.may_reopen() {
             self.begin();
             self.reactor.wait(self.patience(), &mut self.events).context("io_uring")?;
             self.take_events();
@@ -107,6 +121,16 @@ impl Daemon {
             let _ = std::fs::remove_file(socket);
         }
         Ok(if self.is_stopping { Ended::Asked } else { Ended::DiskFailed })
+    }
+
+    /// The pool wants to be opened anew, and whoever asked for what led to it has its answer.
+    fn may_reopen(&mut self) -> bool {
+        let wants = self.plane.store().wants_reopening();
+        let since = *self.reopens_since.get_or_insert_with(clock::now);
+        if !wants {
+            self.reopens_since = None;
+        }
+        wants && (!self.control.is_sending() || clock::now() > since + ANSWER_MAX)
     }
 
     /// Feeds the core and begins what it wants, until neither has anything for the other.
@@ -120,6 +144,9 @@ impl Daemon {
                 self.plane.handle(now, Input::Tick);
             }
             let mut turn = Turn { now, reactor: &mut self.reactor, inputs: &mut self.inputs };
+            for refusal in self.disk_orders.hand_over(&mut turn, &mut self.plane, &self.keeper) {
+                self.control.report(&refusal);
+            }
             while let Some(output) = self.plane.poll() {
                 match output {
                     Output::Disk(op) => self.disk_ops.push(op),
@@ -128,11 +155,17 @@ impl Daemon {
                         self.peers.disconnect(&mut turn, peer, session, reason);
                     }
                     Output::Report(report) => {
-                        if let Report::PoolFailed { reason } = &report {
-                            error!(reason, "the pool cannot be used");
+                        match &report {
+                            Report::PoolFailed { reason } => error!(reason, "the pool cannot be used"),
+                            Report::DiskChanged { id, result } => {
+                                info!(?result, "a change of the pool's disks has ended");
+                                self.disk_orders.on_ended(&self.keeper, *id, result.is_ok());
+                            }
+                            _ => {}
                         }
                         self.control.report(&report);
                     }
+                    Output::CloseDisk(disk) => turn.reactor.close_disk(disk),
                     Output::Reply(id, reply) => self.clients.on_reply(&mut turn, id, reply, self.directory.exports()),
                     Output::Served { volume, served } => {
                         info!(%volume, served, "served here");
@@ -179,6 +212,12 @@ impl Daemon {
         for Event { token, done } in events.drain(..) {
             match (Ticket::of(token), done) {
                 (Ticket::Signal, Done::Readable) => self.is_stopping = true,
+                (Ticket::Keeper, Done::Readable) => {
+                    self.disk_orders.on_opened(&mut self.keeper);
+                    if let Ok(bell) = self.keeper.bell() {
+                        turn.reactor.submit(Ticket::Keeper.token(), Op::Watch(bell));
+                    }
+                }
                 (Ticket::Disk, Done::Disk(done)) => turn.inputs.push(Input::Disk(done)),
                 (Ticket::OrdersAccept, Done::Accepted(result)) => self.control.on_accepted(&mut turn, result),
                 (Ticket::OrdersReceive(id), Done::Received(buffer, result)) => {
@@ -190,6 +229,10 @@ impl Daemon {
                             // Not the core's: it lives nowhere but where it is used.
                             Order::LinkKey { peer, key, secret } => {
                                 self.peers.set_key(turn.now, peer, key, secret);
+                                continue;
+                            }
+                            Order::Disk { id, change } => {
+                                self.disk_orders.on_order(&self.plane, &self.keeper, id, change);
                                 continue;
                             }
                             order => order,

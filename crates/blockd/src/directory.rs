@@ -57,6 +57,7 @@ impl Directory {
             | Order::Discard { .. }
             | Order::Scrub { .. }
             | Order::Compare { .. }
+            | Order::Disk { .. }
             | Order::ReportAll => return false,
         }
         self.renew()

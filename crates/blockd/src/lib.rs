@@ -14,9 +14,12 @@ pub mod control;
 pub mod daemon;
 pub mod dialer;
 pub mod directory;
+mod disk_list;
+mod disks;
 mod door;
 #[doc(hidden)]
 pub mod fuzz;
+mod keeper;
 pub mod keyring;
 pub mod peers;
 pub mod pool;

@@ -1,12 +1,12 @@
 //! The pool's disks: made (`blockd format`), opened, and looked at (`blockd check`).
 
-use crate::random;
+use crate::{disk_list, random};
 use pollux_base::config::NodeConfig;
 use pollux_base::{ByteCount, DiskError, DiskId, DiskIndex, DiskOp, PoolId};
 use pollux_host::clock;
 use pollux_host::disk::{Disk, OpenDiskError};
 use pollux_host::reactor::{Done, Op, Reactor, Token};
-use pollux_store::{Disks, FormatError, OpenError, PoolIdentity};
+use pollux_store::{Disks, FormatError, OpenError, Output, PoolIdentity};
 use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
@@ -21,6 +21,8 @@ const BLANK_BYTES: u64 = 1 << 20;
 pub enum PoolError {
     #[error(transparent)]
     Disk(#[from] OpenDiskError),
+    #[error("{0}")]
+    List(io::Error),
     #[error("io_uring cannot be used: {0}")]
     Ring(io::Error),
     #[error("{path} does not exist; say how large it is to be (--size 8G)", path = .0.display())]
@@ -49,6 +51,7 @@ impl PoolError {
         match self {
             PoolError::NotEmpty { .. } | PoolError::OtherPool { .. } | PoolError::Open(_) => true,
             PoolError::Disk(_)
+            | PoolError::List(_)
             | PoolError::Ring(_)
             | PoolError::SizeMissing(_)
             | PoolError::OtherSize { .. }
@@ -79,6 +82,7 @@ pub fn format(config: &NodeConfig, size: Option<ByteCount>, overwrite: Option<Po
         // Made a moment ago by ourselves. If even this fails, the next attempt says that it is not empty.
         new.iter().for_each(|path| drop(std::fs::remove_file(path)));
     }
+    disk_list::clear(config).map_err(PoolError::List)?;
     formatted
 }
 
@@ -112,43 +116,58 @@ fn format_disks(
     Ok(ByteCount(members.iter().map(|(_, size, _)| size.0).sum()))
 }
 
-/// Opens the pool's disks. Of several, one that failed earlier is no part of the pool any more and is left out, and one
-/// that is not there is missed by the others.
-pub fn open_disks(config: &NodeConfig) -> Result<Vec<Disk>, PoolError> {
-    let mut disks: Vec<(&PathBuf, Disk)> = Vec::new();
-    for path in config.pool.disks() {
-        match Disk::open(path) {
-            Err(OpenDiskError::Missing(path)) if !config.pool.more.is_empty() => {
-                warn!(path = %path.display(), "a disk of the pool is not there");
+/// Opens the pool's disks, with the path of each. Of all that may be one, those are left out that are no part of the pool: whether any is
+/// missing the others know.
+pub fn open_disks(config: &NodeConfig) -> Result<Vec<(PathBuf, Disk)>, PoolError> {
+    let paths = disk_list::paths(config).map_err(PoolError::List)?;
+    if let [only] = paths.as_slice() {
+        return Ok(vec![(only.clone(), Disk::open(only)?)]);
+    }
+    let (mut disks, mut unopened) = (Vec::new(), None);
+    for path in paths {
+        match Disk::open(&path) {
+            Ok(disk) => disks.push((path, disk)),
+            Err(cause) => {
+                warn!(%cause, "left out");
+                unopened.get_or_insert(cause);
             }
-            opened => disks.push((path, opened?)),
         }
     }
-    if disks.is_empty() {
-        return Err(OpenDiskError::Missing(config.pool.path.clone()).into());
+    if let Some(cause) = unopened.filter(|_| disks.is_empty()) {
+        return Err(cause.into());
     }
     while disks.len() > 1 {
         let all: Vec<Disk> = disks.iter().map(|(_, disk)| disk.clone()).collect();
-        match try_open(config, &all) {
-            Err(PoolError::Open(OpenError::Out { disk, id })) => {
-                let (path, _) = disks.remove(disk);
-                warn!(path = %path.display(), %id, "this disk failed earlier and is no longer a part of the pool");
-            }
-            // Whatever is wrong is said when the pool is opened to be used.
-            _ => break,
-        }
+        let (at, reason) = match try_open(config, &all) {
+            Ok(strangers) => match strangers.last() {
+                Some(last) => (last.index(), "it is not, or not any more, a part of the pool".to_owned()),
+                None => break,
+            },
+            Err(PoolError::Open(error)) => match error {
+                OpenError::Out { disk, .. } | OpenError::OneDisk { disk, .. } => (disk, error.to_string()),
+                OpenError::OtherPool { disk, found, .. } => {
+                    (if found == config.pool.pool { 0 } else { disk }, error.to_string())
+                }
+                // Whatever is wrong is said when the pool is opened to be used.
+                _ => break,
+            },
+            Err(error) => return Err(error),
+        };
+        let (path, _) = disks.remove(at);
+        warn!(path = %path.display(), reason, "left out");
     }
-    Ok(disks.into_iter().map(|(_, disk)| disk).collect())
+    Ok(disks)
 }
 
 /// Opens the pool as the daemon would, changing nothing but what opening itself heals, and lets it go again.
 pub fn check(config: &NodeConfig) -> Result<ByteCount, PoolError> {
-    let disks = open_disks(config)?;
+    let disks: Vec<Disk> = open_disks(config)?.into_iter().map(|(_, disk)| disk).collect();
     try_open(config, &disks)?;
     Ok(ByteCount(disks.iter().map(|disk| disk.size().0).sum()))
 }
 
-fn try_open(config: &NodeConfig, disks: &[Disk]) -> Result<(), PoolError> {
+/// Gives the disks that are no part of the pool.
+fn try_open(config: &NodeConfig, disks: &[Disk]) -> Result<Vec<DiskIndex>, PoolError> {
     let sizes: Vec<ByteCount> = disks.iter().map(Disk::size).collect();
     let mut pool = Disks::open(config.cluster, config.node, &sizes);
     let mut reactor = Reactor::new().map_err(PoolError::Ring)?;
@@ -157,9 +176,9 @@ fn try_open(config: &NodeConfig, disks: &[Disk]) -> Result<(), PoolError> {
     loop {
         while let Some(output) = pool.poll() {
             match output {
-                pollux_store::Output::Disk(op) => ops.push_back(op),
-                pollux_store::Output::Opened(opened) => return Ok(opened?),
-                pollux_store::Output::Ended(..) | pollux_store::Output::Changed(..) => {}
+                Output::Disk(op) => ops.push_back(op),
+                Output::Opened(opened) => return Ok(opened.map(|()| pool.strangers().collect())?),
+                Output::Ended(..) | Output::Changed(..) | Output::Close(_) => {}
             }
         }
         let op = ops.pop_front().expect("opening ends, or waits for a disk");

@@ -7,6 +7,7 @@ use pollux_host::reactor::Token;
 pub enum Ticket {
     Signal,
     Disk,
+    Keeper,
     OrdersAccept,
     OrdersReceive(u64),
     OrdersSend(u64),
@@ -34,6 +35,7 @@ impl Ticket {
             Ticket::LinkConnect(id) => (9, id),
             Ticket::LinkReceive(id) => (10, id),
             Ticket::LinkSend(id) => (11, id),
+            Ticket::Keeper => (12, 0),
         };
         Token(id << 8 | kind)
     }
@@ -53,6 +55,7 @@ impl Ticket {
             9 => Ticket::LinkConnect(id),
             10 => Ticket::LinkReceive(id),
             11 => Ticket::LinkSend(id),
+            12 => Ticket::Keeper,
             kind => panic!("a token of kind {kind} was never given"),
         }
     }

@@ -61,7 +61,7 @@ fn a_second_daemon_on_the_same_pool_is_refused() -> Outcome {
     let first = site.start(1)?;
     let output = site.blockd(1, &[])?;
     assert_eq!(output.status.code(), Some(2));
-    assert!(errors(&output).contains("in use by another process"), "{}", errors(&output));
+    assert!(errors(&output).contains("is in use: mounted, a part of a pool, or open elsewhere"), "{}", errors(&output));
     assert_eq!(first.terminate()?, Some(0));
     assert!(!site.configs[&1].data_socket().exists(), "a clean end leaves no sockets");
     Ok(())

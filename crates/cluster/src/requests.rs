@@ -6,6 +6,7 @@
 use crate::entry::{Change, Subject, VmPhase, VmSpec};
 use crate::seam::Refusal;
 use crate::state::State;
+pub use pollux_base::unit::bytes_text;
 use pollux_base::unit::{BLOCK_BYTES, VOLUME_BYTES_MAX};
 use pollux_base::{ByteCount, NodeId};
 
@@ -285,18 +286,6 @@ fn is_mac(text: &str) -> bool {
     parts.len() == 6
         && parts.iter().all(|part| part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit()))
         && first.is_some_and(|byte| byte & 1 == 0)
-}
-
-/// Sizes for people: the largest binary unit that divides them, or one decimal.
-pub fn bytes_text(bytes: u64) -> String {
-    for (unit, shift) in [("PiB", 50), ("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)] {
-        if bytes >> shift > 0 {
-            let tenths = (bytes >> (shift - 4)) * 10 / 16 % 10;
-            let whole = bytes >> shift;
-            return if tenths == 0 { format!("{whole} {unit}") } else { format!("{whole}.{tenths} {unit}") };
-        }
-    }
-    format!("{bytes} B")
 }
 
 fn invalid<T>(text: impl Into<String>) -> Result<T, Refusal> {

@@ -30,7 +30,7 @@ pub struct Disk {
 pub enum OpenDiskError {
     #[error("{path} does not exist", path = .0.display())]
     Missing(PathBuf),
-    #[error("{path} is in use by another process", path = .0.display())]
+    #[error("{path} is in use: mounted, a part of a pool, or open elsewhere", path = .0.display())]
     InUse(PathBuf),
     #[error("{path} is neither a plain file nor a block device", path = .0.display())]
     WrongKind(PathBuf),
@@ -41,8 +41,17 @@ pub enum OpenDiskError {
 }
 
 impl Disk {
-    /// Opens and locks an existing file or block device for direct I/O.
+    /// Opens and locks an existing file or block device for direct I/O. Waits a moment for a process that is being torn down.
     pub fn open(path: &Path) -> Result<Disk, OpenDiskError> {
+        Disk::open_within(path, LOCK_WAIT)
+    }
+
+    /// Likewise, but what somebody else has open is refused at once.
+    pub fn open_now(path: &Path) -> Result<Disk, OpenDiskError> {
+        Disk::open_within(path, Duration::ZERO)
+    }
+
+    fn open_within(path: &Path, patience: Duration) -> Result<Disk, OpenDiskError> {
         let io = |cause| OpenDiskError::Io { path: path.to_owned(), cause };
         let kind = match std::fs::metadata(path) {
             Ok(metadata) => metadata.file_type(),
@@ -69,7 +78,7 @@ impl Disk {
                 Some(nix::libc::EBUSY) => OpenDiskError::InUse(path.to_owned()),
                 _ => io(cause),
             })?;
-        lock(&file, path)?;
+        lock(&file, path, patience)?;
         let size = ByteCount(file.seek(SeekFrom::End(0)).map_err(io)?);
         Ok(Disk { file: Arc::new(file), size })
     }
@@ -101,12 +110,12 @@ impl Disk {
     }
 }
 
-fn lock(file: &File, path: &Path) -> Result<(), OpenDiskError> {
+fn lock(file: &File, path: &Path, patience: Duration) -> Result<(), OpenDiskError> {
     let mut waited = Duration::ZERO;
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(()),
-            Err(std::fs::TryLockError::WouldBlock) if waited < LOCK_WAIT => {
+            Err(std::fs::TryLockError::WouldBlock) if waited < patience => {
                 std::thread::sleep(LOCK_RETRY);
                 waited += LOCK_RETRY;
             }

@@ -10,7 +10,7 @@ use crate::disk::Disk;
 use crate::link::Socket;
 use crate::ring::{Flight, Gather, Landed, Ring, accepted};
 use nix::sys::socket::{Shutdown, SockaddrStorage, shutdown};
-use pollux_base::{DiskDone, DiskError, DiskOp, DiskOpKind, Segment};
+use pollux_base::{DiskDone, DiskError, DiskIndex, DiskOp, DiskOpKind, Segment};
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -50,9 +50,18 @@ pub enum Done {
     Disk(DiskDone),
 }
 
+/// A disk under its number.
+struct Slot {
+    disk: Disk,
+    /// Operations of it that have not ended.
+    in_flight: usize,
+    /// It is closed when the last of them has.
+    is_closing: bool,
+}
+
 pub struct Reactor {
     ring: Ring,
-    disks: Vec<Disk>,
+    disks: Vec<Option<Slot>>,
     landed: Vec<Landed>,
 }
 
@@ -63,7 +72,32 @@ impl Reactor {
 
     /// One more disk for `Op::Disk`, under the next number.
     pub fn add_disk(&mut self, disk: Disk) {
-        self.disks.push(disk);
+        self.put_disk(DiskIndex(self.disks.len() as u8), disk);
+    }
+
+    /// A disk for `Op::Disk` under this number, which is the next one or one that was closed.
+    pub fn put_disk(&mut self, index: DiskIndex, disk: Disk) {
+        let slot = Slot { disk, in_flight: 0, is_closing: false };
+        if index.index() == self.disks.len() {
+            return self.disks.push(Some(slot));
+        }
+        let place = &mut self.disks[index.index()];
+        assert!(place.as_ref().is_none_or(|slot| slot.is_closing && slot.in_flight == 0), "{index:?} is in use");
+        *place = Some(slot);
+    }
+
+    /// Nothing more is asked of the disk. It is closed as soon as nothing is under way on it.
+    pub fn close_disk(&mut self, index: DiskIndex) {
+        if let Some(slot) = self.disks.get_mut(index.index()).and_then(Option::as_mut) {
+            slot.is_closing = true;
+        }
+        self.let_go(index);
+    }
+
+    fn let_go(&mut self, index: DiskIndex) {
+        if let Some(place) = self.disks.get_mut(index.index()) {
+            place.take_if(|slot| slot.is_closing && slot.in_flight == 0);
+        }
     }
 
     /// Queues an operation; it reaches the kernel with the next `wait`.
@@ -78,7 +112,10 @@ impl Reactor {
             Op::Send(socket, segments) => self.ring.send(token, socket, Box::new(Gather::new(segments))),
             Op::Watch(socket) => self.ring.watch(token, socket),
             Op::Disk(DiskOp { id, kind }) => {
-                let disk = self.disks.get(id.disk.index()).expect("disk operations come after the disk").raw_fd();
+                let slot = self.disks.get_mut(id.disk.index()).and_then(Option::as_mut);
+                let slot = slot.expect("disk operations come after the disk, and before its end");
+                slot.in_flight += 1;
+                let disk = slot.disk.raw_fd();
                 match kind {
                     DiskOpKind::Read { offset, len } => self.ring.disk_read(token, disk, id, offset.0, len),
                     DiskOpKind::Write { offset, data, sync } => {
@@ -108,7 +145,15 @@ impl Reactor {
     pub fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
         let mut landed = std::mem::take(&mut self.landed);
         self.ring.enter(timeout, &mut landed)?;
-        events.extend(landed.drain(..).map(event));
+        for Event { token, done } in landed.drain(..).map(event) {
+            if let Done::Disk(DiskDone { id, .. }) = &done {
+                if let Some(slot) = self.disks.get_mut(id.disk.index()).and_then(Option::as_mut) {
+                    slot.in_flight -= 1;
+                }
+                self.let_go(id.disk);
+            }
+            events.push(Event { token, done });
+        }
         self.landed = landed;
         Ok(())
     }

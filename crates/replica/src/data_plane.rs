@@ -1,13 +1,14 @@
 //! The data plane of one node: takes inputs to the group, the link or the store that they are about, and sees to it that
 //! what follows from them happens before the next.
 
+use crate::disks::Changes;
 use crate::group::Group;
 use crate::local::Origin;
 use crate::node::{Node, Purpose};
 use crate::note::Note;
 use crate::primary::MemberState;
 use crate::secondary::Asker;
-use crate::space::Space;
+use crate::space::{Seen, Space};
 use crate::wire::{Frame, Message};
 use crate::{Config, Input, Output};
 use pollux_base::pool::PoolReport;
@@ -26,7 +27,8 @@ const EARLY_MAX: usize = 65536;
 
 /// Replication of all groups on one node. Owns the node's store.
 pub struct DataPlane {
-    node: Node,
+    pub(crate) node: Node,
+    pub(crate) changes: Changes,
     groups: BTreeMap<GroupId, Group>,
     /// Whose volume it is, of the groups whose records are known.
     volumes: BTreeMap<VolumeId, GroupId>,
@@ -51,9 +53,11 @@ pub struct DataPlane {
 impl DataPlane {
     /// Begins opening the pool; nothing is served and nothing is said to peers before it is open.
     pub fn new(config: Config, now: Instant) -> DataPlane {
-        let store = Disks::open(config.cluster, config.node, &config.disks);
+        let mut store = Disks::open(config.cluster, config.node, &config.disks);
+        store.found_at(&config.paths);
         let mut plane = DataPlane {
             node: Node::new(now, config.node, config.boot, store),
+            changes: Changes::default(),
             groups: BTreeMap::new(),
             volumes: BTreeMap::new(),
             wakes: BTreeMap::new(),
@@ -177,6 +181,7 @@ impl DataPlane {
             }
             Input::Frame { peer, session, frame } => self.on_frame(peer, session, frame),
             Input::Order(order) => self.on_order(*order),
+            Input::DiskChange { id, change } => self.on_disk_change(id, change),
             Input::Request(request) => self.on_request(request),
             Input::Abandon(id) => self.groups.values_mut().for_each(|group| group.on_abandon(id)),
             Input::Disk(_) | Input::Tick => unreachable!("handled before"),
@@ -189,7 +194,8 @@ impl DataPlane {
             match output {
                 pollux_store::Output::Disk(op) => self.node.out.push_back(Output::Disk(op)),
                 pollux_store::Output::Opened(result) => self.on_opened(result.map_err(|error| error.to_string())),
-                pollux_store::Output::Changed(..) => {}
+                pollux_store::Output::Changed(id, result) => self.on_disks_changed(id, result),
+                pollux_store::Output::Close(disk) => self.node.out.push_back(Output::CloseDisk(disk)),
                 pollux_store::Output::Ended(id, result) => {
                     let (group, purpose) = self.node.owner(id);
                     self.on_ended(group, purpose, result);
@@ -467,8 +473,8 @@ impl DataPlane {
                     self.touched.insert(*id);
                 }
             }
-            // For the shell: who listens where, and with which keys.
-            Order::Peers { .. } | Order::LinkKey { .. } | Order::Exports { .. } => {}
+            // For the shell: who listens where, and with which keys; and what a path stands for.
+            Order::Peers { .. } | Order::LinkKey { .. } | Order::Exports { .. } | Order::Disk { .. } => {}
         }
     }
 
@@ -586,7 +592,14 @@ impl DataPlane {
     /// Tells how the pool is doing, if that has changed.
     fn report_space(&mut self) {
         let (now, free, is_full) = (self.node.now, self.node.store.free().0, !self.full.is_empty());
-        if !self.is_open || !self.space.is_news(now, free, is_full, self.node.pool_failed.is_some()) {
+        let seen = Seen {
+            is_full,
+            is_failed: self.node.pool_failed.is_some(),
+            disks: self.node.store.state_word(),
+            free,
+            errors: self.node.store.errors(),
+        };
+        if !self.is_open || !self.space.is_news(now, seen) {
             return;
         }
         let present = PoolReport {
@@ -597,8 +610,9 @@ impl DataPlane {
             is_full,
             healed_blocks: self.groups.values().map(|group| group.healed).sum(),
             failed: self.node.pool_failed.clone(),
+            disks: self.node.store.disks(),
         };
-        let report = self.space.report(now, present);
+        let report = self.space.report(now, seen, present);
         self.node.report(report);
     }
 }

@@ -7,6 +7,7 @@
 mod cooling;
 mod data_plane;
 mod diff;
+mod disks;
 #[doc(hidden)]
 pub mod fuzz;
 mod group;
@@ -40,8 +41,9 @@ pub mod wire;
 pub use data_plane::DataPlane;
 
 use pollux_base::{
-    ByteCount, ClusterId, DiskDone, DiskOp, NodeId, Order, Reply, Report, Request, RequestId, Session, VolumeId,
+    ByteCount, ClusterId, DiskDone, DiskIndex, DiskOp, NodeId, Order, Reply, Report, Request, RequestId, Session, VolumeId,
 };
+use pollux_store::DiskChange;
 use wire::Frame;
 
 /// Who this node is and where its pool ends.
@@ -51,6 +53,8 @@ pub struct Config {
     pub node: NodeId,
     /// Sizes of the pool's disks, in the order of their numbers.
     pub disks: Vec<ByteCount>,
+    /// Where they were found, for people; may be empty.
+    pub paths: Vec<String>,
     /// Random number of this boot of the machine. What was written in the same boot is still there, flushed or not: the
     /// process may have died since, the power has not gone.
     pub boot: u128,
@@ -76,6 +80,11 @@ pub enum Input {
         frame: Frame,
     },
     Order(Box<Order>),
+    /// Of the pool's disks; answered by a report of this number. What joins is open under the number that `next_disk` of the store gave.
+    DiskChange {
+        id: u64,
+        change: DiskChange,
+    },
     /// Held while the group is frozen; answered by exactly one `Reply` unless the client goes away.
     Request(Request),
     /// The client is gone: its replies need not be given. What was begun is still finished.
@@ -99,6 +108,8 @@ pub enum Output {
         reason: String,
     },
     Report(Report),
+    /// Nothing more is asked of this disk.
+    CloseDisk(DiskIndex),
     Reply(RequestId, Reply),
     /// Whether front ends may take clients for this volume here: this node is (or was just ordered to be) its primary.
     /// Requests may be held for a while after `served: true`. After `false` its clients are to be disconnected.

@@ -116,7 +116,7 @@ impl Node {
         }
     }
 
-    fn next_number(&mut self) -> u64 {
+    pub(crate) fn next_number(&mut self) -> u64 {
         let number = self.next;
         self.next += 1;
         number

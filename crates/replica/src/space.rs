@@ -14,10 +14,21 @@ const WINDOW: Duration = Duration::from_secs(300);
 /// Before it has been watched this long nothing is said of growth.
 const WATCHED_MIN: Duration = Duration::from_secs(30);
 
+/// What of the pool may be news.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub is_full: bool,
+    pub is_failed: bool,
+    /// Another number when a disk's state may be another.
+    pub disks: u64,
+    pub free: u64,
+    pub errors: u64,
+}
+
 /// The pool as it was last reported, and how its space went.
 #[derive(Debug, Default)]
 pub(crate) struct Space {
-    reported: Option<(Instant, PoolReport)>,
+    reported: Option<(Instant, Seen, u64)>,
     /// Free bytes at times `REPORT_EVERY` or more apart, over `WINDOW`.
     samples: VecDeque<(Instant, u64)>,
     due: Option<Instant>,
@@ -25,12 +36,13 @@ pub(crate) struct Space {
 
 impl Space {
     /// Whether there is something to report now. Cheap, because it is asked after every event.
-    pub(crate) fn is_news(&mut self, now: Instant, free: u64, is_full: bool, is_failed: bool) -> bool {
-        let Some((at, known)) = &self.reported else { return true };
-        if (known.is_full, known.failed.is_some()) != (is_full, is_failed) {
+    pub(crate) fn is_news(&mut self, now: Instant, seen: Seen) -> bool {
+        let Some((at, known, growth)) = &self.reported else { return true };
+        let states = |seen: &Seen| (seen.is_full, seen.is_failed, seen.disks);
+        if states(known) != states(&seen) {
             return true;
         }
-        if known.free_bytes == free && known.growth_bytes_per_s == 0 {
+        if *known == seen && *growth == 0 {
             self.due = None;
             return false;
         }
@@ -40,7 +52,7 @@ impl Space {
     }
 
     /// The pool as it is now; growth is filled in here.
-    pub(crate) fn report(&mut self, now: Instant, present: PoolReport) -> Report {
+    pub(crate) fn report(&mut self, now: Instant, seen: Seen, present: PoolReport) -> Report {
         if self.samples.back().is_none_or(|(at, _)| now >= *at + REPORT_EVERY) {
             self.samples.push_back((now, present.free_bytes));
         }
@@ -49,7 +61,7 @@ impl Space {
         }
         let report = PoolReport { growth_bytes_per_s: self.growth(now, present.free_bytes), ..present };
         self.due = (report.growth_bytes_per_s > 0).then(|| now + REPORT_EVERY);
-        self.reported = Some((now, report.clone()));
+        self.reported = Some((now, seen, report.growth_bytes_per_s));
         Report::Pool(report)
     }
 
@@ -86,10 +98,16 @@ mod tests {
     }
 
     fn look(space: &mut Space, now: Instant, pool: PoolReport) -> Option<u64> {
-        if !space.is_news(now, pool.free_bytes, pool.is_full, pool.failed.is_some()) {
+        look_at(space, now, pool, 0, 0)
+    }
+
+    fn look_at(space: &mut Space, now: Instant, pool: PoolReport, disks: u64, errors: u64) -> Option<u64> {
+        let (is_full, is_failed, free) = (pool.is_full, pool.failed.is_some(), pool.free_bytes);
+        let seen = Seen { is_full, is_failed, disks, free, errors };
+        if !space.is_news(now, seen) {
             return None;
         }
-        match space.report(now, pool) {
+        match space.report(now, seen, pool) {
             Report::Pool(report) => Some(report.growth_bytes_per_s),
             other => panic!("{other:?} is no report of a pool"),
         }
@@ -112,6 +130,17 @@ mod tests {
             last = look(&mut space, due, pool(880)).or(last);
         }
         assert_eq!(last, Some(0), "the last word is that it does not grow");
+    }
+
+    #[test]
+    fn the_state_of_a_disk_is_told_at_once_and_its_errors_soon() {
+        let mut space = Space::default();
+        look_at(&mut space, at(0), pool(5), 1, 0);
+        assert!(look_at(&mut space, at(1), pool(5), 2, 0).is_some());
+        assert!(look_at(&mut space, at(2), pool(5), 2, 7).is_none());
+        assert_eq!(space.due(), Some(at(11)), "errors may come in thousands");
+        assert!(look_at(&mut space, at(11), pool(5), 2, 9).is_some());
+        assert!(look_at(&mut space, at(30), pool(5), 2, 9).is_none());
     }
 
     #[test]

@@ -51,7 +51,7 @@ impl Alone {
 fn promoted(mut disk: FaultyDisk, node: NodeId, mut spec: GroupSpec, luck: u64) -> Result<Option<Served>, String> {
     disk.power_cut(luck);
     let config =
-        Config { cluster: CLUSTER, node, disks: vec![ByteCount(POOL_BYTES)], boot: u128::from(luck) | 1 << 100 };
+        Config { cluster: CLUSTER, node, disks: vec![ByteCount(POOL_BYTES)], paths: Vec::new(), boot: u128::from(luck) | 1 << 100 };
     let now = Instant(1_000_000_000);
     let mut alone = Alone { plane: DataPlane::new(config, now), disk, now, report: None, replies: BTreeMap::new() };
     alone.give(Input::Tick);

@@ -25,7 +25,7 @@ impl World {
         let life = self.number();
         let now = self.nodes[&id].clock.read(self.now);
         let boot = self.nodes[&id].boot;
-        let config = Config { cluster: CLUSTER, node: id, disks: vec![ByteCount(POOL_BYTES)], boot };
+        let config = Config { cluster: CLUSTER, node: id, disks: vec![ByteCount(POOL_BYTES)], paths: Vec::new(), boot };
         let usage = if self.luck.one_in(3) { Use::Spread } else { Use::Best };
         let core = Blockd { plane: DataPlane::new(config, now), links: Links::new(id, usage, now) };
         self.node(id).blockd = Some(Running::new(life, core));

@@ -39,7 +39,7 @@ mod transfer;
 mod units;
 
 pub use catalog::{CatalogCopy, Member, MemberState};
-pub use disks::{DISKS_MAX, DiskChange, DiskStatus, Disks};
+pub use disks::{DISKS_MAX, DiskChange, Disks};
 pub use layout::UNIT_BYTES;
 pub use leaf::LOST_CHECKSUM;
 pub use store::Store;
@@ -47,7 +47,7 @@ pub use store::Store;
 use pollux_base::disk::{DiskDone, DiskOp};
 use pollux_base::unit::BlockRange;
 use pollux_base::{
-    BlockChecksum, ByteCount, ClusterId, Data, DiskId, ExtentIndex, Generation, GroupId, NodeId, PoolId, VolumeId,
+    BlockChecksum, ByteCount, ClusterId, Data, DiskId, DiskIndex, ExtentIndex, Generation, GroupId, NodeId, PoolId, VolumeId,
 };
 use std::collections::BTreeMap;
 
@@ -157,6 +157,8 @@ pub enum Output {
     Ended(StoreRequestId, Result<StoreReply, StoreError>),
     /// A change of the pool's disks is done, or why it is not.
     Changed(StoreRequestId, Result<(), String>),
+    /// Nothing more is asked of this disk: the shell may close it.
+    Close(DiskIndex),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -223,7 +225,10 @@ pub enum OpenError {
          {expected}; put the real one back"
     )]
     OldImage { disk: usize, id: DiskId, openings: u64, expected: u64 },
-    #[error("disk {id} of the pool is missing (last seen at {path:?}): attach it")]
+    #[error(
+        "disk {id} of the pool is missing (last seen at {path:?}): attach it; if it has another path now, name that under \
+         `pool.more` in the node's configuration; if it is lost for good, let it go with `pollux pool remove-disk --lost`"
+    )]
     DiskMissing { id: DiskId, path: String },
     #[error("the disk failed: {0}")]
     Disk(String),

@@ -96,6 +96,10 @@ pub struct Io {
 }
 
 impl Io {
+    pub fn is_idle(&self) -> bool {
+        self.then.is_empty() && self.out.is_empty()
+    }
+
     pub fn submit(&mut self, kind: DiskOpKind, then: DiskThen) {
         let id = DiskOpId::new(self.then.insert(then).0);
         self.out.push_back(Output::Disk(DiskOp { id, kind }));
@@ -135,6 +139,9 @@ pub struct Pool {
     pub io: Io,
     /// Why no more changes are taken.
     pub failed: Option<String>,
+    /// Blocks that did not match their checksums, and reads that brought nothing, since this was opened.
+    pub checksum_errors: u64,
+    pub io_errors: u64,
     pub catalog: Catalog,
     pub catalog_sequence: u64,
     pub catalog_queue: CatalogQueue,
@@ -214,6 +221,8 @@ impl Pool {
             superblock,
             io: Io::default(),
             failed: None,
+            checksum_errors: 0,
+            io_errors: 0,
             catalog: found.catalog,
             catalog_sequence: found.catalog_sequence,
             catalog_queue: CatalogQueue::new(),

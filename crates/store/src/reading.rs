@@ -2,7 +2,7 @@
 
 use crate::lanes::Key;
 use crate::layout::{BLOCK, UNIT_BLOCKS};
-use crate::leaf::{HOLE_CHECKSUM, SUMS, Sums, is_data};
+use crate::leaf::{HOLE_CHECKSUM, LOST_CHECKSUM, SUMS, Sums, is_data};
 use crate::pool::{DiskThen, Pool, block_of};
 use crate::slots::{LayerId, Slot, SlotState};
 use crate::transfer::{PartId, Request, Work, pieces};
@@ -222,10 +222,12 @@ impl Pool {
             }
             // A spot of the medium that cannot be read is healed like one that reads wrong.
             Err(DiskError::Io(_, errno)) if MEDIUM_ERRORS.contains(&errno) => {
+                self.io_errors += 1;
                 (0..expected.len()).filter(|at| !expected[*at].is_zero()).for_each(corrupt);
                 return;
             }
             Err(error) => {
+                self.io_errors += 1;
                 request.error = Some(StoreError::Disk(error.to_string()));
                 return;
             }
@@ -234,6 +236,8 @@ impl Pool {
         for at_run in 0..=expected.len() {
             let held = expected.get(at_run).is_some_and(|sum| !sum.is_zero());
             if held && BlockChecksum::of(block_of(&data, at_run)) != expected[at_run] {
+                // What was lost with a disk is not this one's fault.
+                self.checksum_errors += u64::from(expected[at_run] != LOST_CHECKSUM);
                 corrupt(at_run);
             }
             if !held {

@@ -148,6 +148,16 @@ impl Store {
         self.pool()?.failed.as_deref()
     }
 
+    /// Whether nothing is under way, asked for or of its own.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.out.is_empty() && self.pool().is_none_or(|pool| pool.requests.is_empty() && pool.io.is_idle())
+    }
+
+    /// Blocks that did not match their checksums, and reads that brought nothing, since it was opened.
+    pub(crate) fn errors(&self) -> (u64, u64) {
+        self.pool().map_or((0, 0), |pool| (pool.checksum_errors, pool.io_errors))
+    }
+
     /// Notes of the caller, by group.
     pub fn notes(&self) -> impl Iterator<Item = (GroupId, &[u8])> {
         self.pool().into_iter().flat_map(|pool| pool.catalog.notes.iter().map(|(group, note)| (*group, &note[..])))

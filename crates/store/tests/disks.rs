@@ -3,10 +3,11 @@
 mod common;
 
 use common::*;
+use pollux_base::pool::DiskState;
 use pollux_base::{ByteCount, DiskError, DiskId, GroupId, PoolId, VolumeId};
 use pollux_store::faulty_disk::{FaultyDisk, OpClass};
 use pollux_store::{
-    DiskChange, Disks, LOST_CHECKSUM, MemberState, OpenError, PoolIdentity, Store, StoreError, StoreOp, StoreReply,
+    DiskChange, Disks, LOST_CHECKSUM, OpenError, PoolIdentity, Store, StoreError, StoreOp, StoreReply,
 };
 
 const SNAPSHOT: VolumeId = VolumeId(50);
@@ -20,7 +21,7 @@ fn blank() -> FaultyDisk {
 
 fn join(rig: &mut Rig, disk: u128) {
     rig.more.push(blank());
-    let change = DiskChange::Join { disk: DiskId(disk), size: ByteCount(SIZE), path: format!("/dev/{disk}") };
+    let change = DiskChange::Join { disk: DiskId(disk), size: ByteCount(SIZE), path: format!("/dev/{disk}"), may_overwrite: false };
     assert_eq!(rig.end_disks(change), Ok(()));
 }
 
@@ -56,7 +57,7 @@ fn two() -> Rig {
 }
 
 fn extents(rig: &Rig) -> Vec<u64> {
-    rig.store.disks().iter().filter(|disk| disk.state != MemberState::Out).map(|disk| disk.extents).collect()
+    rig.store.disks().iter().filter(|disk| disk.state != DiskState::Failed).map(|disk| disk.extents).collect()
 }
 
 fn assert_whole(rig: &mut Rig) {
@@ -104,7 +105,7 @@ fn a_disk_joins_under_load_and_takes_its_share() {
         rig.ask(write_op(VOLUME, at, filled(&[1])));
     }
     rig.more.push(blank());
-    let joined = rig.ask_disks(DiskChange::Join { disk: SECOND, size: ByteCount(SIZE), path: "/dev/second".into() });
+    let joined = rig.ask_disks(DiskChange::Join { disk: SECOND, size: ByteCount(SIZE), path: "/dev/second".into(), may_overwrite: false });
     let created = rig.ask(StoreOp::Create { volume: VolumeId(2), group: GROUP, size: ByteCount(8 << 20) });
     rig.ask(StoreOp::Snapshot { of: vec![(VOLUME, SNAPSHOT)] });
     for at in 20..40 {
@@ -129,7 +130,7 @@ fn a_join_that_is_cut_short_leaves_the_pool_as_it_was() {
         rig.heat(&[0], 1);
         rig.write(0, &[1]);
         rig.more.push(blank());
-        let change = DiskChange::Join { disk: SECOND, size: ByteCount(SIZE), path: String::new() };
+        let change = DiskChange::Join { disk: SECOND, size: ByteCount(SIZE), path: String::new(), may_overwrite: false };
         let joined = rig.ask_disks(change);
         for _ in 0..steps {
             rig.step();
@@ -170,7 +171,8 @@ fn a_drained_disk_gives_everything_up_and_leaves() {
     rig.cool(&[4]);
     let hot = rig.store.hot(VOLUME);
     let changed = rig.store.changed_since(VOLUME, gen_(2));
-    assert_eq!(rig.end_disks(DiskChange::Remove { disk: SECOND }), Err("drain it first".into()));
+    let refused = rig.end_disks(DiskChange::Remove { disk: SECOND });
+    assert!(matches!(&refused, Err(text) if text.contains("drain it first")), "{refused:?}");
     drained(&mut rig, SECOND);
     assert_eq!(extents(&rig)[1], 0);
     let look = |rig: &mut Rig| {
@@ -367,7 +369,7 @@ fn a_failing_disk_takes_only_its_own_extents_and_they_can_be_healed() {
     assert_whole(&mut rig);
     let mut rig = rig.reopen();
     assert_whole(&mut rig);
-    assert_eq!(rig.store.disks().iter().filter(|disk| disk.state == MemberState::Out).count(), 1);
+    assert_eq!(rig.store.disks().iter().filter(|disk| disk.state == DiskState::Failed).count(), 1);
     rig.done(StoreOp::Snapshot { of: vec![(VOLUME, SNAPSHOT)] });
     // And the pool can grow again.
     join(&mut rig, 3);
@@ -429,9 +431,9 @@ fn changes_of_disks_that_cannot_be_are_refused() {
     join(&mut rig, 2);
     refused(rig.end_disks(DiskChange::Drain { disk: DiskId(9) }), "no disk");
     rig.more.push(blank());
-    let twice = DiskChange::Join { disk: SECOND, size: ByteCount(SIZE), path: String::new() };
+    let twice = DiskChange::Join { disk: SECOND, size: ByteCount(SIZE), path: String::new(), may_overwrite: false };
     refused(rig.end_disks(twice), "already");
-    let small = DiskChange::Join { disk: DiskId(3), size: ByteCount(1 << 20), path: String::new() };
+    let small = DiskChange::Join { disk: DiskId(3), size: ByteCount(1 << 20), path: String::new(), may_overwrite: false };
     refused(rig.end_disks(small), "too small");
     rig.more.pop();
     // More than the other disk has room for.

@@ -232,7 +232,7 @@ impl World {
         let machine = self.machine(node);
         assert!(machine.plane.is_none(), "it runs already");
         machine.run += 1;
-        let config = Config { cluster: CLUSTER, node, disks: vec![ByteCount(machine.disk.size())], boot: machine.boot };
+        let config = Config { cluster: CLUSTER, node, disks: vec![ByteCount(machine.disk.size())], paths: Vec::new(), boot: machine.boot };
         machine.plane = Some(DataPlane::new(config, now));
         self.collect(node);
         self.order(node, Order::Group(self.spec.clone()));
@@ -388,6 +388,7 @@ impl World {
                     let before = self.replies.insert(id, reply);
                     assert!(before.is_none(), "{id:?} was answered twice");
                 }
+                Output::CloseDisk(_) => unreachable!("nobody changes its disks"),
                 Output::Served { volume, served } => {
                     let machine = self.machine(node);
                     if served {

@@ -85,6 +85,17 @@ impl Disks {
         self.homes = homes;
     }
 
+    /// What lived on a disk that is not here nobody can tell: it is all that lives nowhere.
+    pub(super) fn lose_what_has_no_home(&mut self) {
+        for (volume, _, size) in self.first().volumes().collect::<Vec<_>>() {
+            let extents = u32::try_from(size.0.div_ceil(EXTENT_BYTES)).unwrap_or(u32::MAX);
+            let Some(family) = self.family(volume) else { continue };
+            let homeless: Vec<u32> =
+                (0..extents).filter(|extent| self.home((family, ExtentIndex(*extent))).is_none()).collect();
+            self.lost.add(volume, homeless);
+        }
+    }
+
     /// Whether the request would make another volume of one of which parts are lost: those would not be missed there.
     pub(super) fn changes_what_is_lost(&self, op: &StoreOp) -> bool {
         let is_lost = |volume: &VolumeId| self.lost.ranges.contains_key(volume);

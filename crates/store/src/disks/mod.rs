@@ -11,13 +11,15 @@ mod joining;
 mod lost;
 mod moving;
 mod opening;
+mod report;
 mod requests;
 
 use crate::catalog::Catalog;
 use crate::lanes::FamilyId;
 use crate::store::Store;
 use crate::{
-    FormatError, Input, Member, MemberState, Output, PoolIdentity, StoreError, StoreOp, StoreReply, StoreRequestId,
+    FormatError, Input, Member, MemberState, OpenError, Output, PoolIdentity, StoreError, StoreOp, StoreReply,
+    StoreRequestId,
 };
 use joining::Joining;
 use lost::Lost;
@@ -33,12 +35,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 /// One extent of all layers of a family.
 type Column = (FamilyId, ExtentIndex);
 
-/// Most disks of a pool, those included that left it.
+/// Most disks of a pool, those included that failed and were not removed.
 pub const DISKS_MAX: usize = 32;
 
 struct Disk {
     store: Store,
     id: DiskId,
+    /// Where it was found; none if nobody said.
+    path: Option<String>,
     /// Whether it is a part of the pool: one that left keeps its number.
     is_in: bool,
     is_draining: bool,
@@ -52,29 +56,17 @@ struct Disk {
 /// A change of the pool's disks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DiskChange {
-    /// A disk joins: it is formatted, whatever is on it. The shell has it open already, under the number that `next_disk` gave.
-    Join { disk: DiskId, size: ByteCount, path: String },
+    /// A disk joins: it is formatted. The shell has it open already, under the number that `next_disk` gave. What belongs to a pool is
+    /// refused, and so is what is not blank, unless it `may_overwrite`.
+    Join { disk: DiskId, size: ByteCount, path: String, may_overwrite: bool },
     /// Nothing new goes to the disk, and what it has goes to the others. Ends at once; `columns` tells how far it is.
     Drain { disk: DiskId },
     /// It may be used again.
     Undrain { disk: DiskId },
-    /// A disk that is drained leaves: it is no pool's any more when this ends.
+    /// A disk that is drained leaves: it is no pool's any more when this ends. One that failed is not spoken of any more.
     Remove { disk: DiskId },
-}
-
-/// A disk as it is now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiskStatus {
-    pub disk: DiskId,
-    pub path: String,
-    pub state: MemberState,
-    pub size: ByteCount,
-    pub capacity: ByteCount,
-    pub free: ByteCount,
-    /// Extents that live on it.
-    pub extents: u64,
-    /// Why it is out of use.
-    pub failed: Option<String>,
+    /// A disk without which the pool was not opened is let go for good, with what was on it: the pool wants to be opened anew.
+    LetGo { disk: DiskId },
 }
 
 /// What waits for the end of a request of the pool's own.
@@ -90,6 +82,10 @@ pub struct Disks {
     disks: Vec<Disk>,
     opening: Option<Opening>,
     is_open: bool,
+    /// Why the pool was not opened.
+    refused: Option<OpenError>,
+    /// Missing disks that the pool goes on without, from when it is opened.
+    let_go: BTreeSet<DiskId>,
     out: VecDeque<Output>,
     /// Requests that were shared out, and those that the shares belong to.
     fans: BTreeMap<u64, Fan>,
@@ -145,6 +141,8 @@ impl Disks {
             disks: sizes.iter().map(disk).collect(),
             opening: Some(Opening::default()),
             is_open: false,
+            refused: None,
+            let_go: BTreeSet::new(),
             out: VecDeque::new(),
             fans: BTreeMap::new(),
             shares: BTreeMap::new(),
@@ -165,6 +163,13 @@ impl Disks {
         };
         pool.gather();
         pool
+    }
+
+    /// Where the disks were found, in their order: for people, who may have to look for one later.
+    pub fn found_at(&mut self, paths: &[String]) {
+        for (disk, path) in self.disks.iter_mut().zip(paths) {
+            disk.path = Some(path.clone());
+        }
     }
 
     pub fn handle(&mut self, now: Instant, input: Input) {
@@ -225,7 +230,7 @@ impl Disks {
             }
             Output::Opened(result) => self.on_store_opened(disk, result),
             Output::Ended(id, result) => self.on_ended(disk, id, result),
-            Output::Changed(..) => unreachable!("a store has one disk and does not change it"),
+            Output::Changed(..) | Output::Close(_) => unreachable!("a store has one disk and does not change it"),
         }
     }
 
@@ -328,11 +333,15 @@ impl Disks {
         usable.min_by_key(|(_, disk)| load(disk)).map_or(DiskIndex(0), |(index, _)| index)
     }
 
-    /// How often each disk was opened is remembered by all, so that an image of an earlier day is known for what it is.
+    /// How often each disk was opened is remembered by all, so that an image of an earlier day is known for what it is; and where
+    /// it was found.
     fn note_lives(&self, members: &mut BTreeMap<DiskId, Member>) {
         for disk in &self.disks {
             if let Some((member, pool)) = members.get_mut(&disk.id).zip(disk.store.pool()) {
                 member.life = pool.anchor.life;
+                if let Some(path) = &disk.path {
+                    member.path.clone_from(path);
+                }
             }
         }
     }
@@ -383,36 +392,9 @@ impl Disks {
         self.failed.as_deref().or_else(|| self.disks.first().filter(|_| self.disks.len() == 1)?.store.failed())
     }
 
-    /// A disk has failed and the others know of it: opened anew without that disk the pool is of use again.
+    /// A disk has failed or was let go, and the others know of it: opened anew without that disk the pool is of use again.
     pub fn wants_reopening(&self) -> bool {
         self.failed.is_some() && self.changing == 0 && self.members().next().is_some()
-    }
-
-    /// Under which number the shell is to open a disk that joins. One that was there did not join.
-    pub fn next_disk(&self) -> DiskIndex {
-        DiskIndex(self.disks.len() as u8)
-    }
-
-    pub fn disks(&self) -> Vec<DiskStatus> {
-        let Some(pool) = self.first().pool() else { return Vec::new() };
-        let status = |(id, member): (&DiskId, &Member)| {
-            let disk = self.disks.iter().find(|disk| disk.id == *id);
-            let store = disk.filter(|disk| disk.is_in).map(|disk| &disk.store);
-            DiskStatus {
-                disk: *id,
-                path: member.path.clone(),
-                state: member.state,
-                size: member.size,
-                capacity: store.map_or(ByteCount(0), Store::capacity),
-                free: store.map_or(ByteCount(0), Store::free),
-                extents: match self.is_alone() {
-                    true => pool.columns().len() as u64,
-                    false => disk.map_or(0, |disk| disk.columns),
-                },
-                failed: disk.and_then(|disk| disk.store.failed()).map(str::to_owned),
-            }
-        };
-        pool.catalog.members.iter().map(status).collect()
     }
 
     pub fn notes(&self) -> impl Iterator<Item = (GroupId, &[u8])> {
@@ -526,6 +508,6 @@ impl Disks {
 
 impl Disk {
     fn new(store: Store, id: DiskId) -> Disk {
-        Disk { store, id, is_in: true, is_draining: false, columns: 0, ended: 1, flushed: 0 }
+        Disk { store, id, path: None, is_in: true, is_draining: false, columns: 0, ended: 1, flushed: 0 }
     }
 }

@@ -5,7 +5,7 @@
 
 use super::{Column, Disk, Disks};
 use crate::catalog::CatalogCopy;
-use crate::{MemberState, OpenError, Output, StoreError, StoreOp, StoreReply};
+use crate::{MemberState, OpenError, Output, StoreError, StoreOp, StoreReply, StoreRequestId};
 use pollux_base::{DiskId, DiskIndex, ExtentIndex, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,6 +17,8 @@ pub struct Opening {
     /// Requests to disks that must still end, and whether they were the last.
     left: u32,
     is_last: bool,
+    /// Who asked that it goes on without what is missing; the pool was refused before.
+    asked_by: Option<StoreRequestId>,
 }
 
 impl Disks {
@@ -41,9 +43,28 @@ impl Disks {
     }
 
     fn end_opening(&mut self, result: Result<(), OpenError>) {
-        self.opening = None;
-        self.is_open = result.is_ok();
-        self.out.push_back(Output::Opened(result));
+        let asked_by = self.opening.take().and_then(|opening| opening.asked_by);
+        self.refused = result.as_ref().err().cloned();
+        let Some(id) = asked_by else {
+            self.is_open = result.is_ok();
+            return self.out.push_back(Output::Opened(result));
+        };
+        if result.is_ok() {
+            // Whoever was told that there is no pool is told that there is one by a new opening.
+            self.failed = Some("a missing disk was let go".to_owned());
+        }
+        let result = result.map_err(|error| format!("nothing was changed yet: {error}"));
+        self.out.push_back(Output::Changed(id, result));
+    }
+
+    /// Opens what was refused, without what was let go.
+    pub(super) fn open_without(&mut self, id: StoreRequestId) -> Result<(), String> {
+        self.opening = Some(Opening { asked_by: Some(id), ..Opening::default() });
+        match self.judge() {
+            Err(error) => self.end_opening(Err(error)),
+            Ok(()) => self.begin_adopting(),
+        }
+        Ok(())
     }
 
     /// Whether these are all the disks of one pool, each in its latest state.
@@ -77,7 +98,9 @@ impl Disks {
                 return Err(OpenError::OldImage { disk: index, id: disk.id, openings: life, expected });
             }
         }
-        let missing = members.iter().find(|(id, member)| member.state != MemberState::Out && !seen.contains_key(id));
+        let missing = members.iter().find(|(id, member)| {
+            member.state != MemberState::Out && !seen.contains_key(id) && !self.let_go.contains(id)
+        });
         match missing {
             Some((id, member)) => Err(OpenError::DiskMissing { id: *id, path: member.path.clone() }),
             None => Ok(()),
@@ -93,7 +116,8 @@ impl Disks {
     }
 
     fn begin_adopting(&mut self) {
-        if self.disks.len() == 1 && self.first().pool().is_some_and(|pool| pool.catalog.lost.is_empty()) {
+        let is_whole = self.let_go.is_empty() && self.first().pool().is_some_and(|pool| pool.catalog.lost.is_empty());
+        if self.disks.len() == 1 && is_whole {
             return self.end_opening(Ok(()));
         }
         let ahead = self.ahead();
@@ -140,8 +164,13 @@ impl Disks {
         let doubles = self.find_homes();
         self.load_lost();
         let CatalogCopy(ahead) = self.ahead();
-        let (mut members, lost) = (ahead.members, ahead.lost);
+        let (mut members, mut lost) = (ahead.members, ahead.lost);
         self.note_lives(&mut members);
+        members.retain(|id, _| !self.let_go.contains(id));
+        if !self.let_go.is_empty() {
+            self.lose_what_has_no_home();
+            lost = self.lost.ranges();
+        }
         let put = |(index, _): (DiskIndex, &Disk)| {
             (index, StoreOp::PutMembers { members: members.clone(), lost: lost.clone() })
         };

@@ -112,7 +112,7 @@ fn kind(op: &StoreOp) -> Kind {
 
 impl Disks {
     pub(super) fn on_request(&mut self, id: StoreRequestId, op: StoreOp) {
-        if self.is_alone() && self.joining.is_none() && self.held.is_empty() {
+        if self.is_alone() && self.lets_through() && self.held.is_empty() {
             self.passed += 1;
             return self.send(DiskIndex(0), id, op);
         }

@@ -54,7 +54,7 @@ impl Rig {
                 }
                 Output::Opened(result) => self.opened = Some(result),
                 Output::Ended(_, result) => self.ended = Some(result),
-                Output::Changed(..) => unreachable!("one disk does not change"),
+                Output::Changed(..) | Output::Close(_) => unreachable!("one disk does not change"),
             }
         }
     }

@@ -6,15 +6,15 @@ pub mod shelf;
 
 use pollux_base::unit::BlockRange;
 use pollux_base::{
-    BlockChecksum, BlockCount, BlockIndex, ByteCount, ClusterId, Data, DiskId, DiskOpKind, ExtentIndex, Generation,
-    GroupId, Instant, NodeId, PoolId, VolumeId,
+    BlockChecksum, BlockCount, BlockIndex, ByteCount, ClusterId, Data, DiskId, DiskIndex, DiskOpKind, ExtentIndex,
+    Generation, GroupId, Instant, NodeId, PoolId, VolumeId,
 };
 use pollux_store::faulty_disk::{FaultyDisk, Luck};
 use pollux_store::{
-    DiskChange, Disks, Input, MemberState, OpenError, Output, PoolIdentity, Store, StoreError, StoreOp, StoreReply,
+    DiskChange, Disks, Input, OpenError, Output, PoolIdentity, Store, StoreError, StoreOp, StoreReply,
     StoreRequestId,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub const SIZE: u64 = 64 << 20;
 pub const CLUSTER: ClusterId = ClusterId(0xc1);
@@ -63,6 +63,8 @@ pub struct Rig {
     pub ended: BTreeMap<StoreRequestId, Ended>,
     pub changed: BTreeMap<StoreRequestId, Result<(), String>>,
     pub opened: Option<Result<(), OpenError>>,
+    /// Nothing may be asked of these any more.
+    closed: BTreeSet<DiskIndex>,
     /// Writes, flushes and discards that the store has issued since it was opened, oldest first.
     pub issued: Vec<DiskOpKind>,
     /// Whether all invariants are checked after every step, which takes long when a thousand extents are hot.
@@ -90,6 +92,7 @@ impl Rig {
             ended: BTreeMap::new(),
             changed: BTreeMap::new(),
             opened: None,
+            closed: BTreeSet::new(),
             issued: Vec::new(),
             thorough: true,
             next_id: 0,
@@ -132,6 +135,7 @@ impl Rig {
                     if !matches!(op.kind, DiskOpKind::Read { .. }) {
                         self.issued.push(op.kind.clone());
                     }
+                    assert!(!self.closed.contains(&op.id.disk), "{op:?} is for a disk that may be closed");
                     match op.id.disk.index() {
                         0 => self.disk.submit(op),
                         other => self.more[other - 1].submit(op),
@@ -139,6 +143,7 @@ impl Rig {
                 }
                 Output::Opened(result) => self.opened = Some(result),
                 Output::Changed(id, result) => drop(self.changed.insert(id, result)),
+                Output::Close(disk) => drop(self.closed.insert(disk)),
                 Output::Ended(id, result) => {
                     assert!(self.ended.insert(id, result).is_none(), "{id:?} ended twice");
                 }
@@ -182,6 +187,9 @@ impl Rig {
     pub fn ask_disks(&mut self, change: DiskChange) -> StoreRequestId {
         self.next_id += 1;
         let id = StoreRequestId(self.next_id);
+        if let (DiskChange::Join { .. }, Some(next)) = (&change, self.store.next_disk()) {
+            self.closed.remove(&next);
+        }
         self.store.change_disks(id, change);
         self.drain();
         id

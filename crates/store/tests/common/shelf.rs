@@ -1,6 +1,7 @@
 //! The disks of a history: some join and leave while it runs.
 
 use super::*;
+use pollux_base::pool::{DiskReport, DiskState};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Standing {
@@ -27,27 +28,32 @@ impl Shelf {
         if self.asked.is_some() {
             return;
         }
+        let Some(next) = rig.store.next_disk() else { return };
         let members = rig.store.disks();
-        let standing: Vec<&pollux_store::DiskStatus> =
-            members.iter().filter(|disk| disk.state != MemberState::Out).collect();
+        let standing: Vec<&DiskReport> = members.iter().filter(|disk| disk.state != DiskState::Failed).collect();
         if standing.len() < 3 && luck.one_in(2) && self.disks.len() < 12 {
             self.made += 1;
             let disk = DiskId(self.made);
-            let at = rig.store.next_disk().index();
+            let at = next.index();
             // One that was there did not join.
             self.disks.truncate(at);
             rig.more.truncate(at - 1);
             self.disks.push((disk, Standing::Unsure));
             rig.more.push(FaultyDisk::new(SIZE, self.made as u64));
-            let id = rig.ask_disks(DiskChange::Join { disk, size: ByteCount(SIZE), path: String::new() });
+            let id = rig.ask_disks(DiskChange::Join {
+                disk,
+                size: ByteCount(SIZE),
+                path: String::new(),
+                may_overwrite: false,
+            });
             self.asked = Some((id, at, Standing::In));
             return self.gather(rig);
         }
         let known = standing[luck.below(standing.len() as u64) as usize].clone();
         let at = self.disks.iter().position(|(disk, _)| *disk == known.disk).expect("members were asked to join");
         let change = match known.state {
-            MemberState::Active => DiskChange::Drain { disk: known.disk },
-            _ if known.extents == 0 => DiskChange::Remove { disk: known.disk },
+            DiskState::Healthy => DiskChange::Drain { disk: known.disk },
+            DiskState::Drained => DiskChange::Remove { disk: known.disk },
             _ => DiskChange::Undrain { disk: known.disk },
         };
         let then = match change {
@@ -93,7 +99,7 @@ impl Shelf {
                     // One that was about to join and did not is there, and no member.
                     let members = rig.store.disks();
                     let is_member = |(disk, _): &(DiskId, Standing)| {
-                        members.iter().any(|known| known.disk == *disk && known.state != MemberState::Out)
+                        members.iter().any(|known| known.disk == *disk && known.state != DiskState::Failed)
                     };
                     let (disks, known): (Vec<FaultyDisk>, Vec<(DiskId, Standing)>) =
                         disks.into_iter().zip(known).filter(|(_, disk)| is_member(disk)).unzip();
