@@ -201,6 +201,7 @@ impl Daemon {
             self.plane.deadline(),
             self.peers.deadline(clock::now()),
             self.clients.deadline(),
+            self.reopens_since.map(|since| since + ANSWER_MAX),
             self.control.deadline(),
         ];
         deadlines.into_iter().flatten().min().map(|deadline| deadline.since(clock::now()))

@@ -3,119 +3,16 @@
 //!
 //! The drill: `STORM_KILLS=20 cargo test -p pollux-blockd --test storm -- --nocapture`
 
+mod load;
 mod site;
 
+use load::{Front, Load};
 use pollux_base::{NodeId, Order, Report};
 use site::{Node, Outcome, PATIENCE, Site, exports, group, qemu_io, run, text};
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Kills unless the environment says otherwise: some on each side.
 const KILLS: u64 = 6;
-
-/// QEMU's block layer between fio and the volume: it holds requests while `blockd` is gone, as it does for guests.
-struct Front {
-    daemon: Child,
-    socket: std::path::PathBuf,
-}
-
-impl Front {
-    fn start(site: &Site, node: &Node) -> Outcome<Front> {
-        let socket = node.config.nbd_socket().with_file_name("front.sock");
-        let from = node.config.nbd_socket();
-        let disk = format!(
-            "driver=nbd,node-name=disk,server.type=unix,server.path={},export=disk,reconnect-delay=120",
-            from.display()
-        );
-        let log = std::fs::File::create(site.dir.path().join("front.log"))?;
-        let daemon = Command::new("qemu-storage-daemon")
-            .args(["--blockdev", &disk])
-            .args(["--nbd-server", &format!("addr.type=unix,addr.path={},max-connections=0", socket.display())])
-            .args(["--export", "type=nbd,id=on,node-name=disk,name=on,writable=on"])
-            .stderr(log)
-            .spawn()?;
-        let front = Front { daemon, socket };
-        let start = Instant::now();
-        while std::os::unix::net::UnixStream::connect(&front.socket).is_err() {
-            assert!(start.elapsed() < PATIENCE, "qemu-storage-daemon does not listen");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Ok(front)
-    }
-
-    fn uri(&self) -> String {
-        format!("nbd+unix:///on?socket={}", self.socket.display())
-    }
-}
-
-impl Drop for Front {
-    fn drop(&mut self) {
-        let _ = self.daemon.kill();
-        let _ = self.daemon.wait();
-    }
-}
-
-/// fio, over and over, until told to stop: each round writes its part of the volume in random order and verifies it.
-struct Load {
-    stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<Result<Rounds, String>>>,
-}
-
-/// What a load has done: rounds, and the longest that one request took.
-#[derive(Default, Debug)]
-struct Rounds {
-    count: u64,
-    longest: Duration,
-}
-
-impl Load {
-    fn start(uri: &str) -> Load {
-        let stop = Arc::new(AtomicBool::new(false));
-        // Whole blocks, and sectors, which are patches of blocks.
-        let parts = [["--bs=4k", "--size=8m", "--offset=0"], ["--bs=512", "--size=512k", "--offset=16m"]];
-        let spawn = |part: [&'static str; 3]| {
-            let (uri, stop) = (format!("--uri={uri}"), stop.clone());
-            std::thread::spawn(move || {
-                let mut rounds = Rounds::default();
-                while !stop.load(Ordering::Relaxed) {
-                    let longest = round(&part, &uri, rounds.count)?;
-                    rounds = Rounds { count: rounds.count + 1, longest: rounds.longest.max(longest) };
-                }
-                Ok(rounds)
-            })
-        };
-        let threads = parts.map(spawn).into();
-        Load { stop, threads }
-    }
-
-    fn end(self) -> Outcome<Vec<Rounds>> {
-        self.stop.store(true, Ordering::Relaxed);
-        let ended = self.threads.into_iter().map(|thread| thread.join().map_err(|_| "a load has panicked")?);
-        Ok(ended.collect::<Result<Vec<Rounds>, String>>()?)
-    }
-}
-
-fn round(part: &[&str], uri: &str, number: u64) -> Result<Duration, String> {
-    let seed = format!("--randseed={}", number + 1);
-    let output = Command::new("fio")
-        .args(["--name=storm", "--ioengine=nbd", "--rw=randwrite", "--iodepth=16", "--fsync=64", "--verify=crc32c"])
-        .args(["--verify_fatal=1", "--verify_state_save=0", "--output-format=json", &seed, uri])
-        .args(part)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|cause| format!("fio: {cause}"))?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    if !output.status.success() {
-        return Err(format!("fio {part:?}: {}\n{said}{}", output.status, String::from_utf8_lossy(&output.stderr)));
-    }
-    let json = said.find('{').map_or("", |start| &said[start..]);
-    let told: serde_json::Value = serde_json::from_str(json).map_err(|cause| format!("fio: {cause}\n{said}"))?;
-    let longest = ["read", "write"].map(|what| told["jobs"][0][what]["clat_ns"]["max"].as_u64().unwrap_or(0));
-    Ok(Duration::from_nanos(longest.into_iter().max().unwrap_or(0)))
-}
 
 /// The daemon dies and is started anew, as its supervisor would, and is ordered what held before.
 fn bring_back(site: &Site, node: Node) -> Outcome<Node> {

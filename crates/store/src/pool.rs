@@ -15,6 +15,7 @@ use crate::layout::{Geometry, LeafPlace};
 use crate::leaf::LeafCache;
 use crate::loading::Load;
 use crate::merging::Merging;
+use crate::reading::is_bad_spot;
 use crate::record::Record;
 use crate::recovery::Found;
 use crate::slab::{Slab, SlabId};
@@ -328,6 +329,25 @@ impl Pool {
 
     pub fn on_disk(&mut self, done: DiskDone) {
         let Some(then) = self.io.then.remove(SlabId::from_raw(done.id.number)) else { return };
+        let reads = matches!(
+            then,
+            DiskThen::Read(..)
+                | DiskThen::Leaf(_)
+                | DiskThen::LeafBlock(..)
+                | DiskThen::Rebuild(..)
+                | DiskThen::MergeRead(..)
+        );
+        let read_error = done.result.as_ref().err().filter(|_| reads).cloned();
+        self.on_disk_ended(then, done);
+        if let Some(error) = read_error {
+            self.io_errors += 1;
+            if !is_bad_spot(&error) {
+                self.fail(&error);
+            }
+        }
+    }
+
+    fn on_disk_ended(&mut self, then: DiskThen, done: DiskDone) {
         match then {
             DiskThen::Read(part, first, count) => self.on_piece_read(part, first, count, done.result),
             DiskThen::Leaf(key) => self.on_leaf_read(key, done.result.ok().flatten()),

@@ -221,13 +221,11 @@ impl Pool {
                 return;
             }
             // A spot of the medium that cannot be read is healed like one that reads wrong.
-            Err(DiskError::Io(_, errno)) if MEDIUM_ERRORS.contains(&errno) => {
-                self.io_errors += 1;
+            Err(error) if is_bad_spot(&error) => {
                 (0..expected.len()).filter(|at| !expected[*at].is_zero()).for_each(corrupt);
                 return;
             }
             Err(error) => {
-                self.io_errors += 1;
                 request.error = Some(StoreError::Disk(error.to_string()));
                 return;
             }
@@ -286,3 +284,8 @@ impl Pool {
 
 /// EIO, ENODATA, EILSEQ, EREMOTEIO: the disk works, this spot does not.
 const MEDIUM_ERRORS: [i32; 4] = [5, 61, 84, 121];
+
+/// Any other error of a read says that the disk is gone.
+pub fn is_bad_spot(error: &DiskError) -> bool {
+    matches!(error, DiskError::Io(_, errno) if MEDIUM_ERRORS.contains(errno))
+}

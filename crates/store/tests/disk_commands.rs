@@ -193,6 +193,22 @@ fn errors_are_counted_for_the_disk_that_made_them() {
     assert_eq!(rig.store.errors(), before + 1);
 }
 
+#[test]
+fn a_disk_that_is_gone_when_it_is_read_is_out_like_one_that_cannot_be_written() {
+    let mut rig = two();
+    rig.cool(&[0, 1, 2, 3, 4, 5, 6, 7]);
+    rig.flush();
+    rig.more[0].fail_next(OpClass::Read, DiskError::Short { expected: BLOCK, actual: 0 });
+    let hit: Vec<u64> = (0..8).filter(|extent| rig.read_of(VOLUME, extent * X, 1).is_err()).collect();
+    assert_eq!(hit.len(), 4, "what lived there");
+    while !rig.store.wants_reopening() {
+        assert!(rig.step(), "the other disk is told");
+    }
+    assert_eq!(state(&rig, SECOND), Some(DiskState::Failed));
+    let mut rig = Rig::open(rig.disk.clone()).expect("the pool opens without it");
+    assert_eq!((0..8).filter(|extent| rig.read_of(VOLUME, extent * X, 1).is_err()).count(), 4);
+}
+
 /// The pool is opened with its first disk only, and the other is let go.
 fn let_go(disk: FaultyDisk) -> Rig {
     let mut rig = Rig::opening(disk);
