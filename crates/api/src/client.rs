@@ -5,7 +5,7 @@
 
 use crate::error::{ApiError, ErrorCode};
 use crate::request::{
-    Accepted, AddReplica, CloneSnapshot, ConfirmDown, CreateSnapshot, CreateVm, CreateVolume, ExportVolume,
+    Accepted, AddDisk, AddReplica, CloneSnapshot, ConfirmDown, CreateSnapshot, CreateVm, CreateVolume, ExportVolume, LetGoDisk,
     MoveReplica, Promote, ResizeVolume, ScrubVolume, SetLag, SetMode,
 };
 use crate::resource::{
@@ -149,6 +149,22 @@ impl Client {
     }
     pub fn pool(&self, node: &str) -> Result<Pool, ClientError> {
         self.get(&format!("/v1/pools/{}", escape(node)))
+    }
+    pub fn add_disk(&self, node: &str, request: &AddDisk) -> Result<Accepted, ClientError> {
+        self.post(&format!("/v1/pools/{}/disks", escape(node)), request)
+    }
+    pub fn drain_disk(&self, node: &str, disk: &str) -> Result<Accepted, ClientError> {
+        self.post_empty(&format!("/v1/pools/{}/disks/{}/drain", escape(node), escape(disk)))
+    }
+    pub fn undrain_disk(&self, node: &str, disk: &str) -> Result<Accepted, ClientError> {
+        self.post_empty(&format!("/v1/pools/{}/disks/{}/undrain", escape(node), escape(disk)))
+    }
+    pub fn remove_disk(&self, node: &str, disk: &str) -> Result<Accepted, ClientError> {
+        self.delete(&format!("/v1/pools/{}/disks/{}", escape(node), escape(disk)))
+    }
+    pub fn let_go_disk(&self, node: &str, disk: &str, accept_loss: bool) -> Result<Accepted, ClientError> {
+        let path = format!("/v1/pools/{}/disks/{}/let-go", escape(node), escape(disk));
+        self.post(&path, &LetGoDisk { accept_loss })
     }
     pub fn confirm_token(&self, node: &str) -> Result<ConfirmToken, ClientError> {
         self.get(&format!("/v1/nodes/{}/confirm-token", escape(node)))

@@ -1,7 +1,7 @@
 //! Every endpoint in one table: the OpenAPI text and a test of `noded`'s router are made from it.
 //!
 //! All but `/v1/openapi.json` need the header `Authorization: Bearer TOKEN`. `{vm}`, `{volume}`, `{image}`, `{group}` and `{node}`
-//! take a name or an id. Every error has the shape of `ApiError`. Changing requests answer `202` with `Accepted` when
+//! take a name or an id, `{disk}` an id, the first digits of one, or a path. Every error has the shape of `ApiError`. Changing requests answer `202` with `Accepted` when
 //! the change is committed; the task says when the state that was asked for is reached.
 
 /// One operation.
@@ -157,7 +157,32 @@ pub const ENDPOINTS: &[Endpoint] = &[
         One("Promote"),
     ),
     get("/v1/pools", "The pools of all nodes.", Many("Pool")),
-    get("/v1/pools/{node}", "The pool of one node.", One("Pool")),
+    get("/v1/pools/{node}", "The pool of one node, with its disks.", One("Pool")),
+    post(
+        "/v1/pools/{node}/disks",
+        "A disk joins the node's pool. `409` when it is in use, not blank, too small, or belongs to a pool. Redirects (307) to the node.",
+        One("AddDisk"),
+    ),
+    delete(
+        "/v1/pools/{node}/disks/{disk}",
+        "Take a drained disk out of the pool, or forget one that failed. `409` while it holds anything. Redirects (307) to the node.",
+    ),
+    post(
+        "/v1/pools/{node}/disks/{disk}/drain",
+        "Move what is on the disk to the others. `409` when they have no room for it. Redirects (307) to the node.",
+        Nothing,
+    ),
+    post(
+        "/v1/pools/{node}/disks/{disk}/undrain",
+        "Use a disk again that was to be drained. Redirects (307) to the node.",
+        Nothing,
+    ),
+    post(
+        "/v1/pools/{node}/disks/{disk}/let-go",
+        "Give up a missing disk for good; what was on it comes from the other replicas. `403` when no other replica in sync has it. \
+         Redirects (307) to the node.",
+        One("LetGoDisk"),
+    ),
     Endpoint {
         method: "GET",
         path: "/v1/events",

@@ -105,6 +105,8 @@ fn schemas() -> BTreeMap<String, Value> {
     add::<request::SetLag>(&mut schemas);
     add::<request::AddReplica>(&mut schemas);
     add::<request::MoveReplica>(&mut schemas);
+    add::<request::AddDisk>(&mut schemas);
+    add::<request::LetGoDisk>(&mut schemas);
     add::<request::Promote>(&mut schemas);
     add::<request::CreateSnapshot>(&mut schemas);
     add::<request::CloneSnapshot>(&mut schemas);

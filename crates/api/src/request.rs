@@ -101,6 +101,26 @@ pub struct MoveReplica {
     pub to: String,
 }
 
+/// A disk that is to join a node's pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AddDisk {
+    /// A raw block device or a plain file on that node; best one that stays the same, such as below `/dev/disk/by-id`.
+    pub path: String,
+    /// What is on it may be lost. A disk of any pool is refused all the same.
+    #[serde(default)]
+    pub overwrite: bool,
+}
+
+/// A missing disk that is given up with what was on it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LetGoDisk {
+    /// Also if no other replica in sync has what was on it.
+    #[serde(default)]
+    pub accept_loss: bool,
+}
+
 /// A human's word that a trailing replica is the truth from now on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -151,6 +151,43 @@ pub struct Pool {
     pub full_in_s: Option<u64>,
     /// Blocks that did not match their checksums and were healed from a peer, since the data plane started.
     pub healed_blocks: u64,
+    pub disks: Vec<PoolDisk>,
+}
+
+/// A disk of a pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PoolDisk {
+    pub id: String,
+    /// Where it was found, or was last seen.
+    pub path: String,
+    pub state: PoolDiskState,
+    /// Why it failed, or why it can not be drained further.
+    pub reason: Option<String>,
+    /// The whole disk, metadata included.
+    pub size_bytes: u64,
+    /// What volumes can take of it, and have taken. Of a disk that is drained this is what is left to be moved.
+    pub capacity_bytes: u64,
+    pub used_bytes: u64,
+    /// Extents of 4 MiB that live on it, in whole or in part.
+    pub extents: u64,
+    /// Blocks that did not match their checksums, and reads that failed, since the data plane started. Both are healed from
+    /// other replicas.
+    pub checksum_errors: u64,
+    pub io_errors: u64,
+}
+
+words! {
+    PoolDiskState {
+        Healthy = "healthy",
+        /// Takes nothing new, and gives up what it has to the other disks.
+        Draining = "draining",
+        /// Nothing is left on it: it can be removed.
+        Drained = "drained",
+        /// Out of use for good; what was on it comes from the other replicas.
+        Failed = "failed",
+        /// Not found when the pool was opened; the pool waits for it.
+        Missing = "missing",
+    }
 }
 
 words! {

@@ -3,7 +3,7 @@
 use crate::output::{Table, day_and_time, fields, list, or_dash, time_of_day};
 use crate::size::show as size;
 use pollux_api::{
-    Event, Group, GroupState, Image, Lag, Node, Pool, Resync, Scrub, Snapshot, SnapshotDiff, Status, Task, Vm, Volume,
+    Event, Group, GroupState, Image, Lag, Node, Pool, PoolDiskState, Resync, Scrub, Snapshot, SnapshotDiff, Status, Task, Vm, Volume,
     Witness,
 };
 use std::fmt::Write;
@@ -312,7 +312,7 @@ pub fn pool(pool: &Pool) -> String {
         0 => String::new(),
         size => format!(" ({:.0} % of the pool)", 100.0 * pool.promised_bytes as f64 / size as f64),
     };
-    fields(&[
+    let shown = fields(&[
         ("node", pool.node.clone()),
         ("state", with_reason(&pool.state, pool.reason.as_ref())),
         ("fix", or_dash(pool.hint.as_ref())),
@@ -323,7 +323,42 @@ pub fn pool(pool: &Pool) -> String {
         ("growth", format!("{}/s", size(pool.growth_bytes_per_s))),
         ("full in", or_dash(pool.full_in_s.map(span))),
         ("healed", format!("{} blocks since the data plane started", pool.healed_blocks)),
-    ])
+    ]);
+    format!("{shown}\n\n{}", disks(pool))
+}
+
+/// The disks of a pool; each that needs something is followed by what mends it.
+fn disks(pool: &Pool) -> String {
+    let mut table = Table::new(&["DISK", "STATE", "SIZE", "USED", "EXTENTS", "CHECKSUM ERRORS", "I/O ERRORS", "PATH"]);
+    for disk in &pool.disks {
+        let state = match disk.state {
+            PoolDiskState::Draining => format!("draining, {} left", size(disk.used_bytes)),
+            state => state.to_string(),
+        };
+        table.row([
+            disk.id.clone(),
+            state,
+            size(disk.size_bytes),
+            size(disk.used_bytes),
+            disk.extents.to_string(),
+            disk.checksum_errors.to_string(),
+            disk.io_errors.to_string(),
+            disk.path.clone(),
+        ]);
+    }
+    let node = &pool.node;
+    let fixes: Vec<Option<String>> = pool
+        .disks
+        .iter()
+        .map(|disk| match disk.state {
+            PoolDiskState::Healthy | PoolDiskState::Draining => None,
+            PoolDiskState::Drained | PoolDiskState::Failed => Some(format!("pollux pool remove-disk {node} {}", disk.id)),
+            PoolDiskState::Missing => {
+                Some(format!("attach it; if it is lost for good: pollux pool remove-disk {node} {} --lost", disk.id))
+            }
+        })
+        .collect();
+    with_reasons(table, pool.disks.iter().zip(&fixes).map(|(disk, fix)| (disk.id.as_str(), &disk.reason, fix)))
 }
 
 /// A span of time for people.

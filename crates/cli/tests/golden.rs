@@ -259,6 +259,26 @@ fn one_of_each_is_shown_as_reviewed() {
         growth_bytes_per_s: 1 << 20,
         full_in_s: Some(5120),
         healed_blocks: 3,
+        disks: [
+            ("11", "/dev/disk/by-id/wwn-1", PoolDiskState::Healthy, 60 << 30, 0, 0),
+            ("22", "/dev/disk/by-id/wwn-2", PoolDiskState::Draining, 35 << 30, 2, 1),
+            ("33", "/dev/disk/by-id/wwn-3", PoolDiskState::Drained, 0, 0, 0),
+            ("44", "/dev/disk/by-id/wwn-4", PoolDiskState::Failed, 0, 0, 0),
+            ("55", "/dev/disk/by-id/wwn-5", PoolDiskState::Missing, 0, 0, 0),
+        ]
+        .map(|(digits, path, state, used_bytes, checksum_errors, io_errors)| PoolDisk {
+            id: digits.repeat(16),
+            path: path.into(),
+            state,
+            reason: None,
+            size_bytes: 100 << 30,
+            capacity_bytes: 98 << 30,
+            used_bytes,
+            extents: used_bytes >> 22,
+            checksum_errors,
+            io_errors,
+        })
+        .into(),
     };
     let snapshot = Snapshot {
         id: 9,

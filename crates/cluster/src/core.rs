@@ -133,6 +133,7 @@ impl Cluster {
             Input::Data(report) => self.on_data(report),
             Input::Vm(event) => self.on_vm_event(now, event),
             Input::ConfirmDown { request, node, token } => self.on_confirm_down(now, request, node, &token),
+            Input::Disk { request, command, accepts_loss } => self.on_disk_command(request, command, accepts_loss),
             Input::Compare { request, group, one, two, from } => self.on_compare(request, group, one, two, from),
             Input::Tick { unix_ms } => self.clock = (now, unix_ms),
         }

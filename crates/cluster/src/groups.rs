@@ -4,6 +4,7 @@
 //! hold; they are given when the log changes and anew after each connection.
 
 use crate::core::Cluster;
+use crate::disks::DiskCommands;
 use crate::entry::{Change, FenceProof, NodePhase, Subject};
 use crate::scrubs::SentScrubs;
 use crate::seam::Output;
@@ -30,6 +31,7 @@ pub(crate) struct Groups {
     lost: BTreeMap<(GroupId, NodeId), (Generation, String)>,
     /// The primary here writes to these too: they may enter the in-sync set.
     current: BTreeMap<(GroupId, NodeId), (Generation, u64)>,
+    pub disk_commands: DiskCommands,
     /// Comparisons that the data plane was asked for.
     pub comparing: BTreeSet<u64>,
     /// Snapshots of which the primary here says how they ended.
@@ -80,6 +82,7 @@ impl Cluster {
                 self.groups.current.clear();
                 self.groups.snapshots.clear();
                 self.forget_comparisons();
+                self.forget_disk_commands();
             }
             Some(Report::Group(report)) if report.state == ReplicaState::Absent => {
                 self.groups.reports.remove(&report.group);
@@ -99,6 +102,7 @@ impl Cluster {
                 self.groups.snapshots.insert(snapshot, result);
             }
             Some(Report::Compared { id, result }) => self.on_compared(id, result),
+            Some(Report::DiskChanged { id, result }) => self.on_disk_changed(id, result),
             Some(Report::PoolFailed { reason }) => self.groups.pool_failure = Some(reason),
             Some(Report::Pool(report)) => self.groups.pool = Some(report),
             Some(Report::Paths { is_encrypted, paths }) => {
@@ -133,6 +137,7 @@ impl Cluster {
             self.end_snapshots(now);
             self.end_births(now);
             self.tell_of_pool(now);
+            self.tell_of_disks(now);
             self.reconcile_scrubs(now);
             self.tell_of_paths(now);
         }

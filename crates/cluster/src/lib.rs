@@ -7,6 +7,7 @@
 mod apply;
 mod authority;
 mod core;
+mod disks;
 pub mod entry;
 mod fencing;
 mod groups;

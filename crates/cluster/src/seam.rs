@@ -3,7 +3,7 @@
 use crate::entry::{Change, Entry, NodeSpec, VmSpec};
 use pollux_base::config::PowerConfig;
 use pollux_base::guard::{GuardCommand, GuardView};
-use pollux_base::order::Differences;
+use pollux_base::order::{Differences, DiskCommand};
 use pollux_base::pool::PoolReport;
 use pollux_base::{Epoch, ExtentIndex, GroupId, ImageId, Incarnation, NodeId, Order, Report, VmId, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -117,6 +117,12 @@ pub enum Input {
         request: u64,
         node: NodeId,
         token: String,
+    },
+    /// A human changes the disks of this node's pool. Answered like a request. `accepts_loss`: also if no other replica has what is lost.
+    Disk {
+        request: u64,
+        command: DiskCommand,
+        accepts_loss: bool,
     },
     /// In which blocks do these two volumes of snapshots differ, from this extent on? Answered like a request.
     Compare {

@@ -112,6 +112,12 @@ impl Cluster {
             let text = crate::headline::pool_text(&name, pool);
             alert(Subject::Node(*node), text, Some(format!("pollux pool show {name}")));
         }
+        for (node, pool) in self.pools() {
+            alerts.extend(crate::disks::disk_alerts(by, node, &self.name_of(node), &pool));
+        }
+        let mut alert = |subject: Subject, text: String, fix: Option<String>| {
+            alerts.push(Alert { subject, by, text, fix });
+        };
         for (peer, paths) in &self.groups.paths {
             let name = self.name_of(*peer);
             if let Some(text) = crate::headline::path_text(&name, paths) {

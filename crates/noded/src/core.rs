@@ -6,7 +6,7 @@
 use crate::hands::Hands;
 use pollux_api::{ApiError, ErrorCode};
 use pollux_base::guard::GuardView;
-use pollux_base::order::Differences;
+use pollux_base::order::{Differences, DiskCommand};
 use pollux_base::{ExtentIndex, GroupId, Instant, NodeId, VolumeId};
 use pollux_cluster::{Answer, Change, Cluster, Input, Output, PeerHello, Refusal};
 use std::collections::BTreeMap;
@@ -177,6 +177,11 @@ impl Core {
                 Err(ApiError::new(ErrorCode::Internal, "a comparison was answered with something else"))
             }
         }
+    }
+
+    /// A human changes the disks of this node's pool; answered when the data plane has done so or refused.
+    pub async fn change_disks(&self, command: DiskCommand, accepts_loss: bool) -> Result<Answer, ApiError> {
+        self.request(|request| Input::Disk { request, command, accepts_loss }).await
     }
 
     /// A human confirms that a node is down.

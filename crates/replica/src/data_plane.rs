@@ -582,7 +582,8 @@ impl DataPlane {
             }
             self.drain_store();
             if self.touched.is_empty() && (self.node.pool_failed.is_none() || self.pool_failure_told) {
-                return self.report_space();
+                self.report_space();
+                return self.report_changes();
             }
         }
     }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
     asked: BTreeMap<StoreRequestId, u64>,
+    ended: Vec<Report>,
 }
 
 impl DataPlane {
@@ -20,6 +21,13 @@ impl DataPlane {
 
     pub(crate) fn on_disks_changed(&mut self, request: StoreRequestId, result: Result<(), String>) {
         let id = self.changes.asked.remove(&request).expect("the store ends each change once");
-        self.node.report(Report::DiskChanged { id, result });
+        self.changes.ended.push(Report::DiskChanged { id, result });
+    }
+
+    /// After the pool as it is now was told: whoever hears of the end knows what has come of it.
+    pub(crate) fn report_changes(&mut self) {
+        for report in std::mem::take(&mut self.changes.ended) {
+            self.node.report(report);
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! The REST API and the calls of other nodes, on one port.
 
+mod disks;
 mod groups;
 mod images;
 mod peer;

@@ -213,6 +213,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/images", get(images_list).post(upload_image))
         .route("/v1/images/{image}", get(image).delete(delete_image))
         .route("/v1/groups", get(groups))
+        .merge(super::disks::routes())
         .merge(super::groups::routes())
         .merge(super::snapshots::routes())
         .route("/v1/pools", get(pools))

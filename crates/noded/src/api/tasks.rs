@@ -7,7 +7,8 @@ use super::view;
 use crate::core::{Core, unix_ms};
 use pollux_api::{ApiError, ErrorCode, Task, TaskState};
 use pollux_base::record::Mode;
-use pollux_base::{GroupId, ImageId, NodeId, SnapshotId, VmId, VolumeId};
+use pollux_base::pool::DiskState;
+use pollux_base::{DiskId, GroupId, ImageId, NodeId, SnapshotId, VmId, VolumeId};
 use pollux_cluster::Cluster;
 use pollux_cluster::entry::{NodePhase, VmPhase};
 use pollux_cluster::state::State;
@@ -51,6 +52,8 @@ pub enum Goal {
     ReplicaMoved(GroupId, NodeId, NodeId),
     /// A node that a human says is down.
     NodeDown(NodeId),
+    /// Nothing is left on this disk of the node's pool.
+    DiskDrained(NodeId, DiskId),
 }
 
 /// How far a goal is.
@@ -128,6 +131,26 @@ pub fn progress(goal: Goal, cluster: &Cluster) -> Progress {
             Some(group) if group.moving.is_none() => Failed("it was cancelled".into()),
             Some(_) => Waiting(format!("{} is being brought up to date", state.node_name(to))),
         },
+        Goal::DiskDrained(node, disk) => {
+            let pool = cluster.pools().remove(&node);
+            let Some(pool) = pool else { return Waiting("its node's data plane is not heard".into()) };
+            match pool.disks.iter().find(|known| known.disk == disk) {
+                None => Done("it was removed".into()),
+                Some(known) => match known.state {
+                    DiskState::Drained => Done(format!(
+                        "is drained; `pollux pool remove-disk {} {disk}` takes it out of the pool",
+                        state.node_name(node)
+                    )),
+                    DiskState::Draining => {
+                        let left = pollux_base::unit::bytes_text(known.used_bytes);
+                        let why = known.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+                        Waiting(format!("{left} in {} extents are left on it{why}", known.extents))
+                    }
+                    DiskState::Healthy => Failed("it is not drained any more".into()),
+                    DiskState::Failed | DiskState::Missing => Failed("it failed".into()),
+                },
+            }
+        }
         Goal::NodeDown(node) => match state.nodes.get(&node).map(|node| node.phase) {
             Some(NodePhase::Fenced) | None => Done("is down; its VMs restart elsewhere".into()),
             Some(_) => Waiting("this node takes over".into()),

@@ -7,7 +7,7 @@ use pollux_api as api;
 use pollux_api::{GroupKind, GroupState, NodeState, PoolState, Protection, SnapshotState, SubjectKind, VmState};
 use pollux_base::config::{NbdTls, NodeConfig};
 use pollux_base::order::{FreezeReason, GroupReport, PathReport, PathState, ReplicaState};
-use pollux_base::pool::{PoolLevel, PoolReport};
+use pollux_base::pool::{DiskReport, DiskState, PoolLevel, PoolReport};
 use pollux_base::record::{AtBound, Mode};
 use pollux_base::{GroupId, ImageId, NodeId, SnapshotId, VmId, VolumeId};
 use pollux_cluster::entry::{NodePhase, Subject, VmPhase, Wanted};
@@ -144,7 +144,9 @@ pub fn pool(cluster: &Cluster, id: NodeId) -> Option<api::Pool> {
         PoolState::Unknown => Some(format!("pollux node show {node}")),
         PoolState::Failed => Some("its replicas are made anew on another disk".into()),
         PoolState::Low | PoolState::Scarce | PoolState::Full => {
-            Some("delete what is not needed: pollux volume list, pollux image list".into())
+            Some(format!(
+                "delete what is not needed (pollux volume list, pollux image list), or: pollux pool add-disk {node} PATH"
+            ))
         }
     };
     let reason = match state {
@@ -164,7 +166,29 @@ pub fn pool(cluster: &Cluster, id: NodeId) -> Option<api::Pool> {
         growth_bytes_per_s: pool.growth_bytes_per_s,
         full_in_s: pool.full_in_s(),
         healed_blocks: pool.healed_blocks,
+        disks: pool.disks.iter().map(disk).collect(),
     })
+}
+
+fn disk(disk: &DiskReport) -> api::PoolDisk {
+    api::PoolDisk {
+        id: disk.disk.to_string(),
+        path: disk.path.clone(),
+        state: match disk.state {
+            DiskState::Healthy => api::PoolDiskState::Healthy,
+            DiskState::Draining => api::PoolDiskState::Draining,
+            DiskState::Drained => api::PoolDiskState::Drained,
+            DiskState::Failed => api::PoolDiskState::Failed,
+            DiskState::Missing => api::PoolDiskState::Missing,
+        },
+        reason: disk.reason.clone(),
+        size_bytes: disk.size_bytes,
+        capacity_bytes: disk.capacity_bytes,
+        used_bytes: disk.used_bytes,
+        extents: disk.extents,
+        checksum_errors: disk.checksum_errors,
+        io_errors: disk.io_errors,
+    }
 }
 
 pub fn groups(cluster: &Cluster, frame: &Frame) -> Vec<api::Group> {
