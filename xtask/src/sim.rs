@@ -92,7 +92,7 @@ pub fn sim(args: &SimArgs) -> Result<()> {
     let counts = &results.counts;
     println!(
         "sim: {} seeds, {:.0} s of virtual time in {:.1} s, {} steps; {} writes acknowledged, {} reads, {} records, {} runs, \
-         {} grants, {} fences, {} kills by guards, {} faults, {} snapshots",
+         {} grants, {} fences, {} kills by guards, {} faults, {} snapshots, {} changes of disks, {} disks lost",
         results.seeds,
         results.virtual_seconds,
         began.elapsed().as_secs_f64(),
@@ -106,6 +106,8 @@ pub fn sim(args: &SimArgs) -> Result<()> {
         counts.kills,
         counts.faults,
         counts.snapshots,
+        counts.disk_changes,
+        counts.disks_lost,
     );
     let mut by_rule: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
     for (seed, failure) in &results.failures {

@@ -5,8 +5,8 @@
 
 use crate::error::{ApiError, ErrorCode};
 use crate::request::{
-    Accepted, AddDisk, AddReplica, CloneSnapshot, ConfirmDown, CreateSnapshot, CreateVm, CreateVolume, ExportVolume, LetGoDisk,
-    MoveReplica, Promote, ResizeVolume, ScrubVolume, SetLag, SetMode,
+    Accepted, AddDisk, AddReplica, CloneSnapshot, ConfirmDown, CreateSnapshot, CreateVm, CreateVolume, ExportVolume,
+    LetGoDisk, MoveReplica, Promote, ResizeVolume, ScrubVolume, SetLag, SetMode,
 };
 use crate::resource::{
     ConfirmToken, Event, Group, Image, Node, Pool, PromoteToken, Snapshot, SnapshotDiff, Status, Task, TaskState, Vm,

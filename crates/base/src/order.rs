@@ -52,14 +52,25 @@ pub enum Order {
 #[serde(tag = "change", rename_all = "snake_case")]
 pub enum DiskCommand {
     /// The disk at this path joins. What is on it may be lost only if the human said so.
-    Add { path: PathBuf, may_overwrite: bool },
+    Add {
+        path: PathBuf,
+        may_overwrite: bool,
+    },
     /// What is on the disk goes to the others.
-    Drain { disk: DiskId },
-    Undrain { disk: DiskId },
+    Drain {
+        disk: DiskId,
+    },
+    Undrain {
+        disk: DiskId,
+    },
     /// A disk that is drained leaves; one that failed is not spoken of any more.
-    Remove { disk: DiskId },
+    Remove {
+        disk: DiskId,
+    },
     /// A disk that is missing is let go for good, with what only it had.
-    LetGo { disk: DiskId },
+    LetGo {
+        disk: DiskId,
+    },
 }
 
 /// Blocks in which two volumes differ, in order.

@@ -63,7 +63,8 @@ impl DiskOrders {
                 Ready::Join(Opened { id, path, may_overwrite, disk: Ok(disk) }) => {
                     let Some(index) = plane.store().next_disk() else {
                         keeper.forget(path);
-                        let reason = "the pool is being opened or changed, or can not be used; look with `pollux pool show`";
+                        let reason =
+                            "the pool is being opened or changed, or can not be used; look with `pollux pool show`";
                         reports.push(Report::DiskChanged { id, result: Err(reason.to_owned()) });
                         continue;
                     };

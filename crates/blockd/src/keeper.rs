@@ -90,7 +90,10 @@ fn open(config: &NodeConfig, path: &Path) -> Result<Disk, String> {
     }
     let disk = Disk::open_now(path).map_err(|error| match error {
         OpenDiskError::Missing(path) => {
-            format!("{path} does not exist; to give a file, make it first: truncate -s SIZE {path}", path = path.display())
+            format!(
+                "{path} does not exist; to give a file, make it first: truncate -s SIZE {path}",
+                path = path.display()
+            )
         }
         error => error.to_string(),
     })?;

@@ -3,8 +3,8 @@
 use crate::output::{Table, day_and_time, fields, list, or_dash, time_of_day};
 use crate::size::show as size;
 use pollux_api::{
-    Event, Group, GroupState, Image, Lag, Node, Pool, PoolDiskState, Resync, Scrub, Snapshot, SnapshotDiff, Status, Task, Vm, Volume,
-    Witness,
+    Event, Group, GroupState, Image, Lag, Node, Pool, PoolDiskState, Resync, Scrub, Snapshot, SnapshotDiff, Status,
+    Task, Vm, Volume, Witness,
 };
 use std::fmt::Write;
 
@@ -352,7 +352,9 @@ fn disks(pool: &Pool) -> String {
         .iter()
         .map(|disk| match disk.state {
             PoolDiskState::Healthy | PoolDiskState::Draining => None,
-            PoolDiskState::Drained | PoolDiskState::Failed => Some(format!("pollux pool remove-disk {node} {}", disk.id)),
+            PoolDiskState::Drained | PoolDiskState::Failed => {
+                Some(format!("pollux pool remove-disk {node} {}", disk.id))
+            }
             PoolDiskState::Missing => {
                 Some(format!("attach it; if it is lost for good: pollux pool remove-disk {node} {} --lost", disk.id))
             }

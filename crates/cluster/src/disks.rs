@@ -47,7 +47,10 @@ impl Cluster {
         let is_only = |group: &&crate::state::Group| group.record.in_sync.iter().all(|node| *node == self.me);
         let only: Vec<String> = self.state.groups.values().filter(is_only).map(|g| self.state.group_name(g)).collect();
         (!only.is_empty()).then(|| {
-            let text = format!("no other node has all that was written to {}: what was on the disk would be lost", only.join(", "));
+            let text = format!(
+                "no other node has all that was written to {}: what was on the disk would be lost",
+                only.join(", ")
+            );
             Refusal::Unsafe(text)
         })
     }
@@ -130,7 +133,9 @@ pub(crate) fn disk_alerts(by: NodeId, of: NodeId, node: &str, pool: &PoolReport)
                     DiskState::Missing => {
                         format!("attach it; if it is lost for good: pollux pool remove-disk {node} {id} --lost")
                     }
-                    _ => format!("pollux pool remove-disk {node} {id}, then add another: pollux pool add-disk {node} PATH"),
+                    _ => format!(
+                        "pollux pool remove-disk {node} {id}, then add another: pollux pool add-disk {node} PATH"
+                    ),
                 },
             ));
         }
@@ -138,7 +143,10 @@ pub(crate) fn disk_alerts(by: NodeId, of: NodeId, node: &str, pool: &PoolReport)
             && disk.state == DiskState::Draining
         {
             let text = format!("disk {path} of the pool on `{node}` can not be drained further: {reason}");
-            alerts.push(alert(text, format!("pollux pool add-disk {node} PATH, or pollux pool undrain-disk {node} {id}")));
+            alerts.push(alert(
+                text,
+                format!("pollux pool add-disk {node} PATH, or pollux pool undrain-disk {node} {id}"),
+            ));
         }
         if disk.checksum_errors + disk.io_errors > 0 && disk.state != DiskState::Failed {
             let (rotten, unread) = (disk.checksum_errors, disk.io_errors);

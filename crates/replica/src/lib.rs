@@ -41,7 +41,8 @@ pub mod wire;
 pub use data_plane::DataPlane;
 
 use pollux_base::{
-    ByteCount, ClusterId, DiskDone, DiskIndex, DiskOp, NodeId, Order, Reply, Report, Request, RequestId, Session, VolumeId,
+    ByteCount, ClusterId, DiskDone, DiskIndex, DiskOp, NodeId, Order, Reply, Report, Request, RequestId, Session,
+    VolumeId,
 };
 use pollux_store::DiskChange;
 use wire::Frame;

@@ -74,6 +74,10 @@ pub enum Fault {
         node: NodeId,
         class: OpClass,
     },
+    /// Somebody changes the disks of the node's pool.
+    ChangeDisks {
+        node: NodeId,
+    },
     /// A bit of what a guest wrote rots.
     Rot {
         node: NodeId,
@@ -155,9 +159,15 @@ impl World {
                 }
             }
             Fault::FailDisk { node, class } => {
-                self.node(node).disk.fail_next(class, DiskError::Io("the medium fails".into(), 5));
-                self.node(node).disk_failed = true;
+                if self.may_lose_a_disk(node) {
+                    let count = self.nodes[&node].disks.len();
+                    let chosen = if count > 1 { self.luck.below(count as u64) as usize } else { 0 };
+                    let node = self.node(node);
+                    node.disks[chosen].fail_next(class, DiskError::Io("the medium fails".into(), 5));
+                    node.disk_failed = true;
+                }
             }
+            Fault::ChangeDisks { node } => self.change_disks(node),
             Fault::Rot { node } => self.rot(node),
             Fault::JumpWallClock { node, ms } => self.node(node).wall_skew_ms += ms,
             Fault::Want { vm, running } => self.operator.wanted[vm] = running,
@@ -189,7 +199,7 @@ impl World {
                 let until = self.now + DISK_LOOKED_AT;
                 let found = self.node(node);
                 found.off_until = until;
-                found.disk.kill(0);
+                found.disks.iter_mut().for_each(|disk| disk.kill(0));
                 self.at(DISK_LOOKED_AT, Event::PowerOn { node });
             } else {
                 self.at(Duration::ZERO, Event::PowerOn { node });
@@ -210,8 +220,24 @@ impl World {
         let page = pages[self.luck.below(pages.len() as u64) as usize];
         let byte = page * 4096 + self.luck.below(4096);
         self.trace.line(self.now, || format!("{node} disk: page {page} rots"));
-        self.node(node).disk.rot(byte);
+        self.node(node).disks[0].rot(byte);
     }
+}
+
+/// Changes of disks beside the faults of a plan, and now and then a disk that fails for good.
+pub fn disk_plan(luck: &mut Luck, nodes: &[NodeId], witness: bool, length: Duration) -> Vec<(Duration, Fault)> {
+    let at = |luck: &mut Luck| Duration::from_nanos(luck.below(length.as_nanos() as u64));
+    let mut plan = Vec::new();
+    for _ in 0..2 + luck.below(12) {
+        let node = nodes[luck.below(nodes.len() as u64) as usize];
+        plan.push((at(luck), Fault::ChangeDisks { node }));
+    }
+    if witness && luck.one_in(3) {
+        let node = nodes[luck.below(nodes.len() as u64) as usize];
+        let class = if luck.one_in(2) { OpClass::Write } else { OpClass::Flush };
+        plan.push((at(luck), Fault::FailDisk { node, class }));
+    }
+    plan
 }
 
 /// A plan of faults for `length`, from `luck`. Times count from the plan's beginning.

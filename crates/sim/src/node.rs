@@ -79,7 +79,8 @@ pub struct Node {
     pub wall_skew_ms: i64,
 
     // Survives power cuts.
-    pub disk: FaultyDisk,
+    /// Of the pool, as its data plane numbers them; those that it left out come last or are gone.
+    pub disks: Vec<FaultyDisk>,
     pub log: LogNode<Entry>,
     pub record: Option<EpochRecord>,
     pub snapshot: Option<(u64, State)>,

@@ -6,37 +6,72 @@ use crate::world::{CLUSTER, POOL_BYTES, World};
 use pollux_base::unit::{BLOCK_BYTES, BlockRange, EXTENT_BLOCKS};
 use pollux_base::{BlockChecksum, BlockCount, BlockIndex, ByteCount, ExtentIndex, Instant, NodeId, VolumeId};
 use pollux_store::faulty_disk::FaultyDisk;
-use pollux_store::{Input, Output, Store, StoreError, StoreOp, StoreReply, StoreRequestId};
+use pollux_store::{Disks, Input, OpenError, Output, StoreError, StoreOp, StoreReply, StoreRequestId};
 use std::collections::{BTreeMap, BTreeSet};
 
 pub struct Peek {
-    store: Store,
-    disk: FaultyDisk,
+    store: Disks,
+    disks: Vec<FaultyDisk>,
+    /// Which of those that were given these are.
+    kept: Vec<usize>,
 }
 
 impl Peek {
-    /// Opens a copy of the disk. What is under way on it is there, lost or torn, as after a crash at this moment.
-    pub fn open(disk: &FaultyDisk, node: NodeId) -> Result<Peek, String> {
-        let mut disk = disk.clone();
-        disk.kill(1);
-        let mut peek = Peek { store: Store::open(CLUSTER, node, ByteCount(POOL_BYTES)), disk };
+    /// Opens copies of the disks, as a shell would find the pool among them. What is under way on them is there, lost or torn, as
+    /// after a crash at this moment.
+    pub fn open(disks: &[FaultyDisk], node: NodeId) -> Result<Peek, String> {
+        let mut kept: Vec<usize> = (0..disks.len()).collect();
         loop {
-            match peek.step() {
-                Some(Output::Opened(result)) => return result.map(|()| peek).map_err(|error| error.to_string()),
-                Some(_) => {}
+            let error = match Peek::open_these(disks, &kept, node) {
+                Ok(peek) => match peek.store.strangers().last() {
+                    Some(stranger) => {
+                        kept.remove(stranger.index());
+                        continue;
+                    }
+                    None => return Ok(peek),
+                },
+                Err(error) => error,
+            };
+            match error {
+                Some(OpenError::OneDisk { disk, .. } | OpenError::Out { disk, .. }) if kept.len() > 1 => {
+                    kept.remove(disk);
+                }
+                Some(error) => return Err(error.to_string()),
                 None => return Err("the store does not open".into()),
             }
         }
     }
 
-    /// The next output that is not an operation on the disk; those are done at once.
+    fn open_these(disks: &[FaultyDisk], kept: &[usize], node: NodeId) -> Result<Peek, Option<OpenError>> {
+        let mut disks: Vec<FaultyDisk> = kept.iter().map(|at| disks[*at].clone()).collect();
+        disks.iter_mut().for_each(|disk| disk.kill(1));
+        let store = Disks::open(CLUSTER, node, &vec![ByteCount(POOL_BYTES); disks.len()]);
+        let mut peek = Peek { store, disks, kept: kept.to_vec() };
+        loop {
+            match peek.step() {
+                Some(Output::Opened(result)) => return result.map(|()| peek).map_err(Some),
+                Some(_) => {}
+                None => return Err(None),
+            }
+        }
+    }
+
+    /// Which of several disks are the pool; none if that can not be told.
+    pub fn kept(disks: &[FaultyDisk], node: NodeId) -> Option<Vec<usize>> {
+        match disks {
+            [_] => None,
+            _ => Peek::open(disks, node).ok().map(|peek| peek.kept),
+        }
+    }
+
+    /// The next output that is not an operation on a disk; those are done at once.
     fn step(&mut self) -> Option<Output> {
         loop {
             match self.store.poll() {
-                Some(Output::Disk(op)) => self.disk.submit(op),
+                Some(Output::Disk(op)) => self.disks[op.id.disk.index()].submit(op),
                 Some(output) => return Some(output),
                 None => {
-                    let done = self.disk.complete_any()?;
+                    let done = self.disks.iter_mut().find_map(FaultyDisk::complete_any)?;
                     self.store.handle(Instant(1), Input::Disk(done));
                 }
             }
@@ -111,7 +146,7 @@ impl World {
         if self.rotted || self.newest.is_empty() {
             return;
         }
-        let Ok(mut own) = Peek::open(&self.nodes[&behind].disk, behind) else { return };
+        let Ok(mut own) = Peek::open(&self.nodes[&behind].disks, behind) else { return };
         for (group, record) in self.newest.clone() {
             let records = self.records.range((group, LEAST)..).take_while(|((other, _), _)| *other == group);
             let Some(since) = records.filter(|(_, r)| r.in_sync.contains(&behind)).map(|((_, stamp), _)| *stamp).last()
@@ -123,7 +158,7 @@ impl World {
                 .values()
                 .find_map(|node| Some(node.noded.as_ref()?.core.state().groups.get(&group)?.volumes.clone()));
             for source in record.in_sync.iter().filter(|source| **source != behind) {
-                let Ok(mut other) = Peek::open(&self.nodes[source].disk, *source) else { continue };
+                let Ok(mut other) = Peek::open(&self.nodes[source].disks, *source) else { continue };
                 for (volume, size) in volumes.clone().unwrap_or_default() {
                     let mut candidates = BTreeSet::new();
                     for peek in [&own, &other] {
@@ -151,7 +186,7 @@ impl World {
     /// All is healed and quiet: what does every replica hold?
     pub fn look_at_replicas(&mut self) {
         for id in self.ids() {
-            let mut peek = match Peek::open(&self.nodes[&id].disk, id) {
+            let mut peek = match Peek::open(&self.nodes[&id].disks, id) {
                 Ok(peek) => peek,
                 Err(text) => return self.fail("replicas_converge", format!("{id}: {text}")),
             };

@@ -50,8 +50,13 @@ impl Alone {
 /// What is served after a promotion; none if the replica is no cut.
 fn promoted(mut disk: FaultyDisk, node: NodeId, mut spec: GroupSpec, luck: u64) -> Result<Option<Served>, String> {
     disk.power_cut(luck);
-    let config =
-        Config { cluster: CLUSTER, node, disks: vec![ByteCount(POOL_BYTES)], paths: Vec::new(), boot: u128::from(luck) | 1 << 100 };
+    let config = Config {
+        cluster: CLUSTER,
+        node,
+        disks: vec![ByteCount(POOL_BYTES)],
+        paths: Vec::new(),
+        boot: u128::from(luck) | 1 << 100,
+    };
     let now = Instant(1_000_000_000);
     let mut alone = Alone { plane: DataPlane::new(config, now), disk, now, report: None, replies: BTreeMap::new() };
     alone.give(Input::Tick);
@@ -97,7 +102,7 @@ impl World {
         let specs = self.nodes.values().filter_map(|node| node.noded.as_ref()?.core.state().group_spec(group));
         let Some(spec) = specs.max_by_key(|spec| spec.record.stamp) else { return false };
         let luck = self.luck.draw();
-        match promoted(self.nodes[&node].disk.clone(), node, spec, luck) {
+        match promoted(self.nodes[&node].disks[0].clone(), node, spec, luck) {
             Ok(Some(values)) => {
                 self.see(Seen::Cut { node, group, values });
                 true

@@ -1,6 +1,6 @@
 //! A seed from its beginning to its verdict: set up, go wrong, heal, come to rest, compare.
 
-use crate::faults::{Fault, plan};
+use crate::faults::{Fault, disk_plan, plan};
 use crate::node::Process;
 use crate::sabotage::Sabotage;
 use crate::time::Time;
@@ -58,7 +58,12 @@ impl Scenario {
         let vms = vms[..1 + luck.below(2) as usize].to_vec();
         let length = Duration::from_millis(4000 + luck.below(16_000));
         let witness = !luck.one_in(10);
-        let faults = plan(&mut luck, &nodes, vms.len(), witness, length);
+        let mut faults = plan(&mut luck, &nodes, vms.len(), witness, length);
+        // Of its own luck, so that what else a seed stands for stays the same.
+        let disks = seed.is_multiple_of(3);
+        if disks {
+            faults.extend(disk_plan(&mut Luck::new(seed ^ 0xd15c << 48), &nodes, witness, length));
+        }
         let settings = Settings {
             nodes: 2,
             witness,
@@ -66,6 +71,7 @@ impl Scenario {
             vms,
             think: Duration::from_millis(10 + luck.below(60)),
             snapshots: seed.is_multiple_of(2),
+            disks,
             sabotage,
         };
         Scenario { name: format!("seed {seed}"), seed, settings, script: Script::Plan(faults, length) }

@@ -69,6 +69,7 @@ pub fn named(seed: u64) -> Vec<Scenario> {
             vms: vec![vec![46 << 20]],
             think: Duration::from_millis(20),
             snapshots: false,
+            disks: false,
             sabotage: None,
         },
         script: Script::Told(*told),
@@ -348,7 +349,7 @@ fn bit_rot(world: &mut World) -> Result<(), String> {
 fn media_decay(world: &mut World) -> Result<(), String> {
     let ((a, b), run) = (world.runner()?, world.last_run()?);
     for node in [b, a] {
-        let before = world.nodes[&node].disk.clone();
+        let before = world.nodes[&node].disks[0].clone();
         world.pass(seconds(4));
         for _ in 0..3 {
             world.on_fault(Fault::Rot { node });
@@ -450,13 +451,13 @@ fn modes_change(world: &mut World) -> Result<(), String> {
 fn an_old_image(world: &mut World) -> Result<(), String> {
     let (_, b) = world.runner()?;
     world.pass(seconds(2));
-    let old = world.nodes[&b].disk.clone();
+    let old = world.nodes[&b].disks[0].clone();
     world.pass(seconds(4));
     world.on_fault(Fault::PowerCut { node: b, on_after: None });
     world.pass(seconds(3));
     let mut old = old;
     old.power_cut(1);
-    world.node(b).disk = old;
+    world.node(b).disks[0] = old;
     world.on_fault(Fault::JoinWitness { node: b });
     world.at(Duration::ZERO, crate::world::Event::PowerOn { node: b });
     world.pass(seconds(10));

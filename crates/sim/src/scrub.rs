@@ -18,16 +18,16 @@ impl World {
         self.rotted = true;
         let from = pages[self.luck.below(pages.len() as u64) as usize];
         let to = pages[self.luck.below(pages.len() as u64) as usize];
-        let bytes = self.nodes[&node].disk.read_now(from * 4096, 4096);
+        let bytes = self.nodes[&node].disks[0].read_now(from * 4096, 4096);
         self.trace.line(self.now, || format!("{node} disk: page {to} holds what belongs to {from}"));
-        self.node(node).disk.write_now(to * 4096, &bytes);
+        self.node(node).disks[0].write_now(to * 4096, &bytes);
     }
 
     /// A write that the disk said it had made was not: the place still holds what it did on `before`.
     pub fn lose_a_write(&mut self, node: NodeId, before: &FaultyDisk) {
         let changed = |page: &u64| {
             let old = before.read_now(page * 4096, 4096);
-            content::is_guests(&old) && old != self.nodes[&node].disk.read_now(page * 4096, 4096)
+            content::is_guests(&old) && old != self.nodes[&node].disks[0].read_now(page * 4096, 4096)
         };
         let pages: Vec<u64> = self.guests_pages(node).into_iter().filter(changed).collect();
         if pages.is_empty() {
@@ -37,12 +37,12 @@ impl World {
         let page = pages[self.luck.below(pages.len() as u64) as usize];
         self.trace.line(self.now, || format!("{node} disk: the last write to page {page} is lost"));
         let old = before.read_now(page * 4096, 4096);
-        self.node(node).disk.write_now(page * 4096, &old);
+        self.node(node).disks[0].write_now(page * 4096, &old);
     }
 
     /// Pages of the disk that hold what guests wrote.
     pub fn guests_pages(&self, node: NodeId) -> Vec<u64> {
-        let disk = &self.nodes[&node].disk;
+        let disk = &self.nodes[&node].disks[0];
         disk.blocks().filter(|(_, page)| content::is_guests(page)).map(|(page, _)| page).collect()
     }
 

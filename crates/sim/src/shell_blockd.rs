@@ -5,6 +5,7 @@ use crate::content::value_of;
 use crate::guest::{Ask, Guest};
 use crate::history::{ALL, Seen, Value};
 use crate::node::{Blockd, Input, Process, Running};
+use crate::peek::Peek;
 use crate::sabotage::Sabotage;
 use crate::shell_guard::LOCAL;
 use crate::world::{CLUSTER, Event, POOL_BYTES, World};
@@ -25,7 +26,12 @@ impl World {
         let life = self.number();
         let now = self.nodes[&id].clock.read(self.now);
         let boot = self.nodes[&id].boot;
-        let config = Config { cluster: CLUSTER, node: id, disks: vec![ByteCount(POOL_BYTES)], paths: Vec::new(), boot };
+        if let Some(kept) = Peek::kept(&self.nodes[&id].disks, id) {
+            let mut places = 0..;
+            self.node(id).disks.retain(|_| places.next().is_some_and(|place| kept.contains(&place)));
+        }
+        let disks = vec![ByteCount(POOL_BYTES); self.nodes[&id].disks.len()];
+        let config = Config { cluster: CLUSTER, node: id, disks, paths: Vec::new(), boot };
         let usage = if self.luck.one_in(3) { Use::Spread } else { Use::Best };
         let core = Blockd { plane: DataPlane::new(config, now), links: Links::new(id, usage, now) };
         self.node(id).blockd = Some(Running::new(life, core));
@@ -76,6 +82,7 @@ impl World {
             plane.check();
             links.check();
         }
+        self.reopen_if_wanted(id);
     }
 
     /// Carries out what the links want, among it what the data plane is to hear.
@@ -122,6 +129,7 @@ impl World {
                 }
                 Output::Report(report) => self.on_report(id, report),
                 Output::Reply(request, reply) => self.on_answer(id, request, reply),
+                Output::CloseDisk(_) => {}
                 Output::Served { volume, served } => self.on_served(id, volume, served),
             }
         }
@@ -146,7 +154,7 @@ impl World {
         let hiccup = if self.luck.one_in(200) { self.luck.below(30_000) } else { 0 };
         let Some(life) = self.nodes[&id].life(Process::Blockd) else { return };
         let op_id = op.id;
-        self.node(id).disk.submit(op);
+        self.node(id).disks[op.id.disk.index()].submit(op);
         self.at(Duration::from_micros(micros + hiccup), Event::DiskDone { node: id, life, op: op_id });
     }
 
@@ -155,7 +163,8 @@ impl World {
         if node.life(Process::Blockd) != Some(life) {
             return;
         }
-        let Some(DiskDone { id: op, result }) = node.disk.complete(op) else { return };
+        let done = node.disks.get_mut(op.disk.index()).and_then(|disk| disk.complete(op));
+        let Some(DiskDone { id: op, result }) = done else { return };
         if let Err(error) = &result {
             self.trace.line(self.now, || format!("{id} disk: {op:?} fails: {error}"));
         }

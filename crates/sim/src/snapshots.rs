@@ -89,7 +89,7 @@ impl World {
         let members: Vec<NodeId> =
             self.newest.get(&group).into_iter().flat_map(|record| record.in_sync.clone()).collect();
         for node in members {
-            let mut peek = match Peek::open(&self.nodes[&node].disk, node) {
+            let mut peek = match Peek::open(&self.nodes[&node].disks, node) {
                 Ok(peek) => peek,
                 Err(text) => return self.trace.line(self.now, || format!("{node}: {text}")),
             };

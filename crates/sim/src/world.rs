@@ -15,13 +15,9 @@ use crate::stream::Streams;
 use crate::time::{Clock, Time};
 use crate::trace::Trace;
 use pollux_base::guard::{Heartbeat, Network};
-use pollux_base::{
-    ByteCount, ClusterId, DiskId, DiskOpId, GroupId, GroupRecord, Incarnation, NodeId, PoolId, RequestId, SnapshotId,
-    Stamp, VmId,
-};
+use pollux_base::{ClusterId, DiskOpId, GroupId, GroupRecord, Incarnation, NodeId, RequestId, SnapshotId, Stamp, VmId};
 use pollux_cluster::{Entry, EpochRecord, PeerHello, Register};
 use pollux_store::faulty_disk::{FaultyDisk, Luck};
-use pollux_store::{PoolIdentity, Store};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -43,6 +39,8 @@ pub struct Settings {
     pub think: Duration,
     /// Somebody takes and deletes snapshots all the time.
     pub snapshots: bool,
+    /// Disks join pools and leave them, and some pools begin with two.
+    pub disks: bool,
     pub sabotage: Option<Sabotage>,
 }
 
@@ -212,6 +210,9 @@ pub struct Counts {
     pub grants: u64,
     pub faults: u64,
     pub snapshots: u64,
+    /// Changes of disks that were asked for, and disks that pools went on without.
+    pub disk_changes: u64,
+    pub disks_lost: u64,
 }
 
 impl World {
@@ -221,15 +222,13 @@ impl World {
         for number in 1..=settings.nodes {
             let id = NodeId(number);
             let drift_ppm = Clock::drift(&mut luck);
-            let identity =
-                PoolIdentity { cluster: CLUSTER, node: id, pool: PoolId(u128::from(number)), disk: DiskId(1) };
-            let mut disk = FaultyDisk::new(POOL_BYTES, luck.draw());
-            for op in Store::format(identity, ByteCount(POOL_BYTES)).expect("the pool's size is fine") {
-                disk.submit(op);
-                disk.complete_all();
+            let mut seeds = vec![luck.draw()];
+            if settings.disks && (seed / 3 + number).is_multiple_of(2) {
+                seeds.push(luck.draw());
             }
+            let mut disks = crate::disks::new_pool(id, &seeds);
             if settings.sabotage == Some(Sabotage::DiskLies) {
-                disk.ignore_flushes();
+                disks.iter_mut().for_each(FaultyDisk::ignore_flushes);
             }
             let node = Node {
                 id,
@@ -239,7 +238,7 @@ impl World {
                 drift_ppm,
                 clock: Clock::boot(Time(0), drift_ppm, &mut luck),
                 wall_skew_ms: 0,
-                disk,
+                disks,
                 log: LogNode::new(id, luck.draw()),
                 record: None,
                 snapshot: None,
@@ -501,7 +500,7 @@ impl World {
         node.stopped.clear();
         node.contacts = Contacts::default();
         node.left = None;
-        node.disk.power_cut(seed);
+        (0..).zip(&mut node.disks).for_each(|(number, disk)| disk.power_cut(seed ^ number));
         self.see(Seen::PowerCut { node: id });
     }
 
@@ -536,7 +535,7 @@ impl World {
                 self.close_streams(id);
                 let seed = self.luck.draw();
                 let node = self.node(id);
-                node.disk.kill(seed);
+                (0..).zip(&mut node.disks).for_each(|(number, disk)| disk.kill(seed ^ number));
                 node.blockd = None;
             }
             Process::Noded => self.noded_gone(id),

@@ -5,13 +5,19 @@ use crate::hot::Checksums;
 use crate::lanes::{FamilyId, Key};
 use crate::leaf::LOST_CHECKSUM;
 use crate::pool::{LogThen, Pool};
-use crate::record::{FORGET_SLOTS_MAX, Mask, Record};
+use crate::record::{FORGET_SLOTS_MAX, Mask, Record, set_bit};
 use crate::slots::{LayerId, SlotState};
 use crate::transfer::{PartId, Request, Work, marked};
 use crate::{StoreError, StoreRequestId};
-use pollux_base::unit::{BlockRange, EXTENT_BLOCKS};
-use pollux_base::{BlockCount, ExtentIndex, Generation, VolumeId};
+use pollux_base::unit::{BLOCK_BYTES, BlockRange, EXTENT_BLOCKS};
+use pollux_base::{BlockCount, ByteCount, ExtentIndex, Generation, VolumeId};
 use std::collections::BTreeSet;
+
+/// What of the extent lies within a volume of this size.
+pub fn within(extent: ExtentIndex, size: ByteCount) -> BlockRange {
+    let start = extent.first_block();
+    BlockRange::new(start, BlockCount(EXTENT_BLOCKS.min((size.0 / BLOCK_BYTES).saturating_sub(start.0))))
+}
 
 impl Pool {
     /// Columns of which there is anything here.
@@ -45,29 +51,35 @@ impl Pool {
     }
 
     pub fn begin_lose(&mut self, id: StoreRequestId, volume: VolumeId, extent: ExtentIndex) -> Result<(), StoreError> {
-        let layer = self.known_volume(volume)?.layer;
+        let known = self.known_volume(volume)?;
+        let layer = known.layer;
         if self.table.vacant() == 0 {
             return Err(StoreError::Full);
+        }
+        // Nobody could ever give back what lies behind the volume's end.
+        let lost = within(extent, known.size);
+        if lost.count.0 == 0 {
+            return Err(StoreError::OutOfRange);
         }
         let request = self.requests.insert(Request::change(id, 1));
         let key = (layer, extent);
         marked(self.hot.get(&key), key.0, key.1);
         self.writer_arrives(key);
         self.give_slot(key);
-        self.add_part(request, layer, whole(extent), whole(extent), Work::Lose);
+        self.add_part(request, layer, lost, lost, Work::Lose);
         Ok(())
     }
 
-    pub fn advance_lose(&mut self, id: PartId, key: Key) {
+    pub fn advance_lose(&mut self, id: PartId, key: Key, range: std::ops::Range<usize>) {
         let hot = self.hot.get_mut(&key).expect("what is written to stays hot");
         let Checksums::Loaded(sums) = &mut hot.checksums else { return self.finish_part(id) };
-        sums.fill(LOST_CHECKSUM);
+        sums[range.clone()].fill(LOST_CHECKSUM);
         hot.fresh.clear();
         hot.dirty = true;
         let slot = hot.slot.expect("it was given one");
         self.tell_slot(key);
         let mut mask = Mask::new(slot);
-        mask.valid.fill(u8::MAX);
+        range.for_each(|block| set_bit(&mut mask.valid, block));
         self.journal.queue_then(Record::Mask(Box::new(mask)), LogThen::Part(id));
     }
 

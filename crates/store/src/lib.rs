@@ -47,7 +47,8 @@ pub use store::Store;
 use pollux_base::disk::{DiskDone, DiskOp};
 use pollux_base::unit::BlockRange;
 use pollux_base::{
-    BlockChecksum, ByteCount, ClusterId, Data, DiskId, DiskIndex, ExtentIndex, Generation, GroupId, NodeId, PoolId, VolumeId,
+    BlockChecksum, ByteCount, ClusterId, Data, DiskId, DiskIndex, ExtentIndex, Generation, GroupId, NodeId, PoolId,
+    VolumeId,
 };
 use std::collections::BTreeMap;
 

@@ -319,7 +319,7 @@ impl Pool {
             Work::Read { .. } | Work::Checksums => self.advance_read(id),
             Work::Write { .. } => self.advance_write(id),
             Work::Zero => self.advance_zero(id, key, range),
-            Work::Lose => self.advance_lose(id, key),
+            Work::Lose => self.advance_lose(id, key, range),
         }
     }
 

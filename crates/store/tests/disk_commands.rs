@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use pollux_base::pool::{DiskReport, DiskState};
-use pollux_base::{ByteCount, DiskError, DiskId, DiskOp, DiskOpId, DiskOpKind, PoolId};
+use pollux_base::{ByteCount, DiskError, DiskId, DiskOp, DiskOpId, DiskOpKind, PoolId, VolumeId};
 use pollux_store::faulty_disk::{FaultyDisk, OpClass};
 use pollux_store::{DiskChange, LOST_CHECKSUM, OpenError, PoolIdentity, Store, StoreError, StoreOp, StoreReply};
 
@@ -82,7 +82,10 @@ fn what_is_on_a_disk_decides_whether_it_may_join() {
         perform(&mut stranger, Store::format(other, ByteCount(SIZE)).expect("a legal size"));
         rig.more.truncate(1);
         rig.more.push(stranger);
-        refused(rig.end_disks(join_as(3, may_overwrite)), "belongs to pool 00000000000000000000000000000005 of node n1");
+        refused(
+            rig.end_disks(join_as(3, may_overwrite)),
+            "belongs to pool 00000000000000000000000000000005 of node n1",
+        );
     }
     // One that cannot be read is not taken for blank.
     rig.more.truncate(1);
@@ -332,4 +335,52 @@ fn the_path_that_is_told_is_the_one_where_a_disk_was_found_last() {
     assert_eq!(told(&rig, SECOND).map(|told| told.path), Some("/dev/y".into()));
     let missed = Rig::open(rig.into_disks().remove(0)).err();
     assert_eq!(missed, Some(OpenError::DiskMissing { id: SECOND, path: "/dev/y".into() }), "all remember it");
+}
+
+#[test]
+fn nothing_is_lost_behind_the_end_of_a_volume() {
+    let mut rig = Rig::fresh();
+    rig.more.push(blank());
+    assert_eq!(rig.end_disks(join_as(2, false)), Ok(()));
+    // A volume that ends within an extent, on the disk that will be gone.
+    let (volume, blocks) = (VolumeId(9), 5);
+    rig.done(StoreOp::Create { volume, group: GROUP, size: ByteCount(blocks * BLOCK as u64) });
+    let heat = |generation| StoreOp::Heat { volume, extents: vec![x(0)], generation: gen_(generation) };
+    rig.heat(&[0, 1], 1);
+    rig.done(heat(1));
+    rig.done(write_op(volume, 0, filled(&[1, 2, 3, 4, 5])));
+    rig.flush();
+    let disks = rig.into_disks();
+    for gone in 0..2 {
+        let mut rig = Rig::opening(disks[1 - gone].clone());
+        rig.settle();
+        let disk = DiskId(gone as u128 + 1);
+        assert_eq!(rig.end_disks(DiskChange::LetGo { disk }), Ok(()));
+        let mut rig = Rig::open_all(rig.into_disks()).expect("it opens without the disk");
+        if rig.read_of(volume, 0, blocks).is_ok() {
+            continue;
+        }
+        let lost = |rig: &mut Rig| match rig.end(StoreOp::Checksums { volume, extent: x(0) }) {
+            Ok(StoreReply::Checksums(sums)) => sums.iter().filter(|sum| **sum == LOST_CHECKSUM).count(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(lost(&mut rig), blocks as usize);
+        rig.done(heat(2));
+        assert_eq!(lost(&mut rig), blocks as usize);
+        let mut rig = rig.reopen();
+        assert_eq!(lost(&mut rig), blocks as usize);
+        // It can be moved while it is lost.
+        rig.more.push(blank());
+        assert_eq!(rig.end_disks(join_as(7, false)), Ok(()));
+        let present = DiskId(2 - gone as u128);
+        assert_eq!(rig.end_disks(DiskChange::Drain { disk: present }), Ok(()));
+        rig.settle();
+        assert_eq!(state(&rig, present), Some(DiskState::Drained));
+        assert_eq!(lost(&mut rig), blocks as usize);
+        rig.done(heat(3));
+        rig.done(write_op(volume, 0, filled(&[1, 2, 3, 4, 5])));
+        assert_eq!(lost(&mut rig), 0);
+        return;
+    }
+    panic!("it lived on one of them");
 }

@@ -6,9 +6,7 @@ use common::*;
 use pollux_base::pool::DiskState;
 use pollux_base::{ByteCount, DiskError, DiskId, GroupId, PoolId, VolumeId};
 use pollux_store::faulty_disk::{FaultyDisk, OpClass};
-use pollux_store::{
-    DiskChange, Disks, LOST_CHECKSUM, OpenError, PoolIdentity, Store, StoreError, StoreOp, StoreReply,
-};
+use pollux_store::{DiskChange, Disks, LOST_CHECKSUM, OpenError, PoolIdentity, Store, StoreError, StoreOp, StoreReply};
 
 const SNAPSHOT: VolumeId = VolumeId(50);
 const SECOND: DiskId = DiskId(2);
@@ -21,7 +19,12 @@ fn blank() -> FaultyDisk {
 
 fn join(rig: &mut Rig, disk: u128) {
     rig.more.push(blank());
-    let change = DiskChange::Join { disk: DiskId(disk), size: ByteCount(SIZE), path: format!("/dev/{disk}"), may_overwrite: false };
+    let change = DiskChange::Join {
+        disk: DiskId(disk),
+        size: ByteCount(SIZE),
+        path: format!("/dev/{disk}"),
+        may_overwrite: false,
+    };
     assert_eq!(rig.end_disks(change), Ok(()));
 }
 
@@ -105,7 +108,12 @@ fn a_disk_joins_under_load_and_takes_its_share() {
         rig.ask(write_op(VOLUME, at, filled(&[1])));
     }
     rig.more.push(blank());
-    let joined = rig.ask_disks(DiskChange::Join { disk: SECOND, size: ByteCount(SIZE), path: "/dev/second".into(), may_overwrite: false });
+    let joined = rig.ask_disks(DiskChange::Join {
+        disk: SECOND,
+        size: ByteCount(SIZE),
+        path: "/dev/second".into(),
+        may_overwrite: false,
+    });
     let created = rig.ask(StoreOp::Create { volume: VolumeId(2), group: GROUP, size: ByteCount(8 << 20) });
     rig.ask(StoreOp::Snapshot { of: vec![(VOLUME, SNAPSHOT)] });
     for at in 20..40 {
@@ -130,7 +138,8 @@ fn a_join_that_is_cut_short_leaves_the_pool_as_it_was() {
         rig.heat(&[0], 1);
         rig.write(0, &[1]);
         rig.more.push(blank());
-        let change = DiskChange::Join { disk: SECOND, size: ByteCount(SIZE), path: String::new(), may_overwrite: false };
+        let change =
+            DiskChange::Join { disk: SECOND, size: ByteCount(SIZE), path: String::new(), may_overwrite: false };
         let joined = rig.ask_disks(change);
         for _ in 0..steps {
             rig.step();
@@ -433,7 +442,8 @@ fn changes_of_disks_that_cannot_be_are_refused() {
     rig.more.push(blank());
     let twice = DiskChange::Join { disk: SECOND, size: ByteCount(SIZE), path: String::new(), may_overwrite: false };
     refused(rig.end_disks(twice), "already");
-    let small = DiskChange::Join { disk: DiskId(3), size: ByteCount(1 << 20), path: String::new(), may_overwrite: false };
+    let small =
+        DiskChange::Join { disk: DiskId(3), size: ByteCount(1 << 20), path: String::new(), may_overwrite: false };
     refused(rig.end_disks(small), "too small");
     rig.more.pop();
     // More than the other disk has room for.

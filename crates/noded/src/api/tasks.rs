@@ -6,8 +6,8 @@
 use super::view;
 use crate::core::{Core, unix_ms};
 use pollux_api::{ApiError, ErrorCode, Task, TaskState};
-use pollux_base::record::Mode;
 use pollux_base::pool::DiskState;
+use pollux_base::record::Mode;
 use pollux_base::{DiskId, GroupId, ImageId, NodeId, SnapshotId, VmId, VolumeId};
 use pollux_cluster::Cluster;
 use pollux_cluster::entry::{NodePhase, VmPhase};

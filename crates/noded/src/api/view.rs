@@ -143,11 +143,9 @@ pub fn pool(cluster: &Cluster, id: NodeId) -> Option<api::Pool> {
         PoolState::Good => None,
         PoolState::Unknown => Some(format!("pollux node show {node}")),
         PoolState::Failed => Some("its replicas are made anew on another disk".into()),
-        PoolState::Low | PoolState::Scarce | PoolState::Full => {
-            Some(format!(
-                "delete what is not needed (pollux volume list, pollux image list), or: pollux pool add-disk {node} PATH"
-            ))
-        }
+        PoolState::Low | PoolState::Scarce | PoolState::Full => Some(format!(
+            "delete what is not needed (pollux volume list, pollux image list), or: pollux pool add-disk {node} PATH"
+        )),
     };
     let reason = match state {
         PoolState::Good => None,

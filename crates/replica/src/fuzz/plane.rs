@@ -63,7 +63,8 @@ impl Rig {
     /// A group at its birth, of which this node or another is the primary.
     fn new(setup: u8) -> Rig {
         let now = Instant(1_000_000_000);
-        let config = Config { cluster: CLUSTER, node: OWN, disks: vec![ByteCount(POOL_BYTES)], paths: Vec::new(), boot: 1 };
+        let config =
+            Config { cluster: CLUSTER, node: OWN, disks: vec![ByteCount(POOL_BYTES)], paths: Vec::new(), boot: 1 };
         let stamp = Stamp { epoch: Epoch(1), generation: Generation(1) };
         let mut lineage = Lineage::default();
         lineage.push(stamp);

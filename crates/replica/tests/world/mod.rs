@@ -232,7 +232,13 @@ impl World {
         let machine = self.machine(node);
         assert!(machine.plane.is_none(), "it runs already");
         machine.run += 1;
-        let config = Config { cluster: CLUSTER, node, disks: vec![ByteCount(machine.disk.size())], paths: Vec::new(), boot: machine.boot };
+        let config = Config {
+            cluster: CLUSTER,
+            node,
+            disks: vec![ByteCount(machine.disk.size())],
+            paths: Vec::new(),
+            boot: machine.boot,
+        };
         machine.plane = Some(DataPlane::new(config, now));
         self.collect(node);
         self.order(node, Order::Group(self.spec.clone()));

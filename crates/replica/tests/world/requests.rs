@@ -106,7 +106,9 @@ fn drain(store: &mut Store, disk: &mut FaultyDisk) -> Vec<Result<StoreReply, pol
                 pollux_store::Output::Disk(op) => disk.submit(op),
                 pollux_store::Output::Opened(result) => result.expect("the pool is well"),
                 pollux_store::Output::Ended(_, result) => ended.push(result),
-                pollux_store::Output::Changed(..) | pollux_store::Output::Close(_) => unreachable!("nobody changes its disks"),
+                pollux_store::Output::Changed(..) | pollux_store::Output::Close(_) => {
+                    unreachable!("nobody changes its disks")
+                }
             }
         }
         let Some(done) = disk.complete_any() else { return ended };

@@ -79,8 +79,7 @@ impl Disks {
         }
         let kind = DiskOpKind::Read { offset: ByteCount(0), len: LOOKED_AT_BYTES };
         let ops = VecDeque::from([DiskOp { id: DiskOpId::new(u64::MAX), kind }]);
-        self.joining =
-            Some(Joining { id, member, disk: Some(disk), ops, under_way: None, step: Step::Looking(new) });
+        self.joining = Some(Joining { id, member, disk: Some(disk), ops, under_way: None, step: Step::Looking(new) });
         self.go_on_joining();
         Ok(())
     }
@@ -226,8 +225,7 @@ impl Disks {
         let idle = joining.disk.is_some_and(|disk| self.disks[disk.index()].store.is_idle());
         if idle {
             let zeros = |(offset, number): (u64, u64)| {
-                let kind =
-                    DiskOpKind::Write { offset: ByteCount(offset), data: vec![Data::zeroed(BLOCK)], sync: true };
+                let kind = DiskOpKind::Write { offset: ByteCount(offset), data: vec![Data::zeroed(BLOCK)], sync: true };
                 DiskOp { id: DiskOpId::new(u64::MAX - number), kind }
             };
             joining.ops = SUPERBLOCKS.into_iter().zip(1..).map(zeros).collect();

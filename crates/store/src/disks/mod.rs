@@ -301,6 +301,12 @@ impl Disks {
         pool.catalog.layers.get(&layer).map(|layer| layer.family)
     }
 
+    /// How many blocks of the extent lie within the volume.
+    fn blocks_in(&self, volume: VolumeId, extent: ExtentIndex) -> usize {
+        let known = self.first().pool().and_then(|pool| pool.catalog.volumes.get(&volume));
+        known.map_or(0, |known| crate::columns::within(extent, known.size).count.0 as usize)
+    }
+
     fn home(&self, column: Column) -> Option<DiskIndex> {
         self.homes.get(&column.0)?.get(&column.1).copied()
     }

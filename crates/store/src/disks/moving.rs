@@ -74,10 +74,11 @@ impl Moving {
 }
 
 impl Copying {
+    /// `old`: of the blocks that lie within the volume, all others hold nothing.
     fn new(start: BlockIndex, old: Vec<BlockChecksum>, new: &[BlockChecksum], must_tell: bool) -> Copying {
         // Where anything is lost everything is first said to be. So it is where there is no difference: that the extent was
         // changed must be remembered there, too, unless a mark does that.
-        let is_renewed = old.contains(&LOST_CHECKSUM) || (old == new && must_tell);
+        let is_renewed = old.contains(&LOST_CHECKSUM) || (old[..] == new[..old.len()] && must_tell);
         let mut runs: VecDeque<(BlockRange, Run)> = VecDeque::new();
         for (at, (sum, there)) in old.iter().zip(new).enumerate() {
             if *sum == LOST_CHECKSUM || (sum == there && !is_renewed) {
@@ -195,7 +196,9 @@ impl Disks {
         let step = std::mem::replace(&mut moving.step, Step::Quiet);
         match (step, result) {
             (Step::Announce, Ok(_)) => self.next_volume(),
-            (Step::OldSums, Ok(StoreReply::Checksums(old))) => {
+            (Step::OldSums, Ok(StoreReply::Checksums(mut old))) => {
+                let blocks = self.blocks_in(volume, extent);
+                old.truncate(blocks);
                 self.ask_moving(false, Step::NewSums(old), StoreOp::Checksums { volume, extent });
             }
             (Step::NewSums(old), Ok(StoreReply::Checksums(new))) => {

@@ -29,7 +29,8 @@ impl Disks {
     pub(super) fn refuses_more(&self, members: usize) -> Option<String> {
         // Numbers of disks are not used twice while the pool is open.
         let is_full = members >= DISKS_MAX || self.disks.len() > usize::from(u8::MAX) - 1;
-        is_full.then(|| format!("a pool has at most {DISKS_MAX} disks, those included that failed and were not removed"))
+        is_full
+            .then(|| format!("a pool has at most {DISKS_MAX} disks, those included that failed and were not removed"))
     }
 
     /// Another number when a disk's state may be another. Cheap, because it is asked for after every event.
@@ -37,8 +38,7 @@ impl Disks {
         let members = self.first().pool().map_or(0, |pool| pool.catalog.members.len() as u64);
         let failed = self.disks.iter().filter(|disk| disk.store.failed().is_some()).count() as u64;
         let word = |word: u64, disk: &Disk| {
-            let bits =
-                u64::from(disk.is_in) << 2 | u64::from(disk.is_draining) << 1 | u64::from(disk.columns == 0);
+            let bits = u64::from(disk.is_in) << 2 | u64::from(disk.is_draining) << 1 | u64::from(disk.columns == 0);
             word.wrapping_mul(31).wrapping_add(bits)
         };
         let is_stalled = u64::from(self.stalled_at.is_some());
@@ -76,7 +76,9 @@ impl Disks {
         };
         let reason = match state {
             DiskState::Failed => store.and_then(|store| store.failed()).map(str::to_owned),
-            DiskState::Draining if self.stalled_at.is_some() => Some("the other disks have no room for what it holds".into()),
+            DiskState::Draining if self.stalled_at.is_some() => {
+                Some("the other disks have no room for what it holds".into())
+            }
             _ => None,
         };
         DiskReport {

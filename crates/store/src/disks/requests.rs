@@ -365,7 +365,9 @@ impl Disks {
             }
             StoreOp::Checksums { volume, extent } => {
                 if self.lost.has(volume, extent) {
-                    fan.checksums = Some(vec![crate::LOST_CHECKSUM; crate::leaf::SUMS]);
+                    let mut sums = vec![BlockChecksum::ZERO; crate::leaf::SUMS];
+                    sums[..self.blocks_in(volume, extent)].fill(crate::LOST_CHECKSUM);
+                    fan.checksums = Some(sums);
                     return Vec::new();
                 }
                 let home = self.columns_of(volume, &[extent]).first().and_then(|column| self.home(*column));

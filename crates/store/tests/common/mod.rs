@@ -11,8 +11,7 @@ use pollux_base::{
 };
 use pollux_store::faulty_disk::{FaultyDisk, Luck};
 use pollux_store::{
-    DiskChange, Disks, Input, OpenError, Output, PoolIdentity, Store, StoreError, StoreOp, StoreReply,
-    StoreRequestId,
+    DiskChange, Disks, Input, OpenError, Output, PoolIdentity, Store, StoreError, StoreOp, StoreReply, StoreRequestId,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
