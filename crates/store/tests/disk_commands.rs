@@ -384,3 +384,14 @@ fn nothing_is_lost_behind_the_end_of_a_volume() {
     }
     panic!("it lived on one of them");
 }
+
+#[test]
+fn nothing_joins_a_pool_whose_only_disk_has_failed() {
+    let mut rig = Rig::fresh();
+    rig.heat(&[0], 1);
+    rig.disk.fail_next(OpClass::Write, DiskError::Io("gone".into(), 5));
+    assert!(matches!(rig.end(write_op(VOLUME, 0, filled(&[1]))), Err(StoreError::Disk(_))));
+    assert_eq!(rig.store.next_disk(), None);
+    refused(rig.end_disks(DiskChange::Drain { disk: DiskId(1) }), "gone");
+    assert_eq!(state(&rig, DiskId(1)), Some(DiskState::Failed));
+}

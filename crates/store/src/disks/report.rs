@@ -15,8 +15,8 @@ impl Disks {
 
     /// Why no disk can join or leave now.
     pub(super) fn refuses_changes(&self) -> Option<String> {
-        if let Some(reason) = &self.failed {
-            return Some(reason.clone());
+        if let Some(reason) = self.failed() {
+            return Some(reason.to_owned());
         }
         if let Some(error) = &self.refused {
             return Some(format!("the pool can not be used: {error}"));
