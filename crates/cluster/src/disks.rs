@@ -104,7 +104,6 @@ impl Cluster {
         let bad = self.groups.pool.iter().flat_map(|pool| &pool.disks).filter_map(|disk| disk_text(&name, disk));
         news.extend(bad.map(|text| (0, text)).filter(|(since, text)| !is_told(*since, text)));
         for (number, (_, text)) in (0..).zip(news) {
-            let subject = subject.clone();
             self.propose(now, ("disk", self.me.0, number), Change::Note { subject, text });
         }
     }

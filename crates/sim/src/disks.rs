@@ -1,6 +1,6 @@
 //! Somebody who gives disks to pools and takes them back while things fail.
 
-use crate::node::{Input, Process};
+use crate::node::{Input, PROCESSES, Process};
 use crate::sabotage::Sabotage;
 use crate::world::{CLUSTER, POOL_BYTES, World};
 use pollux_base::pool::{DiskReport, DiskState};
@@ -71,9 +71,11 @@ impl World {
         self.give(node, Process::Blockd, life, Input::Blockd(pollux_replica::Input::DiskChange { id, change }));
     }
 
-    /// Whether a disk of the node may be lost: the other node must have everything.
+    /// Whether a disk of the node may be lost for good: the other node must have everything, and be there to say so.
     pub fn may_lose_a_disk(&self, node: NodeId) -> bool {
-        self.nodes[&node].disks.len() == 1 || self.newest.values().all(|record| record.in_sync.len() > 1)
+        let is_there = |peer: &NodeId| PROCESSES.iter().all(|process| self.nodes[peer].is_active(*process));
+        self.nodes[&node].disks.len() == 1
+            || (self.peers(node).iter().all(is_there) && self.newest.values().all(|record| record.in_sync.len() > 1))
     }
 
     /// A pool that lost a disk is opened anew without it.

@@ -341,7 +341,7 @@ impl Disks {
     pub(super) fn end_joining(&mut self, result: Result<(), String>) {
         let Some(joining) = self.joining.take() else { return };
         if let Some(disk) = joining.disk
-            && !self.member(joining.member).is_some_and(|(index, _)| index == disk)
+            && self.member(joining.member).is_none_or(|(index, _)| index != disk)
         {
             self.out.push_back(Output::Close(disk));
         }
