@@ -149,6 +149,8 @@ impl Results {
         own.grants += counts.grants;
         own.faults += counts.faults;
         own.snapshots += counts.snapshots;
+        own.disk_changes += counts.disk_changes;
+        own.disks_lost += counts.disks_lost;
     }
 }
 
