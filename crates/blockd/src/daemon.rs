@@ -87,6 +87,8 @@ impl Daemon {
         let boot = clock::boot_id().context("the number of this boot")?;
         let config_of_core =
             pollux_replica::Config { cluster: config.cluster, node: config.node, disks: sizes, paths, boot };
+        // Before there is another thread: it would not have them blocked.
+        let signals = stop_signals()?;
         let keeper = Keeper::start(config).context("a thread")?;
         let mut daemon = Daemon {
             reactor,
@@ -104,7 +106,7 @@ impl Daemon {
             is_stopping: false,
             reopens_since: None,
         };
-        daemon.reactor.submit(Ticket::Signal.token(), Op::Watch(stop_signals()?));
+        daemon.reactor.submit(Ticket::Signal.token(), Op::Watch(signals));
         daemon.reactor.submit(Ticket::Keeper.token(), Op::Watch(daemon.keeper.bell()?));
         Ok(daemon)
     }
