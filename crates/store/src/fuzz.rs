@@ -4,7 +4,7 @@
 //! frame and seal it here: what is tried is a block that was written so, by a program with a fault or by someone's hand.
 //! The frame itself is tried by `pool`.
 
-mod pool;
+pub(crate) mod pool;
 
 use crate::catalog::{Catalog, Member, MemberState, Volume};
 use crate::journal;
@@ -37,7 +37,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "store_pool", run: pool::run, seeds: pool::seeds },
 ];
 
-const IDENTITY: PoolIdentity =
+pub(crate) const IDENTITY: PoolIdentity =
     PoolIdentity { cluster: ClusterId(0xc1), node: NodeId(1), pool: PoolId(0x9001), disk: DiskId(7) };
 
 fn geometry() -> Geometry {
@@ -212,7 +212,10 @@ pub fn journal(bytes: &[u8]) {
         ring.insert(sequence % JOURNAL_BLOCKS, sealed(IDENTITY.pool, header, payload));
     }
     let at = |place: u64| ring.get(&place).map(Data::as_slice);
-    let Ok(found) = journal::find(at, IDENTITY.pool, life, tail, durable, end) else { return };
+    let found = journal::find(at, IDENTITY.pool, life, tail, durable, end);
+    if found.fault.is_some() {
+        return;
+    }
     assert!(found.end >= tail && found.end >= found.durable && found.durable >= durable);
     assert!(end.is_none_or(|end| found.end >= end));
     assert!(found.records.is_sorted_by_key(|(block, _)| *block));

@@ -268,6 +268,8 @@ pub struct Found {
     pub end: u64,
     /// Everything before this block is durable, and so is the data it tells of.
     pub durable: u64,
+    /// What no crash explains. The records are those before it.
+    pub fault: Option<String>,
 }
 
 /// Whether any of these blocks is there and belongs to the anchor's journal. `ring` gives a block by its place.
@@ -288,7 +290,7 @@ pub fn find<'a>(
     tail: u64,
     durable: u64,
     end: Option<u64>,
-) -> Result<Found, String> {
+) -> Found {
     // Every block of the ring that belongs to this life, by number.
     let mut blocks = std::collections::BTreeMap::new();
     for place in 0..JOURNAL_BLOCKS {
@@ -303,19 +305,21 @@ pub fn find<'a>(
         }
     }
     let durable = blocks.values().map(|(header, _)| header.two).fold(durable, u64::max);
-    let mut found = Found { records: Vec::new(), end: tail, durable };
-    while let Some((header, block)) = blocks.get(&found.end) {
+    let mut found = Found { records: Vec::new(), end: tail, durable, fault: None };
+    'blocks: while let Some((header, block)) = blocks.get(&found.end) {
         let mut bytes = &block[BLOCK - crate::layout::PAYLOAD_BYTES..][..header.len];
         while !bytes.is_empty() {
-            let (record, rest) =
-                Record::decode(bytes).ok_or_else(|| format!("journal block {} holds no record", found.end))?;
+            let Some((record, rest)) = Record::decode(bytes) else {
+                found.fault = Some(format!("journal block {} holds no record", found.end));
+                break 'blocks;
+            };
             found.records.push((found.end, record));
             bytes = rest;
         }
         found.end += 1;
     }
-    if found.end < durable || end.is_some_and(|end| found.end < end) {
-        return Err(format!("journal block {} is missing although later ones were written", found.end));
+    if found.fault.is_none() && (found.end < durable || end.is_some_and(|end| found.end < end)) {
+        found.fault = Some(format!("journal block {} is missing although later ones were written", found.end));
     }
-    Ok(found)
+    found
 }

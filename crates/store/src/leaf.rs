@@ -75,10 +75,8 @@ pub fn decode(bytes: &[u8], owner: LeafOwner, pool: PoolId, units: &Units) -> Bo
     let mut sums = Box::new([BlockChecksum::ZERO; SUMS]);
     let mut told = [false; UNITS];
     let mut is_whole = true;
-    for (part, block) in bytes.chunks_exact(BLOCK).enumerate() {
-        let header = unseal(block, BlockKind::Leaf, Some(pool)).ok().map(|(header, _)| header);
-        let header = header.filter(|header| *header == header_of(owner, part, header.len));
-        match header.and_then(|header| decode_part(&block[HEADER_BYTES..HEADER_BYTES + header.len])) {
+    for part in parts(bytes, owner, pool) {
+        match part {
             Some(found) => {
                 for (unit, part) in found {
                     told[unit] = true;
@@ -96,7 +94,24 @@ pub fn decode(bytes: &[u8], owner: LeafOwner, pool: PoolId, units: &Units) -> Bo
     sums
 }
 
-fn decode_part(payload: &[u8]) -> Option<Vec<(usize, [BlockChecksum; UNIT_BLOCKS])>> {
+/// Whether all of a leaf is as it was written.
+pub fn is_whole(bytes: &[u8], owner: LeafOwner, pool: PoolId) -> bool {
+    parts(bytes, owner, pool).all(|part| part.is_some())
+}
+
+/// What each block of a leaf says, of those that are whole.
+fn parts(bytes: &[u8], owner: LeafOwner, pool: PoolId) -> impl Iterator<Item = Option<Part>> {
+    bytes.chunks_exact(BLOCK).enumerate().map(move |(part, block)| {
+        let (header, _) = unseal(block, BlockKind::Leaf, Some(pool)).ok()?;
+        let payload = (header == header_of(owner, part, header.len)).then_some(header.len)?;
+        decode_part(&block[HEADER_BYTES..HEADER_BYTES + payload])
+    })
+}
+
+/// Units, and their checksums.
+type Part = Vec<(usize, [BlockChecksum; UNIT_BLOCKS])>;
+
+fn decode_part(payload: &[u8]) -> Option<Part> {
     let (map, sums) = payload.split_at_checked(LEAF_MAP_BYTES)?;
     let units: Vec<usize> = (0..UNITS).filter(|unit| map[unit / 8] & 1 << (unit % 8) != 0).collect();
     if sums.len() != units.len() * UNIT_BLOCKS * 8 {

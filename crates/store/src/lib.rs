@@ -37,6 +37,7 @@ mod store;
 mod superblock;
 mod transfer;
 mod units;
+pub mod verify;
 
 pub use catalog::{CatalogCopy, Member, MemberState};
 pub use disks::{DISKS_MAX, DiskChange, Disks};

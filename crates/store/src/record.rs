@@ -89,6 +89,21 @@ impl Record {
         matches!(self, Record::Hot { .. } | Record::Cold { .. } | Record::Merge { .. } | Record::Forget { .. })
     }
 
+    /// The slots that it is about.
+    pub fn slots(&self) -> Vec<u32> {
+        match self {
+            Record::Hot { .. } | Record::Cold { .. } => Vec::new(),
+            Record::Slot { slot, .. }
+            | Record::Unit { slot, .. }
+            | Record::Valid { slot, .. }
+            | Record::Zero { slot, .. }
+            | Record::Hole { slot, .. } => vec![*slot],
+            Record::Merge { into, from, .. } => vec![*into, *from],
+            Record::Forget { slots } => slots.iter().map(|(slot, _)| *slot).collect(),
+            Record::Mask(mask) => vec![mask.slot],
+        }
+    }
+
     /// Bytes of the record on disk.
     pub fn encoded_len(&self) -> usize {
         match self {

@@ -1,20 +1,50 @@
 //! From the bytes of the metadata to the state of the pool: pure, without any disk operation.
 //!
-//! What cannot be explained by a crash is damage and refused: better no replica than a wrong one.
+//! What cannot be explained by a crash is damage and refused: better no replica than a wrong one. `examine` goes on behind it
+//! and tells all of it, for whoever looks at a pool that is refused; `recover` takes only what is free of it.
 
 use crate::OpenError;
 use crate::catalog::Catalog;
 use crate::hot::{Base, Recovered};
 use crate::journal::{self, HOT_MARKS_MAX};
 use crate::lanes::Key;
-use crate::layout::{ANCHORS, BLOCK, CATALOGS, Geometry, JOURNAL, table_block_of};
+use crate::layout::{ANCHORS, BLOCK, CATALOGS, Geometry, JOURNAL, LeafPlace, table_block_of};
 use crate::record::Record;
-use crate::slots::{Slot, SlotState, decode_block, table_blocks_for};
+use crate::slots::{LayerId, Slot, SlotState, decode_block, table_blocks_for};
 use crate::space::Space;
 use crate::superblock::Anchor;
 use pollux_base::unit::{BLOCK_BYTES, EXTENT_BYTES, VOLUME_BYTES_MAX};
-use pollux_base::{Generation, PoolId};
+use pollux_base::{ExtentIndex, Generation, PoolId, VolumeId};
 use std::collections::BTreeMap;
+
+/// Damage of the metadata.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    #[error("both copies of the journal's anchor are unreadable")]
+    Anchors,
+    #[error("both copies of the catalog are unreadable")]
+    Catalogs,
+    #[error("both copies of slot table block {0} are unreadable")]
+    TableBlock(u32),
+    #[error("{0}")]
+    Journal(String),
+    #[error("the journal names slot {slot} of {slots}")]
+    JournalSlot { slot: u32, slots: u32 },
+    #[error("slot {slot} holds {extent:?}, beyond any volume")]
+    SlotBeyond { slot: u32, extent: ExtentIndex },
+    #[error("slots {} and {} both hold {extent:?} of {layer:?}", .slots[0], .slots[1])]
+    SlotTwice { slots: [u32; 2], layer: LayerId, extent: ExtentIndex },
+    #[error("{volume} lies in {layer:?}, which is not there")]
+    VolumeWithoutLayer { volume: VolumeId, layer: LayerId },
+    #[error("{0:?} lies on a layer that is not there")]
+    LayerWithoutParent(LayerId),
+    #[error("{0} extents are marked hot")]
+    MarksTooMany(usize),
+    #[error("slot {slot} names unit {unit}, which is not its own")]
+    UnitTwice { slot: u32, unit: u32 },
+    #[error("slot {slot} names {place:?}, which is not its own")]
+    LeafTwice { slot: u32, place: LeafPlace },
+}
 
 /// The slot table while it is read: decoded as it comes, because it may be large.
 pub struct TableFound {
@@ -31,9 +61,22 @@ impl TableFound {
         TableFound { slots: vec![Slot::default(); end as usize], sequences: vec![[None; 2]; blocks as usize] }
     }
 
+    pub fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
     /// Blocks of one copy that are to be read.
     pub fn blocks(&self) -> u32 {
         self.sequences.len() as u32
+    }
+
+    /// Blocks of which one copy is not whole and the other is: block and copy.
+    pub fn damaged(&self) -> impl Iterator<Item = (u32, usize)> {
+        (0..).zip(&self.sequences).filter_map(|(block, copies)| match copies {
+            [None, Some(_)] => Some((block, 0)),
+            [Some(_), None] => Some((block, 1)),
+            _ => None,
+        })
     }
 
     /// Takes in a block of a copy. Of two whole ones the newer counts.
@@ -66,7 +109,7 @@ impl Image {
         data.as_slice().get(at..at + BLOCK)
     }
 
-    fn catalog(&self, offset: u64, pool: PoolId) -> Option<(u64, Catalog)> {
+    pub fn catalog(&self, offset: u64, pool: PoolId) -> Option<(u64, Catalog)> {
         let mut bytes = self.block(offset)?.to_vec();
         for at in (0..Catalog::body_len(&bytes, pool)?).step_by(BLOCK) {
             bytes.extend_from_slice(self.block(offset + BLOCK_BYTES + at as u64)?);
@@ -100,16 +143,41 @@ pub struct Found {
     pub journal_end: u64,
 }
 
+/// The pool, if nothing is wrong with it.
 pub fn recover(image: &Image, table: TableFound, pool: PoolId, geometry: &Geometry) -> Result<Found, OpenError> {
-    let damaged = OpenError::Damaged;
-    let (anchor_copy, anchor) =
-        find_anchor(image, pool).ok_or_else(|| damaged("both copies of the journal's anchor are unreadable".into()))?;
+    let mut faults = Vec::new();
+    let anchor = find_anchor(image, pool);
+    let found = examine(image, anchor, Catalog::default(), table, pool, geometry, &mut faults);
+    match (faults.into_iter().next(), found) {
+        (None, Some(found)) => Ok(found),
+        (fault, _) => Err(OpenError::Damaged(fault.unwrap_or(Fault::Anchors).to_string())),
+    }
+}
+
+/// The pool as far as it can be told, and everything that is wrong with it. `None` without an anchor. `spare`: the catalog, if
+/// neither copy of it can be read.
+pub fn examine(
+    image: &Image,
+    anchor: Option<(usize, Anchor)>,
+    spare: Catalog,
+    table: TableFound,
+    pool: PoolId,
+    geometry: &Geometry,
+    faults: &mut Vec<Fault>,
+) -> Option<Found> {
+    let Some((anchor_copy, anchor)) = anchor else {
+        faults.push(Fault::Anchors);
+        return None;
+    };
     let catalogs = CATALOGS
         .map(|offset| image.catalog(offset, pool))
         .map(|copy| copy.map(|(sequence, catalog)| (sequence, (sequence, catalog))));
     let sequences = [&catalogs[0], &catalogs[1]].map(|copy| copy.as_ref().map(|(sequence, _)| *sequence));
-    let (_, (catalog_sequence, catalog)) =
-        newer(catalogs).ok_or_else(|| damaged("both copies of the catalog are unreadable".into()))?;
+    let newest = newer(catalogs).map(|(_, newest)| newest);
+    if newest.is_none() {
+        faults.push(Fault::Catalogs);
+    }
+    let (catalog_sequence, catalog) = newest.unwrap_or((0, spare));
     let catalog_heal = sequences.map(|sequence| sequence != Some(catalog_sequence));
 
     let mut found = Found {
@@ -124,14 +192,14 @@ pub fn recover(image: &Image, table: TableFound, pool: PoolId, geometry: &Geomet
         hot: BTreeMap::new(),
         journal_end: 0,
     };
-    judge_table(table, &mut found)?;
+    judge_table(table, &mut found, faults);
     let end = (anchor.end != 0).then_some(anchor.end);
-    let journal = journal::find(ring(image), pool, anchor.log_life, anchor.tail, anchor.durable, end)
-        .map_err(OpenError::Damaged)?;
+    let journal = journal::find(ring(image), pool, anchor.log_life, anchor.tail, anchor.durable, end);
+    faults.extend(journal.fault.clone().map(Fault::Journal));
     found.journal_end = journal.end;
-    replay(journal, geometry, &mut found)?;
-    claim_space(&mut found)?;
-    Ok(found)
+    replay(journal, geometry, &mut found, faults);
+    claim_space(&mut found, faults);
+    Some(found)
 }
 
 /// The newer copy of the journal's anchor, and which it is.
@@ -155,29 +223,22 @@ fn newer<T>(copies: [Option<(u64, T)>; 2]) -> Option<(usize, T)> {
     }
 }
 
-fn judge_table(table: TableFound, found: &mut Found) -> Result<(), OpenError> {
+fn judge_table(table: TableFound, found: &mut Found, faults: &mut Vec<Fault>) {
     for (block, sequences) in (0..).zip(&table.sequences) {
-        let copy = match sequences {
-            [None, None] => {
-                return Err(OpenError::Damaged(format!("both copies of slot table block {block} are unreadable")));
-            }
-            [first, second] => usize::from(second > first),
-        };
-        if sequences[0] != sequences[1] {
-            found.table_heal.insert(block, copy);
+        if *sequences == [None, None] {
+            faults.push(Fault::TableBlock(block));
+        }
+        let [first, second] = sequences;
+        if first != second {
+            found.table_heal.insert(block, usize::from(second > first));
         }
     }
     found.slots = table.slots;
-    Ok(())
 }
 
-fn replay(journal: journal::Found, geometry: &Geometry, found: &mut Found) -> Result<(), OpenError> {
+fn replay(journal: journal::Found, geometry: &Geometry, found: &mut Found, faults: &mut Vec<Fault>) {
     let mut marks: BTreeMap<Key, Generation> = BTreeMap::new();
     let mut masks: BTreeMap<u32, Recovered> = BTreeMap::new();
-    let known = |slot: u32| {
-        let damaged = || OpenError::Damaged(format!("the journal names slot {slot} of {}", geometry.slots));
-        if slot < geometry.slots { Ok(slot) } else { Err(damaged()) }
-    };
     // Slots that were used since the last checkpoint are in the table from now on.
     let grow = |found: &mut Found, slot: u32| {
         let end = geometry.slots_of_block(table_block_of(slot)).end as usize;
@@ -188,6 +249,10 @@ fn replay(journal: journal::Found, geometry: &Geometry, found: &mut Found) -> Re
         found.table_heal.entry(table_block_of(slot)).or_insert(0);
     };
     for (block, record) in journal.records {
+        if let Some(slot) = record.slots().into_iter().find(|slot| *slot >= geometry.slots) {
+            faults.push(Fault::JournalSlot { slot, slots: geometry.slots });
+            continue;
+        }
         match record {
             Record::Hot { layer, extent, generation } => {
                 let mark = marks.entry((layer, extent)).or_insert(generation);
@@ -197,38 +262,38 @@ fn replay(journal: journal::Found, geometry: &Geometry, found: &mut Found) -> Re
                 marks.remove(&(layer, extent));
             }
             Record::Slot { slot, descriptor } => {
-                grow(found, known(slot)?);
+                grow(found, slot);
                 found.slots[slot as usize] = *descriptor;
                 masks.remove(&slot);
             }
             Record::Unit { slot, run } => {
-                grow(found, known(slot)?);
+                grow(found, slot);
                 found.slots[slot as usize].units.set_run(run);
             }
             Record::Valid { slot, first, checksums } => {
-                masks.entry(known(slot)?).or_default().on_valid(first, &checksums, block);
+                masks.entry(slot).or_default().on_valid(first, &checksums, block);
             }
             Record::Zero { slot, first, count } => {
-                masks.entry(known(slot)?).or_default().on_zero(first, count, Base::Zero);
+                masks.entry(slot).or_default().on_zero(first, count, Base::Zero);
             }
             Record::Hole { slot, first, count } => {
-                masks.entry(known(slot)?).or_default().on_zero(first, count, Base::Hole);
+                masks.entry(slot).or_default().on_zero(first, count, Base::Hole);
             }
             Record::Merge { into, descriptor, from, leaf_sequence } => {
                 for (slot, descriptor) in [(into, *descriptor), (from, Slot { leaf_sequence, ..Slot::default() })] {
-                    grow(found, known(slot)?);
+                    grow(found, slot);
                     found.slots[slot as usize] = descriptor;
                     masks.remove(&slot);
                 }
             }
             Record::Forget { slots } => {
                 for (slot, leaf_sequence) in slots {
-                    grow(found, known(slot)?);
+                    grow(found, slot);
                     found.slots[slot as usize] = Slot { leaf_sequence, ..Slot::default() };
                     masks.remove(&slot);
                 }
             }
-            Record::Mask(mask) => masks.entry(known(mask.slot)?).or_default().on_mask(&mask),
+            Record::Mask(mask) => masks.entry(mask.slot).or_default().on_mask(&mask),
         }
     }
     let mut owners: BTreeMap<Key, u32> = BTreeMap::new();
@@ -246,26 +311,23 @@ fn replay(journal: journal::Found, geometry: &Geometry, found: &mut Found) -> Re
             continue;
         }
         if u64::from(extent.0) * EXTENT_BYTES >= VOLUME_BYTES_MAX {
-            return Err(OpenError::Damaged(format!("slot {number} holds {extent:?}, beyond any volume")));
+            faults.push(Fault::SlotBeyond { slot: number, extent });
         }
         if let Some(other) = owners.insert((layer, extent), number) {
-            return Err(OpenError::Damaged(format!("slots {other} and {number} both hold {extent:?} of {layer:?}")));
+            faults.push(Fault::SlotTwice { slots: [other, number], layer, extent });
         }
     }
-    if let Some((volume, known)) =
-        found.catalog.volumes.iter().find(|(_, v)| !found.catalog.layers.contains_key(&v.layer))
-    {
-        return Err(OpenError::Damaged(format!("{volume} lies in {:?}, which is not there", known.layer)));
-    }
-    if let Some((layer, _)) = found.catalog.layers.iter().find(|(id, layer)| {
+    let layers = &found.catalog.layers;
+    let homeless = found.catalog.volumes.iter().filter(|(_, known)| !layers.contains_key(&known.layer));
+    faults.extend(homeless.map(|(volume, known)| Fault::VolumeWithoutLayer { volume: *volume, layer: known.layer }));
+    let broken = layers.iter().filter(|(id, layer)| {
         // A chain goes down to older layers only, so it ends.
-        layer.parent.is_some_and(|parent| parent >= **id || !found.catalog.layers.contains_key(&parent))
-    }) {
-        return Err(OpenError::Damaged(format!("{layer:?} lies on a layer that is not there")));
-    }
-    marks.retain(|(layer, _), _| found.catalog.layers.contains_key(layer));
+        layer.parent.is_some_and(|parent| parent >= **id || !layers.contains_key(&parent))
+    });
+    faults.extend(broken.map(|(layer, _)| Fault::LayerWithoutParent(*layer)));
+    marks.retain(|(layer, _), _| layers.contains_key(layer));
     if marks.len() > HOT_MARKS_MAX {
-        return Err(OpenError::Damaged(format!("{} extents are marked hot", marks.len())));
+        faults.push(Fault::MarksTooMany(marks.len()));
     }
     for (key, generation) in marks {
         let slot = owners.get(&key).copied();
@@ -273,26 +335,22 @@ fn replay(journal: journal::Found, geometry: &Geometry, found: &mut Found) -> Re
         recovered.on_durable(journal.durable);
         found.hot.insert(key, FoundHot { generation, slot, recovered });
     }
-    Ok(())
 }
 
 /// Every unit that a slot names, and every leaf, has one owner.
-fn claim_space(found: &mut Found) -> Result<(), OpenError> {
-    let damaged =
-        |slot: u32, what: String| OpenError::Damaged(format!("slot {slot} names {what}, which is not its own"));
-    for (number, slot) in (0..).zip(&found.slots) {
-        for (_, unit) in slot.units.iter() {
+fn claim_space(found: &mut Found, faults: &mut Vec<Fault>) {
+    for (slot, known) in (0..).zip(&found.slots) {
+        for (_, unit) in known.units.iter() {
             if !found.space.claim(unit) {
-                return Err(damaged(number, format!("unit {unit}")));
+                faults.push(Fault::UnitTwice { slot, unit });
             }
         }
     }
-    for (number, slot) in (0..).zip(&found.slots) {
-        if let Some(leaf) = slot.leaf
-            && !found.space.claim_leaf(leaf)
+    for (slot, known) in (0..).zip(&found.slots) {
+        if let Some(place) = known.leaf
+            && !found.space.claim_leaf(place)
         {
-            return Err(damaged(number, format!("{leaf:?}")));
+            faults.push(Fault::LeafTwice { slot, place });
         }
     }
-    Ok(())
 }

@@ -115,7 +115,7 @@ fn filled(value: u8, blocks: usize) -> Data {
 }
 
 /// A bit of everything: extents that are hot, cold and emptied, a leaf, a table in use and a journal that goes on after it.
-fn used() -> &'static FaultyDisk {
+pub(crate) fn used() -> &'static FaultyDisk {
     static USED: OnceLock<FaultyDisk> = OnceLock::new();
     USED.get_or_init(|| {
         let mut disk = FaultyDisk::new(POOL_BYTES_MIN, 1);
