@@ -8,6 +8,7 @@ use crate::disks::DiskOrders;
 use crate::keeper::Keeper;
 use crate::peers::Peers;
 use crate::pool;
+use crate::seen::{self, Seen};
 use crate::ticket::Ticket;
 use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
@@ -41,6 +42,7 @@ pub struct Daemon {
     sockets: [PathBuf; 2],
     is_stopping: bool,
     reopens_since: Option<Instant>,
+    seen: Seen,
 }
 
 /// A `noded` that does not take its answer for so long does without it: one line on a local socket.
@@ -85,8 +87,14 @@ impl Daemon {
         let control = Control::new(listen_unix(data_socket).context("orders")?);
 
         let boot = clock::boot_id().context("the number of this boot")?;
-        let config_of_core =
-            pollux_replica::Config { cluster: config.cluster, node: config.node, disks: sizes, paths, boot };
+        let config_of_core = pollux_replica::Config {
+            cluster: config.cluster,
+            node: config.node,
+            disks: sizes,
+            paths,
+            boot,
+            seen: seen::read(config),
+        };
         // Before there is another thread: it would not have them blocked.
         let signals = stop_signals()?;
         let keeper = Keeper::start(config).context("a thread")?;
@@ -105,6 +113,7 @@ impl Daemon {
             sockets,
             is_stopping: false,
             reopens_since: None,
+            seen: Seen::keep(config),
         };
         daemon.reactor.submit(Ticket::Signal.token(), Op::Watch(signals));
         daemon.reactor.submit(Ticket::Keeper.token(), Op::Watch(daemon.keeper.bell()?));
@@ -189,6 +198,7 @@ impl Daemon {
                 turn.reactor.submit(Ticket::Disk.token(), Op::Disk(op));
             }
             self.control.flush(&mut turn);
+            self.seen.on_turn(now, self.plane.store());
             if self.inputs.is_empty() {
                 #[cfg(debug_assertions)]
                 self.plane.check();

@@ -21,9 +21,11 @@ mod door;
 pub mod fuzz;
 mod keeper;
 pub mod keyring;
+pub mod look;
 pub mod peers;
 pub mod pool;
 pub mod sealed;
+pub mod seen;
 pub mod ticket;
 
 use pollux_base::Instant;

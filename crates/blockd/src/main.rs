@@ -5,8 +5,9 @@
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use pollux_base::config::NodeConfig;
-use pollux_base::{ByteCount, PoolId};
+use pollux_base::{ByteCount, PoolId, VolumeId};
 use pollux_blockd::daemon::{Daemon, Ended};
+use pollux_blockd::look;
 use pollux_blockd::pool::{self, PoolError};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -38,6 +39,37 @@ enum Command {
     },
     /// Open the pool as the daemon would, and say whether it can be used.
     Check,
+    /// Look at a pool that is not in use, without writing to it: is everything right? Ends with 1 if not.
+    Verify {
+        /// Its disks; those of the configuration if none is named.
+        disks: Vec<PathBuf>,
+        /// Read all data, too, and check it.
+        #[arg(long)]
+        data: bool,
+        #[arg(long)]
+        json: bool,
+    },
+    /// List what is in a pool that is not in use, or write the content of a volume to a file; nothing is written to its disks.
+    Rescue {
+        /// Its disks; those of the configuration if none is named.
+        disks: Vec<PathBuf>,
+        /// A disk of another node's pool, to be compared with; may be given several times.
+        #[arg(long, value_name = "DISK")]
+        peer: Vec<PathBuf>,
+        /// The number of a volume that is to be written out, such as v7.
+        #[arg(long, value_name = "VOLUME", value_parser = parse_volume, requires = "to")]
+        export: Option<VolumeId>,
+        /// A file that is to be made.
+        #[arg(long, value_name = "FILE", requires = "export")]
+        to: Option<PathBuf>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Use a pool that is an image of an earlier day: everything in it is compared with the other servers before it counts.
+    TakeOldImage {
+        /// The pool's id, so that it is not said by accident.
+        pool: PoolId,
+    },
 }
 
 fn main() -> ExitCode {
@@ -45,12 +77,19 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("POLLUX_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     abort_on_panic();
+    if let Some(ended) = look(&arguments) {
+        return ended;
+    }
     let ended = read_config(&arguments.config).map_err(|cause| (2, cause)).and_then(|config| {
         match arguments.command.unwrap_or(Command::Run) {
             Command::Run => run(&config),
             Command::Format { size, force_overwrite } => pool::format(&config, size, force_overwrite)
                 .map(|size| println!("pool {} is ready: {} ({size})", config.pool.pool, config.pool.path.display()))
                 .map_err(of_pool),
+            Command::TakeOldImage { pool } => pool::take_old_image(&config, pool)
+                .map(|()| println!("pool {pool} may be started; its replicas are stale until they were compared"))
+                .map_err(of_pool),
+            Command::Verify { .. } | Command::Rescue { .. } => unreachable!("these were done before"),
             Command::Check => pool::check(&config)
                 .map(|size| println!("pool {} can be used: {size}", config.pool.path.display()))
                 .map_err(of_pool),
@@ -63,6 +102,60 @@ fn main() -> ExitCode {
             ExitCode::from(code)
         }
     }
+}
+
+/// What only looks: with disks named it needs no configuration.
+fn look(arguments: &Arguments) -> Option<ExitCode> {
+    let (disks, is_json) = match arguments.command.as_ref()? {
+        Command::Verify { disks, json, .. } | Command::Rescue { disks, json, .. } => (disks, *json),
+        Command::Run | Command::Format { .. } | Command::Check | Command::TakeOldImage { .. } => return None,
+    };
+    let ended = looked(arguments, disks, is_json);
+    Some(ended.unwrap_or_else(|cause| {
+        eprintln!("Error: {cause:#}");
+        ExitCode::from(2)
+    }))
+}
+
+fn looked(arguments: &Arguments, disks: &[PathBuf], is_json: bool) -> anyhow::Result<ExitCode> {
+    let config = if disks.is_empty() { Some(read_config(&arguments.config)?) } else { None };
+    let paths = look::paths(disks, config.as_ref())?;
+    let json = |value: serde_json::Result<String>| value.context("JSON");
+    let (text, is_clean) = match &arguments.command {
+        Some(Command::Verify { data, .. }) => {
+            let verified = look::verify(&paths, *data)?;
+            let text = match is_json {
+                true => json(serde_json::to_string_pretty(&verified))?,
+                false => look::text_of_verified(&verified, &paths),
+            };
+            (text, verified.findings.is_empty())
+        }
+        Some(Command::Rescue { export: Some(volume), to: Some(to), .. }) => {
+            let export = look::export(&paths, *volume, to)?;
+            let text = match is_json {
+                true => json(serde_json::to_string_pretty(&export))?,
+                false => look::text_of_export(&export, *volume, to),
+            };
+            (text, export.bad.is_empty() && !export.is_incomplete)
+        }
+        Some(Command::Rescue { peer, .. }) => {
+            let rescued = look::rescue(&paths, peer)?;
+            let text = match is_json {
+                true => json(serde_json::to_string_pretty(&rescued))?,
+                false => look::text_of_rescued(&rescued, &paths),
+            };
+            (text, true)
+        }
+        _ => unreachable!("only what looks comes here"),
+    };
+    println!("{text}");
+    Ok(ExitCode::from(u8::from(!is_clean)))
+}
+
+/// `v7`, or `7`.
+fn parse_volume(text: &str) -> Result<VolumeId, String> {
+    let number = text.strip_prefix('v').unwrap_or(text).parse();
+    number.map(VolumeId).map_err(|_| format!("`{text}` is not the number of a volume, such as v7"))
 }
 
 fn run(config: &NodeConfig) -> Result<(), (u8, anyhow::Error)> {

@@ -1,12 +1,12 @@
 //! The pool's disks: made (`blockd format`), opened, and looked at (`blockd check`).
 
-use crate::{disk_list, random};
+use crate::{disk_list, random, seen};
 use pollux_base::config::NodeConfig;
 use pollux_base::{ByteCount, DiskError, DiskId, DiskIndex, DiskOp, PoolId};
 use pollux_host::clock;
 use pollux_host::disk::{Disk, OpenDiskError};
 use pollux_host::reactor::{Done, Op, Reactor, Token};
-use pollux_store::{Disks, FormatError, OpenError, Output, PoolIdentity};
+use pollux_store::{Disks, FormatError, OpenError, Output, PoolIdentity, StoreError, StoreRequestId};
 use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
@@ -43,6 +43,10 @@ pub enum PoolError {
     Open(#[from] OpenError),
     #[error("formatting failed: {0}")]
     Write(DiskError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the node's state directory: {0}")]
+    State(io::Error),
 }
 
 impl PoolError {
@@ -56,6 +60,8 @@ impl PoolError {
             | PoolError::SizeMissing(_)
             | PoolError::OtherSize { .. }
             | PoolError::Format(_)
+            | PoolError::Store(_)
+            | PoolError::State(_)
             | PoolError::Write(_) => false,
         }
     }
@@ -169,7 +175,7 @@ pub fn check(config: &NodeConfig) -> Result<ByteCount, PoolError> {
 /// Gives the disks that are no part of the pool.
 fn try_open(config: &NodeConfig, disks: &[Disk]) -> Result<Vec<DiskIndex>, PoolError> {
     let sizes: Vec<ByteCount> = disks.iter().map(Disk::size).collect();
-    let mut pool = Disks::open(config.cluster, config.node, &sizes);
+    let mut pool = Disks::open_seen(config.cluster, config.node, &sizes, &seen::read(config));
     let mut reactor = Reactor::new().map_err(PoolError::Ring)?;
     disks.iter().for_each(|disk| reactor.add_disk(disk.clone()));
     let mut ops = VecDeque::new();
@@ -183,6 +189,43 @@ fn try_open(config: &NodeConfig, disks: &[Disk]) -> Result<Vec<DiskIndex>, PoolE
         }
         let op = ops.pop_front().expect("opening ends, or waits for a disk");
         let done = carry_out(&mut reactor, op).map_err(PoolError::Ring)?;
+        pool.handle(clock::now(), pollux_store::Input::Disk(done));
+    }
+}
+
+/// A human says that the pool is an image of an earlier day: it may be opened, and everything in it is compared with the other
+/// servers before it counts.
+pub fn take_old_image(config: &NodeConfig, named: PoolId) -> Result<(), PoolError> {
+    if named != config.pool.pool {
+        return Err(PoolError::OtherPool { named, configured: config.pool.pool });
+    }
+    let disks: Vec<Disk> = open_disks(config)?.into_iter().map(|(_, disk)| disk).collect();
+    let sizes: Vec<ByteCount> = disks.iter().map(Disk::size).collect();
+    let mut pool = Disks::open(config.cluster, config.node, &sizes);
+    let mut reactor = Reactor::new().map_err(PoolError::Ring)?;
+    disks.into_iter().for_each(|disk| reactor.add_disk(disk));
+    run(&mut pool, &mut reactor)?;
+    for (op, number) in pollux_replica::take_as_stale(pool.notes()).into_iter().zip(1..) {
+        pool.handle(clock::now(), pollux_store::Input::Request(StoreRequestId(number), op));
+        run(&mut pool, &mut reactor)?;
+    }
+    seen::write(config, &pool.positions()).map_err(PoolError::State)
+}
+
+/// Runs the pool until it waits for nothing.
+fn run(pool: &mut Disks, reactor: &mut Reactor) -> Result<(), PoolError> {
+    let mut ops = VecDeque::new();
+    loop {
+        while let Some(output) = pool.poll() {
+            match output {
+                pollux_store::Output::Disk(op) => ops.push_back(op),
+                pollux_store::Output::Opened(opened) => opened?,
+                pollux_store::Output::Ended(_, ended) => drop(ended?),
+                pollux_store::Output::Changed(..) | pollux_store::Output::Close(_) => {}
+            }
+        }
+        let Some(op) = ops.pop_front() else { return Ok(()) };
+        let done = carry_out(reactor, op).map_err(PoolError::Ring)?;
         pool.handle(clock::now(), pollux_store::Input::Disk(done));
     }
 }

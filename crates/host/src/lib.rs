@@ -6,4 +6,5 @@ pub mod link;
 pub mod power;
 pub mod priority;
 pub mod reactor;
+pub mod reading;
 mod ring;

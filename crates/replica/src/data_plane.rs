@@ -3,6 +3,7 @@
 
 use crate::disks::Changes;
 use crate::group::Group;
+use crate::image::{self, OPENINGS};
 use crate::local::Origin;
 use crate::node::{Node, Purpose};
 use crate::note::Note;
@@ -53,7 +54,7 @@ pub struct DataPlane {
 impl DataPlane {
     /// Begins opening the pool; nothing is served and nothing is said to peers before it is open.
     pub fn new(config: Config, now: Instant) -> DataPlane {
-        let mut store = Disks::open(config.cluster, config.node, &config.disks);
+        let mut store = Disks::open_seen(config.cluster, config.node, &config.disks, &config.seen);
         store.found_at(&config.paths);
         let mut plane = DataPlane {
             node: Node::new(now, config.node, config.boot, store),
@@ -205,26 +206,36 @@ impl DataPlane {
     }
 
     fn on_opened(&mut self, result: Result<(), String>) {
-        self.is_open = true;
         match result {
-            Ok(()) => {
-                let notes: Vec<(GroupId, Result<Note, _>)> =
-                    self.node.store.notes().map(|(group, bytes)| (group, Note::decode(bytes))).collect();
-                for (id, note) in notes {
-                    match note {
-                        Ok(note) => {
-                            let group = self.groups.entry(id);
-                            let group = group.or_insert(Group::new(id, Some(note), self.node.boot));
-                            group.begin_replay(&mut self.node);
-                        }
-                        // Without its note a replica would be taken for an empty one; better none at all.
-                        Err(error) => self.node.fail_pool(&format!("the note of {id} cannot be read: {error}")),
-                    }
-                }
-            }
+            Ok(()) => match self.node.image.on_opened(&self.node.store, self.node.boot) {
+                Some(op) => self.node.request(OPENINGS, Purpose::Opening, op),
+                None => self.begin(),
+            },
             Err(reason) => {
                 self.node.pool_refused = true;
                 self.node.fail_pool(&reason);
+                self.begin();
+            }
+        }
+    }
+
+    /// The pool is open, and knows that it is; or it is refused.
+    fn begin(&mut self) {
+        self.is_open = true;
+        if !self.node.pool_refused {
+            let notes = self.node.store.notes().filter(|(group, _)| !image::is_own(*group));
+            let notes: Vec<(GroupId, Result<Note, _>)> =
+                notes.map(|(group, bytes)| (group, Note::decode(bytes))).collect();
+            for (id, note) in notes {
+                match note {
+                    Ok(note) => {
+                        let group = self.groups.entry(id);
+                        let group = group.or_insert(Group::new(id, Some(note), self.node.boot));
+                        group.begin_replay(&mut self.node);
+                    }
+                    // Without its note a replica would be taken for an empty one; better none at all.
+                    Err(error) => self.node.fail_pool(&format!("the note of {id} cannot be read: {error}")),
+                }
             }
         }
         for input in std::mem::take(&mut self.early) {
@@ -237,6 +248,12 @@ impl DataPlane {
         // A group that was forgotten; or a background task, which only a failing disk ends with an error.
         if let Err(StoreError::Disk(reason)) = &result {
             node.fail_pool(reason);
+        }
+        if purpose == Purpose::Opening {
+            if result.is_err() {
+                node.image.on_not_noted();
+            }
+            return self.begin();
         }
         let Some(group) = self.groups.get_mut(&id) else { return };
         self.touched.insert(id);
@@ -277,7 +294,7 @@ impl DataPlane {
                 group.on_peer_snapshot(node, asker, result.map(|_| ()));
             }
             Purpose::Cool { reap } => group.on_cooled(node, reap),
-            Purpose::Background => {}
+            Purpose::Background | Purpose::Opening => {}
         }
     }
 
@@ -292,6 +309,7 @@ impl DataPlane {
         link.heard = now;
         // The first question follows the announcements, so that the peer knows what it grants.
         link.next_ask = None;
+        self.node.greet(peer);
         for (id, group) in &mut self.groups {
             group.on_link_up(&mut self.node, peer);
             if needs_lease(group, &self.node, peer) {
@@ -306,6 +324,7 @@ impl DataPlane {
         link.session = None;
         link.next_ask = None;
         link.lease.forget_asks();
+        self.node.save_peers();
         for (id, group) in &mut self.groups {
             group.on_link_down(&mut self.node, peer, since);
             self.touched.insert(*id);
@@ -334,6 +353,9 @@ impl DataPlane {
         let id = match &frame.message {
             Message::LeaseAsk { number } => return self.on_lease_ask(peer, *number),
             Message::LeaseGrant { number, refused } => return self.on_lease_grant(peer, *number, refused),
+            Message::Pool { mark, known } => {
+                return self.node.on_peer_mark(peer, **mark, known.as_deref().copied());
+            }
             Message::Announce { spec } => spec.group,
             Message::Newer { group, .. }
             | Message::Join { group, .. }
@@ -385,6 +407,7 @@ impl DataPlane {
             .filter(|group| group.claims.contains(&peer) && group.known_primary() != Some(peer))
             .map(|group| group.id)
             .collect();
+        self.node.tell_mark(peer);
         self.node.send_bare(peer, Message::LeaseGrant { number, refused });
     }
 
@@ -533,6 +556,7 @@ impl DataPlane {
         }
         link.next_ask = Some(now + LEASE_RENEW);
         let number = link.lease.ask(now);
+        self.node.tell_mark(peer);
         self.node.send_bare(peer, Message::LeaseAsk { number });
     }
 

@@ -12,6 +12,7 @@ mod disks;
 pub mod fuzz;
 mod group;
 mod handshake;
+mod image;
 mod kept;
 mod key_map;
 mod lease;
@@ -39,12 +40,15 @@ mod verdict;
 pub mod wire;
 
 pub use data_plane::DataPlane;
+pub use image::{Mark, take_as_stale};
+pub use note::{Newer, Noted, noted};
 
 use pollux_base::{
-    ByteCount, ClusterId, DiskDone, DiskIndex, DiskOp, NodeId, Order, Reply, Report, Request, RequestId, Session,
-    VolumeId,
+    ByteCount, ClusterId, DiskDone, DiskId, DiskIndex, DiskOp, NodeId, Order, Reply, Report, Request, RequestId,
+    Session, VolumeId,
 };
-use pollux_store::DiskChange;
+use pollux_store::{DiskChange, Position};
+use std::collections::BTreeMap;
 use wire::Frame;
 
 /// Who this node is and where its pool ends.
@@ -59,6 +63,8 @@ pub struct Config {
     /// Random number of this boot of the machine. What was written in the same boot is still there, flushed or not: the
     /// process may have died since, the power has not gone.
     pub boot: u128,
+    /// How far the shell has seen the pool's disks.
+    pub seen: BTreeMap<DiskId, Position>,
 }
 
 #[derive(Clone, Debug)]

@@ -1,6 +1,7 @@
 //! What the groups of a node share: its store, its links, the outputs, and the numbers that must not repeat.
 
 use crate::Output;
+use crate::image::Image;
 use crate::key_map::KeyMap;
 use crate::lease::Lease;
 use crate::loss::ANSWER_LATE;
@@ -49,6 +50,8 @@ pub(crate) enum Purpose {
         sequence: Sequence,
         stamp: Stamp,
     },
+    /// That the pool was opened.
+    Opening,
     /// Nobody waits for its end.
     Background,
 }
@@ -82,6 +85,7 @@ pub(crate) struct Node {
     pub pool_refused: bool,
     /// How fast replicas are brought up to date beside the guests' I/O.
     pub pace: Pace,
+    pub image: Image,
     started: Instant,
     owners: KeyMap<StoreRequestId, (GroupId, Purpose)>,
     next: u64,
@@ -110,6 +114,7 @@ impl Node {
             pool_failed: None,
             pool_refused: false,
             pace: Pace::new(now),
+            image: Image::default(),
             started: now,
             owners: KeyMap::default(),
             next: 1,

@@ -1,7 +1,7 @@
 //! What a node durably remembers of a group, in the store's notes. Only durable facts decide how a replica stands after
 //! a restart or towards a peer; nothing kept only in memory does.
 
-use pollux_base::{NodeId, Stamp};
+use pollux_base::{GroupId, NodeId, Stamp};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
@@ -59,14 +59,88 @@ impl Note {
     }
 }
 
+/// A note for people: how far a replica came, as its own disk tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Noted {
+    /// Newest record that it knew, and the primary of that.
+    pub newest: Stamp,
+    pub primary: NodeId,
+    /// It held every acknowledged write under this record; `None`: never, or a human gave that up.
+    pub held: Option<Stamp>,
+    /// It was in sync by the newest record that it knew.
+    pub is_in_sync: bool,
+    /// It trails, and is a state that the group had by this record.
+    pub trails: Option<Stamp>,
+}
+
+/// What a group's note says; `None`: it is the node's own, or cannot be read.
+pub fn noted(group: GroupId, note: &[u8]) -> Option<Noted> {
+    let note = Note::decode(note).ok().filter(|_| !crate::image::is_own(group))?;
+    let held = note.in_sync_at.max(note.joined_at);
+    Some(Noted {
+        newest: note.newest,
+        primary: note.primary,
+        held,
+        is_in_sync: held == Some(note.newest),
+        trails: note.trails,
+    })
+}
+
+/// Which of two replicas of a group has what the other lacks, by what their disks say alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Newer {
+    /// This one was in sync by a later record.
+    First,
+    Second,
+    /// Both were in sync by the same record: they differ at most in what was being written at the end.
+    Neither,
+    /// Each knows a record of an epoch of its own: their histories may have parted, and a human has to look at both.
+    Unclear,
+}
+
+impl Noted {
+    /// Compares. Whether two histories have parted only the cluster log can tell for sure; records of the same epoch are of
+    /// one history.
+    pub fn newer(&self, other: &Noted) -> Newer {
+        // Whoever went on alone did so in a later epoch and a later generation than it left the other in.
+        let parted = |early: Stamp, late: Stamp| early.epoch < late.epoch && early.generation >= late.generation;
+        match (self.held, other.held) {
+            (one, two) if one == two => Newer::Neither,
+            (Some(one), Some(two)) if parted(one, two) || parted(two, one) => Newer::Unclear,
+            (one, two) if one > two => Newer::First,
+            _ => Newer::Second,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use pollux_base::{Epoch, Generation};
 
     #[test]
+    fn of_two_replicas_the_one_with_the_later_record_is_newer() {
+        let noted = |epoch, generation| Noted {
+            newest: stamp(epoch, generation),
+            primary: NodeId(1),
+            held: Some(stamp(epoch, generation)),
+            is_in_sync: true,
+            trails: None,
+        };
+        assert_eq!(noted(1, 5).newer(&noted(1, 5)), Newer::Neither);
+        assert_eq!(noted(1, 6).newer(&noted(1, 5)), Newer::First);
+        assert_eq!(noted(1, 6).newer(&noted(2, 7)), Newer::Second);
+        assert_eq!(noted(2, 6).newer(&noted(1, 6)), Newer::Unclear, "both went on from generation 5");
+        assert_eq!(noted(1, 1).newer(&Noted { held: None, ..noted(1, 9) }), Newer::First, "it never held everything");
+    }
+
+    fn stamp(epoch: u64, generation: u64) -> Stamp {
+        Stamp { epoch: Epoch(epoch), generation: Generation(generation) }
+    }
+
+    #[test]
     fn notes_on_disk_stay_readable() {
-        let stamp = |epoch, generation| Stamp { epoch: Epoch(epoch), generation: Generation(generation) };
         let note = Note {
             newest: stamp(3, 9),
             primary: NodeId(2),

@@ -249,7 +249,7 @@ impl Group {
                     self.cool_here(node, volume, extents, reap);
                 }
             }
-            Message::LeaseAsk { .. } | Message::LeaseGrant { .. } => {
+            Message::LeaseAsk { .. } | Message::LeaseGrant { .. } | Message::Pool { .. } => {
                 unreachable!("leases are between nodes and handled there")
             }
         }

@@ -15,6 +15,7 @@ mod hello;
 pub use codec::{Decoder, WireError, encode, encode_onto, encode_word};
 pub use hello::{HELLO_BYTES, Hello, KEYS_MAX, KeyId, agree, check_start, decode_hello, encode_hello};
 
+use crate::image::Mark;
 use pollux_base::record::GroupSpec;
 use pollux_base::unit::{BlockRange, EXTENT_BYTES};
 use pollux_base::{BlockChecksum, Data, ExtentIndex, GroupId, Stamp, VolumeId};
@@ -312,6 +313,12 @@ pub enum Message {
         stamp: Stamp,
         sequence: Sequence,
         of: Vec<(VolumeId, VolumeId)>,
+    },
+    /// The first message of a session, and again with leases: how far the sender's pool has come, and how far it has seen
+    /// the receiver's.
+    Pool {
+        mark: Box<Mark>,
+        known: Option<Box<Mark>>,
     },
 }
 

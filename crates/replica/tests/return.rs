@@ -368,7 +368,8 @@ fn a_forgotten_group_takes_no_space_and_does_not_come_back() {
     world.flap(A, B);
     world.run_for(ms(500));
     let store = world.machines[&B].plane.as_ref().unwrap().store();
-    assert_eq!((store.volumes().count(), store.notes().count()), (0, 0));
+    let notes = store.notes().filter(|(group, _)| *group == GROUP);
+    assert_eq!((store.volumes().count(), notes.count()), (0, 0));
 }
 
 #[test]

@@ -5,8 +5,10 @@
 mod world;
 
 use pollux_base::record::{Frozen, GroupRecord, GroupSpec, LagBound, Lineage, Mode, Rollback, Snapshot, Snapshots};
-use pollux_base::{BlockChecksum, ByteCount, ClusterId, ExtentIndex, NodeId, SnapshotId, VolumeId};
+use pollux_base::{BlockChecksum, ByteCount, ClusterId, DiskId, ExtentIndex, NodeId, PoolId, SnapshotId, VolumeId};
+use pollux_replica::Mark;
 use pollux_replica::wire::*;
+use pollux_store::Position;
 use pollux_store::faulty_disk::Luck;
 use std::collections::{BTreeMap, BTreeSet};
 use world::{GROUP, VOLUME, blocks, range, stamp};
@@ -53,6 +55,8 @@ fn messages() -> Vec<Message> {
         snapshots,
         lineage: Lineage(BTreeMap::from([(stamp.epoch, stamp.generation)])),
     };
+    let position = Position { changes: 300, journal: 70 };
+    let mark = Mark { pool: PoolId(1), disk: DiskId(2), taken: 3, opening: 4, boot: 5, position };
     let run = ExtentRun { start: ExtentIndex(3), count: 2 };
     let join = |standing| Message::Join { group, stamp, standing, extents: vec![(volume, vec![run])] };
     vec![
@@ -90,6 +94,7 @@ fn messages() -> Vec<Message> {
         Message::Verify { group, stamp, sequence, volume, range },
         Message::Verified { group, stamp, sequence, bad: vec![range] },
         Message::Snapshot { group, stamp, sequence, of: vec![(volume, VolumeId(9))] },
+        Message::Pool { mark: Box::new(mark), known: Some(Box::new(mark)) },
     ]
 }
 

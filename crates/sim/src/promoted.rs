@@ -56,6 +56,7 @@ fn promoted(mut disk: FaultyDisk, node: NodeId, mut spec: GroupSpec, luck: u64) 
         disks: vec![ByteCount(POOL_BYTES)],
         paths: Vec::new(),
         boot: u128::from(luck) | 1 << 100,
+        seen: BTreeMap::new(),
     };
     let now = Instant(1_000_000_000);
     let mut alone = Alone { plane: DataPlane::new(config, now), disk, now, report: None, replies: BTreeMap::new() };

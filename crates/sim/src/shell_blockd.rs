@@ -18,6 +18,7 @@ use pollux_base::{
 use pollux_replica::links::{self, Links, Use};
 use pollux_replica::wire::{Carried, Place, What};
 use pollux_replica::{Config, DataPlane, Output};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 impl World {
@@ -31,7 +32,7 @@ impl World {
             self.node(id).disks.retain(|_| places.next().is_some_and(|place| kept.contains(&place)));
         }
         let disks = vec![ByteCount(POOL_BYTES); self.nodes[&id].disks.len()];
-        let config = Config { cluster: CLUSTER, node: id, disks, paths: Vec::new(), boot };
+        let config = Config { cluster: CLUSTER, node: id, disks, paths: Vec::new(), boot, seen: BTreeMap::new() };
         let usage = if self.luck.one_in(3) { Use::Spread } else { Use::Best };
         let core = Blockd { plane: DataPlane::new(config, now), links: Links::new(id, usage, now) };
         self.node(id).blockd = Some(Running::new(life, core));

@@ -40,7 +40,7 @@ mod units;
 pub mod verify;
 
 pub use catalog::{CatalogCopy, Member, MemberState};
-pub use disks::{DISKS_MAX, DiskChange, Disks};
+pub use disks::{DISKS_MAX, DiskChange, Disks, Position};
 pub use layout::UNIT_BYTES;
 pub use leaf::LOST_CHECKSUM;
 pub use store::Store;
@@ -227,6 +227,11 @@ pub enum OpenError {
          {expected}; put the real one back"
     )]
     OldImage { disk: usize, id: DiskId, openings: u64, expected: u64 },
+    #[error(
+        "the pool is an image of an earlier day ({why}). Put the real disks back; or, if they are lost, stop blockd and run \
+         `blockd take-old-image`: what the image holds is then compared with the other servers, block by block"
+    )]
+    EarlierDay { why: String },
     #[error(
         "disk {id} of the pool is missing (last seen at {path:?}): attach it; if it has another path now, name that under \
          `pool.more` in the node's configuration; if it is lost for good, let it go with `pollux pool remove-disk --lost`"

@@ -19,9 +19,11 @@ use crate::record::Record;
 use crate::recovery::{Found, Image, TableFound, find_anchor, recover, ring};
 use crate::slots::SlotTable;
 use crate::superblock::{Anchor, Superblock};
-use crate::{OpenError, Output};
+use crate::{OpenError, Output, Position};
 use pollux_base::unit::BLOCK_BYTES;
-use pollux_base::{BlockChecksum, ByteCount, ClusterId, Data, DiskDone, DiskOp, DiskOpId, DiskOpKind, NodeId, PoolId};
+use pollux_base::{
+    BlockChecksum, ByteCount, ClusterId, Data, DiskDone, DiskId, DiskOp, DiskOpId, DiskOpKind, NodeId, PoolId,
+};
 use std::collections::{BTreeMap, VecDeque};
 
 /// Bytes of one read or write of the opening.
@@ -73,6 +75,8 @@ pub struct Opening {
     journal_read: u64,
     superblock: Option<(Superblock, [bool; 2])>,
     state: Option<Recovering>,
+    /// How far disks of the pool are known to have come.
+    seen: BTreeMap<DiskId, Position>,
 }
 
 /// From the moment the metadata made sense.
@@ -92,7 +96,7 @@ pub enum Progress {
 }
 
 impl Opening {
-    pub fn new(cluster: ClusterId, node: NodeId, size: ByteCount) -> Opening {
+    pub fn new(cluster: ClusterId, node: NodeId, size: ByteCount, seen: BTreeMap<DiskId, Position>) -> Opening {
         let read = |offset: u64| DiskOpKind::Read { offset: ByteCount(offset), len: BLOCK };
         // A disk too short for the second copy is still asked for the first, to say what is wrong.
         let waiting = SUPERBLOCKS.into_iter().filter(|offset| offset + BLOCK_BYTES <= size.0).map(read).collect();
@@ -110,6 +114,7 @@ impl Opening {
             journal_read: 0,
             superblock: None,
             state: None,
+            seen,
         }
     }
 
@@ -345,6 +350,7 @@ impl Opening {
         let (pool, geometry) = (self.pool_id(), self.geometry());
         let table = self.table.take().expect("it was read before");
         let mut found = recover(&std::mem::take(&mut self.image), table, pool, &geometry)?;
+        self.judge_age(&found)?;
         let mut table = SlotTable::new(geometry, std::mem::take(&mut found.slots), found.anchor.life + 1);
         found.table_heal.keys().for_each(|block| table.mark_dirty(*block));
         let table_blocks = table.take_dirty(pool);
@@ -352,6 +358,18 @@ impl Opening {
         let journal = Journal::new(pool, anchor.life + 1, found.journal_end);
         self.state = Some(Recovering { found, table, anchor, journal, table_blocks });
         Ok(())
+    }
+
+    /// A disk that has not come as far as it is known to have is an image of an earlier day.
+    fn judge_age(&self, found: &Found) -> Result<(), OpenError> {
+        let at = Position { changes: found.catalog.changes, journal: found.journal_end };
+        let disk = self.superblock.as_ref().expect("the superblock was judged first").0.identity.disk;
+        match self.seen.get(&disk).filter(|seen| at < **seen) {
+            Some(seen) => {
+                Err(OpenError::EarlierDay { why: format!("it is at {at}, and this node has seen it at {seen}") })
+            }
+            None => Ok(()),
+        }
     }
 
     /// First writes that no flush is known to have covered, in runs of neighbours.

@@ -24,7 +24,7 @@ use crate::space::{Space, Ticket};
 use crate::superblock::{Anchor, Superblock};
 use crate::transfer::{Part, PartId, Request, RequestId, Work};
 use crate::units::{NO_UNIT, Units};
-use crate::{Output, StoreError, StoreOp, StoreReply, StoreRequestId};
+use crate::{Output, Position, StoreError, StoreOp, StoreReply, StoreRequestId};
 use pollux_base::unit::BlockRange;
 use pollux_base::{Data, DiskDone, DiskError, DiskOp, DiskOpId, DiskOpKind, ExtentIndex, Generation, PoolId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -186,6 +186,8 @@ pub struct Pool {
     pub unflushed_blocks: u64,
     pub checkpoint: Option<Checkpoint>,
     pub anchor: Anchor,
+    /// Where it was when it was opened.
+    pub found_at: Position,
     counter: u64,
 }
 
@@ -198,6 +200,7 @@ impl Pool {
         mut journal: Journal<LogThen>,
     ) -> Pool {
         journal.on_anchor(anchor.tail, anchor.durable);
+        let found_at = Position { changes: found.catalog.changes, journal: found.journal_end };
         let mut layers: BTreeMap<LayerId, LayerMap> =
             found.catalog.layers.keys().map(|layer| (*layer, LayerMap::default())).collect();
         for (number, slot) in table.iter().filter(|(_, slot)| slot.state != SlotState::Free) {
@@ -256,6 +259,7 @@ impl Pool {
             unflushed_blocks: 0,
             checkpoint: None,
             anchor,
+            found_at,
             counter: 0,
         }
     }

@@ -6,11 +6,11 @@ use crate::opening::{Opening, Progress};
 use crate::pool::Pool;
 use crate::slots::LayerId;
 use crate::superblock::{Anchor, Superblock};
-use crate::{FormatError, Input, Output, PoolIdentity, StoreError, StoreOp};
+use crate::{FormatError, Input, Output, PoolIdentity, Position, StoreError, StoreOp};
 use pollux_base::unit::{BLOCK_BYTES, BlockRange};
 use pollux_base::{
-    ByteCount, ClusterId, Data, DiskOp, DiskOpId, DiskOpKind, ExtentIndex, Generation, GroupId, Instant, NodeId,
-    VolumeId,
+    ByteCount, ClusterId, Data, DiskId, DiskOp, DiskOpId, DiskOpKind, ExtentIndex, Generation, GroupId, Instant,
+    NodeId, VolumeId,
 };
 use std::collections::{BTreeMap, VecDeque};
 
@@ -78,8 +78,18 @@ impl Store {
     /// Begins opening a pool of `size` bytes: reads go out through `poll`, `Opened` comes when done. `cluster` and
     /// `node` are what the superblock must name. Requests may come only after `Opened(Ok)`.
     pub fn open(cluster: ClusterId, node: NodeId, size: ByteCount) -> Store {
-        let mut store =
-            Store { phase: Phase::Opening(Box::new(Opening::new(cluster, node, size))), out: VecDeque::new() };
+        Store::open_seen(cluster, node, size, BTreeMap::new())
+    }
+
+    /// Likewise, of a disk that is known to have come so far.
+    pub(crate) fn open_seen(
+        cluster: ClusterId,
+        node: NodeId,
+        size: ByteCount,
+        seen: BTreeMap<DiskId, Position>,
+    ) -> Store {
+        let opening = Opening::new(cluster, node, size, seen);
+        let mut store = Store { phase: Phase::Opening(Box::new(opening)), out: VecDeque::new() };
         if let Phase::Opening(opening) = &mut store.phase {
             let progress = opening.advance(&mut store.out);
             store.on_progress(progress);

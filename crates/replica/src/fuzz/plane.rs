@@ -63,8 +63,8 @@ impl Rig {
     /// A group at its birth, of which this node or another is the primary.
     fn new(setup: u8) -> Rig {
         let now = Instant(1_000_000_000);
-        let config =
-            Config { cluster: CLUSTER, node: OWN, disks: vec![ByteCount(POOL_BYTES)], paths: Vec::new(), boot: 1 };
+        let disks = vec![ByteCount(POOL_BYTES)];
+        let config = Config { cluster: CLUSTER, node: OWN, disks, paths: Vec::new(), boot: 1, seen: BTreeMap::new() };
         let stamp = Stamp { epoch: Epoch(1), generation: Generation(1) };
         let mut lineage = Lineage::default();
         lineage.push(stamp);
@@ -306,7 +306,9 @@ impl Rig {
 /// What a message says of the record and of the question that it belongs to.
 fn fields(message: &mut Message) -> (Option<&mut Stamp>, Option<&mut Sequence>) {
     match message {
-        Message::LeaseAsk { .. } | Message::LeaseGrant { .. } | Message::Announce { .. } => (None, None),
+        Message::LeaseAsk { .. } | Message::LeaseGrant { .. } | Message::Pool { .. } | Message::Announce { .. } => {
+            (None, None)
+        }
         Message::Newer { stamp, .. }
         | Message::Join { stamp, .. }
         | Message::Cool { stamp, .. }

@@ -232,13 +232,8 @@ impl World {
         let machine = self.machine(node);
         assert!(machine.plane.is_none(), "it runs already");
         machine.run += 1;
-        let config = Config {
-            cluster: CLUSTER,
-            node,
-            disks: vec![ByteCount(machine.disk.size())],
-            paths: Vec::new(),
-            boot: machine.boot,
-        };
+        let (disks, boot) = (vec![ByteCount(machine.disk.size())], machine.boot);
+        let config = Config { cluster: CLUSTER, node, disks, paths: Vec::new(), boot, seen: BTreeMap::new() };
         machine.plane = Some(DataPlane::new(config, now));
         self.collect(node);
         self.order(node, Order::Group(self.spec.clone()));
@@ -426,7 +421,7 @@ impl World {
         // Through the codec, in two pieces.
         let place = Place { number: self.next, received: session };
         let bytes: Vec<u8> = encode(place, &frame).iter().flat_map(|segment| segment.as_slice().to_vec()).collect();
-        if !matches!(frame.message, Message::LeaseAsk { .. } | Message::LeaseGrant { .. }) {
+        if !matches!(frame.message, Message::LeaseAsk { .. } | Message::LeaseGrant { .. } | Message::Pool { .. }) {
             self.wire_bytes += bytes.len() as u64;
         }
         let mut decoder = Decoder::new();
@@ -692,6 +687,7 @@ pub fn summary(frame: &Frame) -> String {
     match &frame.message {
         Message::LeaseAsk { .. } => "lease?".to_string(),
         Message::LeaseGrant { refused, .. } => format!("lease! refused {refused:?}"),
+        Message::Pool { .. } => "lease: how far the pool is".to_string(),
         Message::Announce { spec } => {
             let record = &spec.record;
             format!("announce {} primary {} in sync {:?}", gen_of(&record.stamp), record.primary, record.in_sync)

@@ -11,6 +11,7 @@ mod joining;
 mod lost;
 mod moving;
 mod opening;
+mod position;
 mod report;
 mod requests;
 
@@ -29,6 +30,7 @@ use pollux_base::unit::BlockRange;
 use pollux_base::{
     ByteCount, ClusterId, DiskId, DiskIndex, DiskOp, ExtentIndex, Generation, GroupId, Instant, NodeId, VolumeId,
 };
+pub use position::Position;
 use requests::Fan;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -133,8 +135,18 @@ impl Disks {
 
     /// Begins to open the pool whose disks have these sizes, in the order of their numbers. As `Store::open`.
     pub fn open(cluster: ClusterId, node: NodeId, sizes: &[ByteCount]) -> Disks {
+        Disks::open_seen(cluster, node, sizes, &BTreeMap::new())
+    }
+
+    /// Likewise. A disk that has not come as far as it was `seen` is refused (`OpenError::EarlierDay`) and left untouched.
+    pub fn open_seen(
+        cluster: ClusterId,
+        node: NodeId,
+        sizes: &[ByteCount],
+        seen: &BTreeMap<DiskId, Position>,
+    ) -> Disks {
         assert!((1..=DISKS_MAX).contains(&sizes.len()), "a pool has a disk, and not too many");
-        let disk = |size: &ByteCount| Disk::new(Store::open(cluster, node, *size), DiskId(0));
+        let disk = |size: &ByteCount| Disk::new(Store::open_seen(cluster, node, *size, seen.clone()), DiskId(0));
         let mut pool = Disks {
             cluster,
             node,

@@ -126,7 +126,8 @@ impl Inspected {
                 findings.add(Code::Leaf, format!("checksums of {what} are damaged"));
             }
             if extent.placeless > 0 {
-                findings.add(Code::Placeless, format!("{} blocks of {what} have no place on the disk", extent.placeless));
+                findings
+                    .add(Code::Placeless, format!("{} blocks of {what} have no place on the disk", extent.placeless));
             }
             let lost = extent.blocks.iter().filter(|is| **is == BlockIs::Lost).count() as u64 - extent.placeless;
             if lost > 0 && extent.is_leaf_whole {
@@ -166,9 +167,12 @@ impl Inspected {
                 match block {
                     Some(block) if BlockChecksum::of(block.as_slice()) == *sum => counts.checked_blocks += 1,
                     Some(_) => {
-                        findings.add(Code::Data, format!("the block at byte {place} does not match its checksum: {what}"));
+                        findings
+                            .add(Code::Data, format!("the block at byte {place} does not match its checksum: {what}"));
                     }
-                    None => findings.add(Code::DataUnreadable, format!("the block at byte {place} cannot be read: {what}")),
+                    None => {
+                        findings.add(Code::DataUnreadable, format!("the block at byte {place} cannot be read: {what}"))
+                    }
                 }
             }
         }

@@ -5,7 +5,9 @@ use super::{Findings, ReadDisk};
 use crate::catalog::{Catalog, Layer, Volume};
 use crate::journal;
 use crate::lanes::{FamilyId, Key};
-use crate::layout::{ANCHORS, BLOCK, BlockFault, BlockKind, CATALOGS, Geometry, JOURNAL, JOURNAL_BLOCKS, SUPERBLOCKS, unseal};
+use crate::layout::{
+    ANCHORS, BLOCK, BlockFault, BlockKind, CATALOGS, Geometry, JOURNAL, JOURNAL_BLOCKS, SUPERBLOCKS, unseal,
+};
 use crate::record::Record;
 use crate::recovery::{Fault, Found, Image, TableFound, examine, find_anchor, ring};
 use crate::slots::{Slot, SlotState};
@@ -72,7 +74,9 @@ impl Inspected {
 
     /// Bytes of data that a look at all of it reads.
     pub fn data_bytes(&self) -> ByteCount {
-        ByteCount(self.found.slots.iter().map(|slot| slot.units.count() as u64).sum::<u64>() * crate::layout::UNIT_BYTES)
+        ByteCount(
+            self.found.slots.iter().map(|slot| slot.units.count() as u64).sum::<u64>() * crate::layout::UNIT_BYTES,
+        )
     }
 }
 
@@ -227,8 +231,7 @@ fn leaks(found: &Found, findings: &mut Findings) {
         }
     }
     for layer in catalog.layers.keys().filter(|layer| !shown.contains(layer)) {
-        let units: usize =
-            found.slots.iter().filter(|slot| slot.layer == *layer).map(|slot| slot.units.count()).sum();
+        let units: usize = found.slots.iter().filter(|slot| slot.layer == *layer).map(|slot| slot.units.count()).sum();
         findings.add(Code::SpaceLeaked, format!("no volume shows {layer:?}, which holds {units} units of 32 KiB"));
     }
     for (number, slot) in (0u32..).zip(&found.slots) {

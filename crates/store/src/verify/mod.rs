@@ -151,4 +151,3 @@ impl Watch<'_> {
         (self.tell)(self.progress);
     }
 }
-

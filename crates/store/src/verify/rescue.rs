@@ -89,7 +89,8 @@ impl Rescue {
     fn extents(&self, volume: VolumeId) -> BTreeMap<ExtentIndex, Vec<usize>> {
         let mut extents: BTreeMap<ExtentIndex, Vec<usize>> = BTreeMap::new();
         for (number, disk) in self.disks.iter().enumerate() {
-            let Some((disk, known)) = disk.as_ref().and_then(|disk| Some((disk, disk.found.catalog.volumes.get(&volume)?)))
+            let Some((disk, known)) =
+                disk.as_ref().and_then(|disk| Some((disk, disk.found.catalog.volumes.get(&volume)?)))
             else {
                 continue;
             };

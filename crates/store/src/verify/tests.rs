@@ -104,12 +104,8 @@ fn every_code_is_of_its_own_and_told_in_the_operating_guide() {
 fn damaged_copies_are_told_from_damage_of_both() {
     type Places = [u64; 2];
     let table: Places = inspected(&mut used().clone()).superblock.geometry.tables;
-    let all: [(Places, &str, &str); 4] = [
-        (SUPERBLOCKS, "V001", "V002"),
-        (ANCHORS, "V010", "V011"),
-        (CATALOGS, "V020", "V021"),
-        (table, "V030", "V031"),
-    ];
+    let all: [(Places, &str, &str); 4] =
+        [(SUPERBLOCKS, "V001", "V002"), (ANCHORS, "V010", "V011"), (CATALOGS, "V020", "V021"), (table, "V030", "V031")];
     for (places, one, both) in all {
         for place in places {
             assert_eq!(found(|disk, _| disk.rot(place + 100)), only(one), "{one}");

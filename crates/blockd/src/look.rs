@@ -1,0 +1,252 @@
+//! `blockd verify` and `blockd rescue`: a pool's disks are looked at while nobody uses them, and nothing is written to them.
+
+use crate::disk_list;
+use pollux_base::config::NodeConfig;
+use pollux_base::unit::{BLOCK_BYTES, BlockRange};
+use pollux_base::{ByteCount, Data, GroupId, VolumeId};
+use pollux_host::disk::OpenDiskError;
+use pollux_host::reading::DiskReader;
+use pollux_replica::{Newer, Noted, noted};
+use pollux_store::verify::{Export, Finding, Progress, ReadDisk, Rescue, RescuedVolume, Verified};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Why nothing could be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum LookError {
+    #[error(transparent)]
+    Disk(OpenDiskError),
+    #[error("{path} is in use: stop blockd first, or look at it as it runs: `pollux volume scrub`", path = .0.display())]
+    InUse(PathBuf),
+    #[error("the pool has no volume {0}; `pollux pool rescue` without --export lists them")]
+    NoVolume(VolumeId),
+    #[error("{path}: {cause}", path = path.display())]
+    Output { path: PathBuf, cause: io::Error },
+    #[error("the list of disks that joined: {0}")]
+    List(io::Error),
+}
+
+struct Reader(DiskReader);
+
+impl ReadDisk for Reader {
+    fn size(&self) -> ByteCount {
+        self.0.size()
+    }
+    fn read(&mut self, offset: ByteCount, len: usize) -> Option<Data> {
+        self.0.read(offset, len).ok()
+    }
+}
+
+/// The disks of a pool that are to be looked at: those that are named, or else those that the node knows and that are there.
+pub fn paths(named: &[PathBuf], config: Option<&NodeConfig>) -> Result<Vec<PathBuf>, LookError> {
+    let ([], Some(config)) = (named, config) else { return Ok(named.to_vec()) };
+    let mut paths = disk_list::paths(config).map_err(LookError::List)?;
+    paths.retain(|path| path.exists());
+    Ok(paths)
+}
+
+fn open(paths: &[PathBuf]) -> Result<Vec<Reader>, LookError> {
+    let opened = paths.iter().map(|path| DiskReader::open(path).map(Reader));
+    opened.collect::<Result<_, _>>().map_err(|error| match error {
+        OpenDiskError::InUse(path) => LookError::InUse(path),
+        error => LookError::Disk(error),
+    })
+}
+
+fn readers(disks: &mut [Reader]) -> Vec<&mut dyn ReadDisk> {
+    disks.iter_mut().map(|disk| disk as &mut dyn ReadDisk).collect()
+}
+
+/// Says on standard error how far it is, once a second.
+fn progress(what: &'static str) -> impl FnMut(Progress) {
+    let mut told = Instant::now();
+    move |progress| {
+        if told.elapsed() > Duration::from_secs(1) {
+            told = Instant::now();
+            let percent = progress.done.0 * 100 / progress.total.0.max(1);
+            eprintln!("{what}: {percent} % of {} MiB", progress.total.0 >> 20);
+        }
+    }
+}
+
+pub fn verify(paths: &[PathBuf], data: bool) -> Result<Verified, LookError> {
+    let mut disks = open(paths)?;
+    Ok(pollux_store::verify::verify(&mut readers(&mut disks), data, &mut progress("checked")))
+}
+
+/// Findings as lines for people, the worst first.
+pub fn text_of_verified(verified: &Verified, paths: &[PathBuf]) -> String {
+    let mut lines = lines_of(&verified.findings, paths);
+    for (code, count) in &verified.counts {
+        let told = verified.findings.iter().filter(|finding| finding.code == *code).count() as u64;
+        if told < *count {
+            lines.push(format!("{}  and {} more of these", code.text(), count - told));
+        }
+    }
+    let pool = verified.pool;
+    lines.push(format!(
+        "{} disks, {} volumes and snapshots, {} extents; {} MiB used, {} MiB free",
+        pool.disks,
+        pool.volumes,
+        pool.extents,
+        pool.used_bytes >> 20,
+        pool.free_bytes >> 20
+    ));
+    if pool.checked_blocks > 0 {
+        lines.push(format!("{} MiB of data match their checksums", (pool.checked_blocks * BLOCK_BYTES) >> 20));
+    }
+    if pool.hot_blocks > 0 {
+        lines.push(format!(
+            "{} blocks were being written when the pool was last used; they are compared with the other servers",
+            pool.hot_blocks
+        ));
+    }
+    lines.push(if verified.findings.is_empty() { "clean".into() } else { "not clean".into() });
+    lines.join("\n")
+}
+
+fn lines_of(findings: &[Finding], paths: &[PathBuf]) -> Vec<String> {
+    let mut sorted: Vec<&Finding> = findings.iter().collect();
+    sorted.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    let line = |finding: &&Finding| {
+        let disk = finding.disk.and_then(|disk| paths.get(disk)).map(|path| format!("{}: ", path.display()));
+        let severity = match finding.severity {
+            pollux_store::verify::Severity::Error => "error",
+            pollux_store::verify::Severity::Warning => "warning",
+        };
+        let (code, disk) = (finding.code.text(), disk.unwrap_or_default());
+        format!("{code}  {severity}  {disk}{}\n      Hint: {}", finding.what, finding.fix)
+    };
+    sorted.iter().map(line).collect()
+}
+
+/// What a pool's disks tell of it.
+#[derive(Serialize)]
+pub struct Rescued {
+    pub pool: Option<String>,
+    pub node: Option<u64>,
+    pub groups: BTreeMap<GroupId, Option<Noted>>,
+    pub volumes: Vec<RescuedVolume>,
+    /// Of each group that both pools have: which one is newer.
+    pub compared: BTreeMap<GroupId, Newer>,
+    pub missing: Vec<String>,
+    pub findings: Vec<Finding>,
+}
+
+/// Lists what is in a pool; `peer`: the disks of another node's pool, to be compared with.
+pub fn rescue(paths: &[PathBuf], peer: &[PathBuf]) -> Result<Rescued, LookError> {
+    let mut disks = open(paths)?;
+    let rescue = Rescue::of(&mut readers(&mut disks));
+    let groups = groups_of(&rescue);
+    let mut compared = BTreeMap::new();
+    if !peer.is_empty() {
+        let other = groups_of(&Rescue::of(&mut readers(&mut open(peer)?)));
+        let both = groups.iter().filter_map(|(group, one)| Some((*group, (*one)?, (*other.get(group)?)?)));
+        compared = both.map(|(group, one, two)| (group, one.newer(&two))).collect();
+    }
+    let identity = rescue.identity();
+    Ok(Rescued {
+        pool: identity.map(|identity| identity.pool.to_string()),
+        node: identity.map(|identity| identity.node.0),
+        groups,
+        volumes: rescue.volumes(),
+        compared,
+        missing: rescue.missing.iter().map(|(disk, path)| format!("{disk}, last seen at {path}")).collect(),
+        findings: rescue.findings,
+    })
+}
+
+fn groups_of(rescue: &Rescue) -> BTreeMap<GroupId, Option<Noted>> {
+    let notes = rescue.notes();
+    let mut groups: BTreeMap<GroupId, Option<Noted>> =
+        rescue.volumes().into_iter().map(|volume| (volume.group, None)).collect();
+    groups.extend(notes.iter().filter_map(|(group, note)| Some((*group, Some(noted(*group, note)?)))));
+    groups
+}
+
+pub fn text_of_rescued(rescued: &Rescued, paths: &[PathBuf]) -> String {
+    let mut lines = lines_of(&rescued.findings, paths);
+    let node = rescued.node.map_or("?".into(), |node| format!("n{node}"));
+    lines.push(format!("pool {} of node {node}", rescued.pool.as_deref().unwrap_or("?")));
+    lines.extend(rescued.missing.iter().map(|disk| format!("missing: disk {disk}; what was on it is not listed")));
+    for (group, note) in &rescued.groups {
+        let standing = match note {
+            None => "nothing is noted of it".to_string(),
+            Some(Noted { held: None, newest, .. }) => format!("never in sync; knew of {}", stamp(newest)),
+            Some(Noted { is_in_sync: true, newest, .. }) => format!("in sync by its newest record, {}", stamp(newest)),
+            Some(Noted { held: Some(held), newest, .. }) => {
+                format!("stale: in sync up to {}, knew of {}", stamp(held), stamp(newest))
+            }
+        };
+        lines.push(format!("group {group}: {standing}"));
+        if let Some(newer) = rescued.compared.get(group) {
+            let text = match newer {
+                Newer::First => "newer than the other pool's",
+                Newer::Second => "older than the other pool's",
+                Newer::Neither => "as new as the other pool's",
+                Newer::Unclear => "it and the other pool's may each have writes that the other lacks",
+            };
+            lines.push(format!("  {text}"));
+        }
+        for volume in rescued.volumes.iter().filter(|volume| volume.group == *group) {
+            let lies_on: Vec<String> = volume.lies_on.iter().map(VolumeId::to_string).collect();
+            let on = if lies_on.is_empty() { String::new() } else { format!(", on {}", lies_on.join(", ")) };
+            let (size, held) = (volume.size.0 >> 20, volume.extents * 4);
+            lines.push(format!("  {}: {size} MiB, up to {held} MiB of it written{on}", volume.volume));
+        }
+    }
+    lines.join("\n")
+}
+
+fn stamp(stamp: &pollux_base::Stamp) -> String {
+    format!("epoch {} generation {}", stamp.epoch.0, stamp.generation.0)
+}
+
+/// Writes a volume's content to a new file, raw and sparse.
+pub fn export(paths: &[PathBuf], volume: VolumeId, to: &Path) -> Result<Export, LookError> {
+    let mut disks = open(paths)?;
+    let mut readers = readers(&mut disks);
+    let rescue = Rescue::of(&mut readers);
+    let size = rescue.volumes().iter().find(|known| known.volume == volume).map(|known| known.size);
+    let size = size.ok_or(LookError::NoVolume(volume))?;
+    let output = |cause| LookError::Output { path: to.to_owned(), cause };
+    // Never over something that is there: it may be one of the disks.
+    let file = OpenOptions::new().write(true).create_new(true).open(to).map_err(output)?;
+    file.set_len(size.0).map_err(output)?;
+    let mut failed = None;
+    let mut write = |offset: ByteCount, bytes: &[u8]| {
+        failed = file.write_all_at(bytes, offset.0).err();
+        failed.is_none()
+    };
+    let export = rescue.export(&mut readers, volume, &mut write, &mut progress("exported"));
+    let export = export.ok_or(LookError::NoVolume(volume))?;
+    match failed.map_or_else(|| file.sync_all(), Err) {
+        Ok(()) => Ok(export),
+        Err(cause) => Err(output(cause)),
+    }
+}
+
+pub fn text_of_export(export: &Export, volume: VolumeId, to: &Path) -> String {
+    let mut lines: Vec<String> = export.bad.iter().map(|range| format!("lost: {}", bytes(*range))).collect();
+    if export.is_incomplete {
+        lines.push("a disk is missing: what was on it reads as zeros".into());
+    }
+    let mib = |blocks: u64| (blocks * BLOCK_BYTES) >> 20;
+    lines.push(format!(
+        "{volume} is in {}: {} MiB match their checksums, {} MiB were being written at the end, {} blocks are lost",
+        to.display(),
+        mib(export.blocks),
+        mib(export.hot_blocks),
+        export.bad.iter().map(|range| range.count.0).sum::<u64>()
+    ));
+    lines.join("\n")
+}
+
+fn bytes(range: BlockRange) -> String {
+    format!("bytes {} to {}", range.start.bytes().0, range.end().bytes().0)
+}
