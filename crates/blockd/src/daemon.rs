@@ -131,6 +131,7 @@ impl Daemon {
             // Left over, it would be replaced by the next run.
             let _ = std::fs::remove_file(socket);
         }
+        self.seen.end(self.plane.store());
         Ok(if self.is_stopping { Ended::Asked } else { Ended::DiskFailed })
     }
 

@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
 use std::time::Duration;
 use tracing::warn;
 
@@ -59,6 +60,7 @@ fn replace(path: &Path, positions: &Positions) -> io::Result<()> {
 /// Keeps what is seen, on a thread of its own: the state directory may be on a slow disk, and guests do not wait for it.
 pub struct Seen {
     keeper: SyncSender<Positions>,
+    thread: JoinHandle<()>,
     kept: Positions,
     next: Instant,
 }
@@ -68,14 +70,14 @@ impl Seen {
         let path = file(config);
         // One on its way is enough: whatever is missed is followed by something newer.
         let (keeper, positions) = sync_channel::<Positions>(1);
-        std::thread::spawn(move || {
+        let thread = std::thread::spawn(move || {
             for positions in positions {
                 if let Err(cause) = replace(&path, &positions) {
                     warn!(path = %path.display(), %cause, "how far the pool has come can not be kept");
                 }
             }
         });
-        Seen { keeper, kept: Positions::new(), next: Instant(0) }
+        Seen { keeper, thread, kept: Positions::new(), next: Instant(0) }
     }
 
     pub fn on_turn(&mut self, now: Instant, pool: &Disks) {
@@ -88,6 +90,16 @@ impl Seen {
         if !positions.is_empty() && positions != self.kept && self.keeper.try_send(positions.clone()).is_ok() {
             self.kept = positions;
         }
+    }
+
+    /// The daemon ends as asked, and nobody waits for it: what it saw last is kept, too.
+    pub fn end(self, pool: &Disks) {
+        let positions = pool.positions();
+        if !positions.is_empty() {
+            let _ = self.keeper.send(positions);
+        }
+        drop(self.keeper);
+        let _ = self.thread.join();
     }
 }
 

@@ -43,10 +43,10 @@ fn a_pool_is_verified_and_its_volumes_are_rescued_without_being_touched() -> Out
     assert_eq!((clean.status.code(), said(&clean).contains("clean")), (Some(0), true), "{}", said(&clean));
     let path = pool.display().to_string();
     let listed = site.blockd(1, &["rescue", &path])?;
-    assert!(listed.status.success() && said(&listed).contains("v1"), "{}", said(&listed));
+    assert!(listed.status.success() && said(&listed).contains("v7: 64 MiB"), "{}", said(&listed));
     let to = pool.with_file_name("rescued");
     let to_text = to.display().to_string();
-    let exported = site.blockd(1, &["rescue", "--export", "v1", "--to", &to_text])?;
+    let exported = site.blockd(1, &["rescue", "--export", "v7", "--to", &to_text])?;
     assert!(exported.status.success(), "{}", said(&exported));
     let content = std::fs::read(&to)?;
     assert!(
@@ -54,7 +54,7 @@ fn a_pool_is_verified_and_its_volumes_are_rescued_without_being_touched() -> Out
     );
     assert!(content[4 << 20..(4 << 20) + 65536].iter().all(|byte| *byte == 7));
     // Over what is there nothing is written.
-    let again = site.blockd(1, &["rescue", "--export", "v1", "--to", &to_text])?;
+    let again = site.blockd(1, &["rescue", "--export", "v7", "--to", &to_text])?;
     assert_eq!(again.status.code(), Some(2), "{}", said(&again));
     assert!(std::fs::read(&pool)? == before, "the disk is as it was");
 
@@ -70,7 +70,7 @@ fn a_pool_is_verified_and_its_volumes_are_rescued_without_being_touched() -> Out
     let found = site.blockd(1, &["verify"])?;
     assert!(found.status.code() == Some(1) && said(&found).contains("V011  error"), "{}", said(&found));
     std::fs::remove_file(&to)?;
-    assert!(site.blockd(1, &["rescue", "--export", "1", "--to", &to_text])?.status.success());
+    assert!(site.blockd(1, &["rescue", "--export", "7", "--to", &to_text])?.status.success());
     assert!(std::fs::read(&to)? == content);
 
     let missing = site.blockd(1, &["verify", "/nowhere"])?;
