@@ -16,7 +16,8 @@ pub mod size;
 pub mod table;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use command::{event, group, image, node, pool, raw, snapshot, status, task, vm, volume, witness};
+use command::pool::PoolCommand;
+use command::{event, group, image, node, pool, pool_look, raw, snapshot, status, task, vm, volume, witness};
 use context::ContextArgs;
 use failure::{Failure, Outcome};
 use output::{Format, Output};
@@ -117,6 +118,9 @@ fn run(cli: Cli) -> Outcome {
     }
     let noun = match cli.noun {
         Noun::Lab(command) => return lab::run(command, &output),
+        // The cluster may be gone: that is what they are for.
+        Noun::Pool(PoolCommand::Verify(arguments)) => return pool_look::verify(&arguments, &output),
+        Noun::Pool(PoolCommand::Rescue(arguments)) => return pool_look::rescue(&arguments, &output),
         noun => noun,
     };
     let client = Arc::new(cli.context.client()?);
@@ -168,7 +172,8 @@ impl Noun {
             vm::VmCommand, volume::VolumeCommand,
         };
         match self {
-            Noun::Status | Noun::Event(_) | Noun::Witness(_) | Noun::Pool(_) => true,
+            Noun::Status | Noun::Event(_) | Noun::Witness(_) => true,
+            Noun::Pool(command) => matches!(command, PoolCommand::List | PoolCommand::Show { .. }),
             Noun::Node(command) => matches!(command, NodeCommand::List | NodeCommand::Show { .. }),
             Noun::Vm(command) => matches!(command, VmCommand::List | VmCommand::Show { .. } | VmCommand::Why { .. }),
             Noun::Volume(command) => matches!(command, VolumeCommand::List | VolumeCommand::Show { .. }),

@@ -6,6 +6,7 @@ pub mod group;
 pub mod image;
 pub mod node;
 pub mod pool;
+pub mod pool_look;
 pub mod raw;
 pub mod snapshot;
 pub mod status;
