@@ -15,6 +15,7 @@ pub mod invariant;
 pub mod log;
 mod net;
 mod node;
+mod old_image;
 mod operator;
 mod outside;
 mod peek;

@@ -461,5 +461,14 @@ fn an_old_image(world: &mut World) -> Result<(), String> {
     world.on_fault(Fault::JoinWitness { node: b });
     world.at(Duration::ZERO, crate::world::Event::PowerOn { node: b });
     world.pass(seconds(10));
+    // It is refused: it lacks what its peer has seen it have. A human takes it as stale.
+    if crate::run::is_healthy(world).is_ok() {
+        return Err("an old image was taken for the real disk".into());
+    }
+    world.on_fault(Fault::PowerCut { node: b, on_after: None });
+    world.pass(seconds(3));
+    crate::old_image::take(&mut world.node(b).disk, b)?;
+    world.at(Duration::ZERO, crate::world::Event::PowerOn { node: b });
+    world.pass(seconds(10));
     Ok(())
 }
