@@ -22,6 +22,7 @@ pub fn take(disk: &mut FaultyDisk, node: NodeId) -> Result<(), String> {
                 }
                 Output::Ended(_, result) => drop(result.map_err(|error| error.to_string())?),
                 Output::Changed(_, result) => result?,
+                Output::Close(_) => {}
             }
         }
         if let Some(done) = disk.complete_any() {

@@ -467,7 +467,7 @@ fn an_old_image(world: &mut World) -> Result<(), String> {
     }
     world.on_fault(Fault::PowerCut { node: b, on_after: None });
     world.pass(seconds(3));
-    crate::old_image::take(&mut world.node(b).disk, b)?;
+    crate::old_image::take(&mut world.node(b).disks[0], b)?;
     world.at(Duration::ZERO, crate::world::Event::PowerOn { node: b });
     world.pass(seconds(10));
     Ok(())
