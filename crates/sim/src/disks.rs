@@ -7,6 +7,7 @@ use pollux_base::pool::{DiskReport, DiskState};
 use pollux_base::{ByteCount, DiskId, DiskIndex, NodeId, PoolId};
 use pollux_store::faulty_disk::FaultyDisk;
 use pollux_store::{DiskChange, Disks, PoolIdentity};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// A pool has so many at most.
@@ -36,6 +37,11 @@ impl World {
     pub fn change_disks(&mut self, node: NodeId) {
         let (draw, choice) = (self.luck.below(4), self.luck.draw());
         let lies = self.settings.sabotage == Some(Sabotage::DiskLies);
+        // A disk that is about to fail as the only one fails with the whole replica; as one of two it would be lost by itself, with
+        // nobody there who has what was on it (`may_lose_a_disk`).
+        if self.nodes[&node].disk_failed {
+            return;
+        }
         let Some(life) = self.nodes[&node].life(Process::Blockd) else { return };
         let Some(running) = &self.nodes[&node].blockd else { return };
         let store = running.core.plane.store();
@@ -76,6 +82,16 @@ impl World {
         let is_there = |peer: &NodeId| PROCESSES.iter().all(|process| self.nodes[peer].is_active(*process));
         self.nodes[&node].disks.len() == 1
             || (self.peers(node).iter().all(is_there) && self.newest.values().all(|record| record.in_sync.len() > 1))
+    }
+
+    /// A disk that was to fail and may not be lost any more does not.
+    pub fn spare_last_disks(&mut self, in_sync: &BTreeSet<NodeId>) {
+        for node in in_sync.iter().filter(|_| in_sync.len() == 1) {
+            let found = self.node(*node);
+            if found.disks.len() > 1 {
+                found.disks.iter_mut().for_each(FaultyDisk::fail_none);
+            }
+        }
     }
 
     /// A pool that lost a disk is opened anew without it.

@@ -592,6 +592,7 @@ impl World {
             self.records.insert((group, record.stamp), record.clone());
             if self.newest.get(&group).is_none_or(|newest| newest.stamp < record.stamp) {
                 self.newest.insert(group, record.clone());
+                self.spare_last_disks(&record.in_sync);
             }
             self.see(Seen::Record { group, volumes, record });
         }

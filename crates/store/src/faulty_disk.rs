@@ -216,6 +216,11 @@ impl FaultyDisk {
         self.failures.push_back((class, error));
     }
 
+    /// No operation fails that was to.
+    pub fn fail_none(&mut self) {
+        self.failures.clear();
+    }
+
     /// The next write lands `distance` bytes further on (a multiple of 4096) and is reported as done.
     pub fn misdirect_next_write(&mut self, distance: u64) {
         self.misdirect = Some(distance);
