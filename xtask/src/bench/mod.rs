@@ -4,7 +4,7 @@
 //!
 //! * the floor (`floor.c`): a bare mirrored write, with no protocol, no checks and no recovery;
 //! * `qemu-nbd` on a plain file (O_DIRECT, io_uring): one copy, no checksums;
-//! * Pollux: two `blockd` of the release build, mode C, without `noded`, on loopback addresses.
+//! * Pollux: two `blockd` of the build that is shipped (profile `dist`), mode C, without `noded`, on loopback addresses.
 //!
 //! Speed on a shared machine drifts, so only the ratios of neighbouring runs mean something; medians are shown. CPU is
 //! counted by cgroups over all processes of a server, both nodes and io_uring's workers included, and of the client's
@@ -192,7 +192,7 @@ impl Servers {
         let asked = Command::new("qemu-nbd").arg("--version").stdout(Stdio::null()).status();
         ensure!(asked.is_ok_and(|status| status.success()), "`qemu-nbd` is not installed; run scripts/deps");
         let mut build = crate::cargo();
-        crate::run(build.args(["build", "--quiet", "--release", "--locked", "-p", "pollux-blockd"]))
+        crate::run(build.args(["build", "--quiet", "--profile", "dist", "--locked", "-p", "pollux-blockd"]))
             .context("the build")?;
         interrupt::note()?;
         let scratch = Scratch::new(crate::target().join("bench"))?;

@@ -125,7 +125,7 @@ impl Node {
         fs::create_dir_all(home)?;
         let file = home.join("node.json");
         fs::write(&file, serde_json::to_vec_pretty(&config)?)?;
-        let program = crate::target().join("release/blockd");
+        let program = crate::target().join("dist/blockd");
         let size = format!("{}K", pool_bytes >> 10);
         let format = Command::new(&program).arg("--config").arg(&file).args(["format", "--size", &size]).output()?;
         ensure!(format.status.success(), "blockd format: {}", String::from_utf8_lossy(&format.stderr));
