@@ -41,12 +41,16 @@ pub struct Buffer {
 impl Buffer {
     /// `len` zero bytes.
     pub fn zeroed(len: usize) -> Buffer {
-        let mut buffer = Buffer::any(len);
-        buffer.pages.zero();
-        buffer
+        let mut spare = Buffer::spare(len);
+        spare.iter_mut().for_each(|pages| pages.zero());
+        Buffer::of(spare, len)
     }
     /// `len` bytes of any value, all of which are to be written before any is read.
     pub fn any(len: usize) -> Buffer {
+        Buffer::of(Buffer::spare(len), len)
+    }
+    /// Memory for so many bytes that was used before.
+    fn spare(len: usize) -> Option<Vec<Page>> {
         let count = len.div_ceil(ALIGNMENT);
         let spare = SPARE.try_with(|spare| {
             let spare = &mut *spare.borrow_mut();
@@ -54,8 +58,10 @@ impl Buffer {
             spare.bytes -= count * ALIGNMENT;
             Some(pages)
         });
-        let pages = spare.ok().flatten().unwrap_or_else(|| vec![Page::new_zeroed(); count]);
-        Buffer { pages, len }
+        spare.ok().flatten()
+    }
+    fn of(spare: Option<Vec<Page>>, len: usize) -> Buffer {
+        Buffer { pages: spare.unwrap_or_else(|| vec![Page::new_zeroed(); len.div_ceil(ALIGNMENT)]), len }
     }
     /// A copy of `source`.
     pub fn copy_of(source: &[u8]) -> Buffer {

@@ -207,6 +207,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    #[test]
+    fn sizes_are_told_in_the_unit_people_use() {
+        let texts = [0, 4096, 1 << 30, (3 << 30) / 2, 256 << 20, VOLUME_BYTES_MAX].map(bytes_text);
+        assert_eq!(texts, ["0 B", "4 KiB", "1 GiB", "1.5 GiB", "256 MiB", "1 PiB"]);
+    }
+
     proptest! {
         #[test]
         fn splitting_by_extent_loses_and_repeats_no_block(start in 0u64..5000, count in 0u64..5000) {

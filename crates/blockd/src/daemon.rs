@@ -137,12 +137,12 @@ impl Daemon {
 
     /// The pool wants to be opened anew, and whoever asked for what led to it has its answer.
     fn may_reopen(&mut self) -> bool {
-        let wants = self.plane.store().wants_reopening();
-        let since = *self.reopens_since.get_or_insert_with(clock::now);
-        if !wants {
+        if !self.plane.store().wants_reopening() {
             self.reopens_since = None;
+            return false;
         }
-        wants && (!self.control.is_sending() || clock::now() > since + ANSWER_MAX)
+        let since = *self.reopens_since.get_or_insert_with(clock::now);
+        !self.control.is_sending() || clock::now() > since + ANSWER_MAX
     }
 
     /// Feeds the core and begins what it wants, until neither has anything for the other.

@@ -4,11 +4,11 @@
 //! A path is in the list, durably, before its disk joins, and until after it has left. So the list may name too much, never too
 //! little: what belongs to the pool its disks say themselves.
 
+use crate::state_file;
 use pollux_base::PoolId;
 use pollux_base::config::NodeConfig;
 use serde::{Deserialize, Serialize};
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -75,15 +75,7 @@ fn change(config: &NodeConfig, change: impl FnOnce(&mut Vec<PathBuf>)) -> io::Re
     change(&mut paths);
     let list = DiskList { pool: config.pool.pool, paths };
     let (file, text) = (file(config), serde_json::to_vec_pretty(&list)?);
-    let new = file.with_extension("new");
-    let write = || {
-        let mut out = File::create(&new)?;
-        out.write_all(&text)?;
-        out.sync_all()?;
-        std::fs::rename(&new, &file)?;
-        File::open(&config.state_dir)?.sync_all()
-    };
-    write().map_err(|cause| about(&file, cause))
+    state_file::replace(&file, &text).map_err(|cause| about(&file, cause))
 }
 
 fn about(file: &Path, cause: io::Error) -> io::Error {

@@ -26,6 +26,7 @@ pub mod peers;
 pub mod pool;
 pub mod sealed;
 pub mod seen;
+mod state_file;
 pub mod ticket;
 
 use pollux_base::Instant;

@@ -3,12 +3,12 @@
 //!
 //! What is kept was durable on the disks before: it is never ahead of them, whatever dies when. It may be behind.
 
+use crate::state_file;
 use pollux_base::config::NodeConfig;
 use pollux_base::{DiskId, Instant};
 use pollux_store::{Disks, Position};
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
@@ -47,14 +47,7 @@ pub fn write(config: &NodeConfig, positions: &Positions) -> io::Result<()> {
 }
 
 fn replace(path: &Path, positions: &Positions) -> io::Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(dir)?;
-    let new = path.with_extension("new");
-    let mut file = File::create(&new)?;
-    file.write_all(&serde_json::to_vec(positions)?)?;
-    file.sync_all()?;
-    std::fs::rename(&new, path)?;
-    File::open(dir)?.sync_all()
+    state_file::replace(path, &serde_json::to_vec(positions)?)
 }
 
 /// Keeps what is seen, on a thread of its own: the state directory may be on a slow disk, and guests do not wait for it.

@@ -146,15 +146,7 @@ fn disks_join_and_leave_under_load_and_through_sigkill_and_nothing_is_lost() -> 
 
     let rounds = load.end()?;
     assert!(rounds.iter().all(|rounds| rounds.count > 0 && rounds.longest < PATIENCE), "{rounds:?}");
-    let (ours, theirs) = (site.dir.path().join("ours"), site.dir.path().join("theirs"));
-    run("nbdcopy", &[&first.uri(), text(&ours)])?;
-    drop(front);
-    first.kill()?;
-    second.order(&group(2, 2, &[2]))?;
-    second.order(&Order::Fenced { node: NodeId(1) })?;
-    second.wait_until_serving(2)?;
-    run("nbdcopy", &[&second.uri(), text(&theirs)])?;
-    assert!(std::fs::read(&ours)? == std::fs::read(&theirs)?, "the replicas differ");
+    load::replicas_hold_the_same(&site, front, first, &mut second)?;
     Ok(())
 }
 

@@ -7,8 +7,8 @@ mod load;
 mod site;
 
 use load::{Front, Load};
-use pollux_base::{NodeId, Order, Report};
-use site::{Node, Outcome, PATIENCE, Site, exports, group, qemu_io, run, text};
+use pollux_base::{Order, Report};
+use site::{Node, Outcome, PATIENCE, Site, exports, group, qemu_io};
 use std::time::Instant;
 
 /// Kills unless the environment says otherwise: some on each side.
@@ -58,15 +58,7 @@ fn clients_see_pauses_and_nothing_else_when_data_planes_are_killed_on_alternatin
     assert!(rounds.iter().all(|rounds| rounds.count > 0 && rounds.longest < PATIENCE), "{rounds:?}");
 
     // Nothing that was acknowledged is missing on the other side.
-    let (ours, theirs) = (site.dir.path().join("ours"), site.dir.path().join("theirs"));
-    run("nbdcopy", &[&first.uri(), text(&ours)])?;
-    drop(front);
-    first.kill()?;
-    second.order(&group(2, 2, &[2]))?;
-    second.order(&Order::Fenced { node: NodeId(1) })?;
-    second.wait_until_serving(2)?;
-    run("nbdcopy", &[&second.uri(), text(&theirs)])?;
-    assert!(std::fs::read(&ours)? == std::fs::read(&theirs)?, "the replicas differ");
+    load::replicas_hold_the_same(&site, front, first, &mut second)?;
     second.order(&Order::ReportAll)?;
     second.wait_for("a report", |report| matches!(report, Report::Group(_)))?;
     Ok(())

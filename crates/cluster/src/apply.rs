@@ -4,12 +4,13 @@
 //! time. Every change of authority leaves an event that tells its reason and proof.
 
 use crate::entry::{Change, Entry, FenceProof, Holder, NodePhase, Proof, Subject, VmPhase, VmSpec, Wanted};
-use crate::requests::{bytes_text, refuse};
+use crate::requests::refuse;
 use crate::scrubs::Scrubs;
 use crate::seam::{Answer, Refusal};
 use crate::state::{Authority, Event, Group, Image, Node, Owner, REQUESTS_MAX, State, Vm, Volume};
 use crate::vm_life::Step;
 use pollux_base::record::{LagBound, Lineage, Mode, Snapshots};
+use pollux_base::unit::bytes_text;
 use pollux_base::{
     ByteCount, Epoch, Generation, GroupId, GroupRecord, ImageId, Incarnation, NodeId, Stamp, VmId, VolumeId,
 };

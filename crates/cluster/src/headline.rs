@@ -4,11 +4,11 @@
 //! protection is never claimed that is not there.
 
 use crate::entry::{NodePhase, Wanted};
-use crate::requests::bytes_text;
 use crate::state::{Owner, State, Vm};
 use pollux_base::NodeId;
 use pollux_base::order::{PathReport, PathState};
 use pollux_base::pool::{PoolLevel, PoolReport};
+use pollux_base::unit::bytes_text;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 

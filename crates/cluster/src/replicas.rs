@@ -4,10 +4,10 @@
 //! without an in-sync replica, and none but a human's promotion names one that was not in sync before.
 
 use crate::entry::{Change, NodePhase};
-use crate::requests::bytes_text;
 use crate::seam::Refusal;
 use crate::state::{Group, Move, Owner, State};
 use pollux_base::record::{AtBound, LagBound, Mode};
+use pollux_base::unit::bytes_text;
 use pollux_base::{Generation, GroupId, GroupRecord, NodeId, Stamp};
 use std::collections::BTreeSet;
 

@@ -6,7 +6,7 @@
 use crate::entry::{Change, Subject, VmPhase, VmSpec};
 use crate::seam::Refusal;
 use crate::state::State;
-pub use pollux_base::unit::bytes_text;
+use pollux_base::unit::bytes_text;
 use pollux_base::unit::{BLOCK_BYTES, VOLUME_BYTES_MAX};
 use pollux_base::{ByteCount, NodeId};
 
@@ -303,12 +303,6 @@ fn not_found(text: String) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_are_told_in_the_unit_people_use() {
-        let texts = [0, 4096, 1 << 30, (3 << 30) / 2, 256 << 20, VOLUME_BYTES_MAX].map(bytes_text);
-        assert_eq!(texts, ["0 B", "4 KiB", "1 GiB", "1.5 GiB", "256 MiB", "1 PiB"]);
-    }
 
     #[test]
     fn names_that_could_be_paths_or_options_are_refused() {

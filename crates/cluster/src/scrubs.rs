@@ -6,11 +6,11 @@
 
 use crate::core::Cluster;
 use crate::entry::Change;
-use crate::requests::bytes_text;
 use crate::seam::Output;
 use crate::state::{Group, State};
 use pollux_base::order::{Finding, FindingKind, FoundBy, ScrubReport};
 use pollux_base::unit::BLOCK_BYTES;
+use pollux_base::unit::bytes_text;
 use pollux_base::{GroupId, Instant, NodeId, Order, Stamp};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

@@ -7,11 +7,12 @@
 use crate::apply::{Applying, mac_of};
 use crate::core::Cluster;
 use crate::entry::{Change, NodePhase, Subject, VmPhase, VmSpec, Wanted};
-use crate::requests::{bytes_text, check_name, check_size};
+use crate::requests::{check_name, check_size};
 use crate::seam::{Answer, Output, Refusal};
 use crate::state::{Group, Owner, Snapshot, State, Vm, Volume};
 use pollux_base::order::{Differences, ReplicaState};
 use pollux_base::record::{self, Frozen, Mode, Rollback};
+use pollux_base::unit::bytes_text;
 use pollux_base::{ByteCount, ExtentIndex, GroupId, Incarnation, Instant, NodeId, Order, SnapshotId, VmId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 

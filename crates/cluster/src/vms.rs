@@ -8,9 +8,9 @@
 
 use crate::core::Cluster;
 use crate::entry::{Change, NodePhase, VmPhase, Wanted};
-use crate::requests::bytes_text;
 use crate::seam::{Output, Refusal, VmCommand, VmEvent};
 use crate::state::Vm;
+use pollux_base::unit::bytes_text;
 use pollux_base::{ImageId, Incarnation, Instant, NodeId, VmId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;

@@ -36,7 +36,7 @@ impl DiskReader {
 
     /// All of it or an error.
     pub fn read(&self, offset: ByteCount, len: usize) -> io::Result<Data> {
-        let mut buffer = Buffer::zeroed(len);
+        let mut buffer = Buffer::any(len);
         self.file.read_exact_at(buffer.as_mut_slice(), offset.0)?;
         Ok(buffer.freeze())
     }

@@ -8,8 +8,8 @@ use pollux_base::{ByteCount, Instant, NodeId, Order, Report};
 use pollux_replica::take_as_stale;
 use pollux_replica::wire::Message;
 use pollux_store::faulty_disk::FaultyDisk;
-use pollux_store::{Disks, Input, Output, StoreRequestId};
-use std::collections::{BTreeSet, VecDeque};
+use pollux_store::{Disks, Input, StoreRequestId};
+use std::collections::BTreeSet;
 use world::*;
 
 /// Two nodes with data, B's disk as it was then, and much that was written and has cooled since, all in one generation.
@@ -38,28 +38,10 @@ fn is_refused(world: &World, node: NodeId) -> bool {
 /// As `blockd take-old-image` does it.
 fn take(disk: &mut FaultyDisk, node: NodeId) {
     let mut pool = Disks::open(CLUSTER, node, &[ByteCount(disk.size())]);
-    let mut ops: Option<VecDeque<_>> = None;
-    let mut number = 0;
-    loop {
-        while let Some(output) = pool.poll() {
-            match output {
-                Output::Disk(op) => disk.submit(op),
-                Output::Opened(result) => {
-                    result.unwrap();
-                    ops = Some(take_as_stale(pool.notes()).into());
-                }
-                Output::Ended(_, result) => assert!(result.is_ok()),
-                Output::Changed(..) | Output::Close(_) => unreachable!("nothing was asked of the disks"),
-            }
-        }
-        if let Some(done) = disk.complete_any() {
-            pool.handle(Instant(0), Input::Disk(done));
-        } else if let Some(op) = ops.as_mut().expect("it opens").pop_front() {
-            number += 1;
-            pool.handle(Instant(0), Input::Request(StoreRequestId(number), op));
-        } else {
-            return;
-        }
+    disk.run(&mut pool).unwrap();
+    for (op, number) in take_as_stale(pool.notes()).into_iter().zip(1..) {
+        pool.handle(Instant(0), Input::Request(StoreRequestId(number), op));
+        disk.run(&mut pool).unwrap();
     }
 }
 

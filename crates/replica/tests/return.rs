@@ -675,8 +675,7 @@ fn a_replica_that_counts_by_its_primarys_word_stays_whole_when_the_record_gets_a
         world.write_done(A, 1, 1, 2);
         world.decides = false;
         world.heal(A, B);
-        let is_current = |(_, _, report): &(_, _, Report)| matches!(report, Report::ReplicaCurrent { .. });
-        world.until("B is said to be current", |world| world.reports.iter().any(is_current));
+        world.until_said_current();
         world.take_snapshot();
         world.run_for(ms(50));
         world.decides = true;

@@ -151,8 +151,7 @@ fn a_replica_that_is_about_to_be_in_sync_takes_a_snapshot_when_it_is_asked_and_n
         world.write_done(A, 1, 1, 2);
         world.decides = false;
         world.heal(A, B);
-        let is_current = |(_, _, report): &(_, _, Report)| matches!(report, Report::ReplicaCurrent { .. });
-        world.until("B is said to be current", |world| world.reports.iter().any(is_current));
+        world.until_said_current();
         world.run_for(ms(20));
         // On its way to both when they lose each other.
         let write = world.write(A, 7, 1, 3);
@@ -191,8 +190,7 @@ fn a_primary_that_learns_late_of_a_snapshot_has_replicas_compared_that_were_not_
         world.decides = false;
         world.start(A);
         world.start(B);
-        let is_current = |(_, _, report): &(_, _, Report)| matches!(report, Report::ReplicaCurrent { .. });
-        world.until("B is said to be current", |world| world.reports.iter().any(is_current));
+        world.until_said_current();
         for _ in 0..seed {
             let end = world.now + ms(1);
             world.step(end);

@@ -5,8 +5,9 @@
 //! Everything is decided by seeds: the same calls give the same bytes. Invariants: `visible` is `durable` with every
 //! entry of `unflushed` applied in order; an operation under way has changed neither.
 
+use crate::{Disks, Input, Output};
 use pollux_base::data::Buffer;
-use pollux_base::{Data, DiskDone, DiskError, DiskOp, DiskOpId, DiskOpKind};
+use pollux_base::{Data, DiskDone, DiskError, DiskOp, DiskOpId, DiskOpKind, Instant};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -209,6 +210,23 @@ impl FaultyDisk {
             store(&mut self.visible, &pages);
         }
         self.durable = self.visible.clone();
+    }
+
+    /// Runs a pool that has this disk alone until it waits for nothing. The first error ends it.
+    pub fn run(&mut self, pool: &mut Disks) -> Result<(), String> {
+        loop {
+            while let Some(output) = pool.poll() {
+                match output {
+                    Output::Disk(op) => self.submit(op),
+                    Output::Opened(result) => result.map_err(|error| error.to_string())?,
+                    Output::Ended(_, result) => drop(result.map_err(|error| error.to_string())?),
+                    Output::Changed(_, result) => result?,
+                    Output::Close(_) => {}
+                }
+            }
+            let Some(done) = self.complete_any() else { return Ok(()) };
+            pool.handle(Instant(0), Input::Disk(done));
+        }
     }
 
     /// The next operation of this class fails with `error`. May be called again for the ones after.

@@ -326,8 +326,8 @@ fn a_snapshot_can_be_brought_up_to_date_by_its_own_name() {
     assert_eq!(rig.bytes(0, 4), [2, 5, 1, 1], "it shows where the volume has nothing of its own");
 }
 
-#[test]
-fn a_rotten_block_is_corrupt_for_everybody_who_shows_it_and_stays_so_when_layers_become_one() {
+/// A snapshot of four blocks, and the volume, of which one was written since.
+fn with_one_of_four_written_over() -> Rig {
     let mut rig = Rig::fresh();
     rig.heat(&[0], 1);
     rig.write(0, &[1, 2, 3, 4]);
@@ -335,6 +335,12 @@ fn a_rotten_block_is_corrupt_for_everybody_who_shows_it_and_stays_so_when_layers
     snapshot(&mut rig, VOLUME, SNAPSHOT);
     rig.heat(&[0], 1);
     rig.write(0, &[9]);
+    rig
+}
+
+#[test]
+fn a_rotten_block_is_corrupt_for_everybody_who_shows_it_and_stays_so_when_layers_become_one() {
+    let mut rig = with_one_of_four_written_over();
     let place = rig.disk.blocks().find(|(_, block)| block.iter().all(|byte| *byte == 2)).expect("it is there").0;
     rig.disk.rot(place * BLOCK as u64);
     assert_eq!(rig.corrupt(0, 4), [range(1, 1)]);
@@ -348,13 +354,7 @@ fn a_rotten_block_is_corrupt_for_everybody_who_shows_it_and_stays_so_when_layers
 /// Found by the simulator: a read that failed once while layers were made one lost for ever what it was about.
 #[test]
 fn what_cannot_be_read_while_layers_become_one_is_not_lost_and_they_become_one_later() {
-    let mut rig = Rig::fresh();
-    rig.heat(&[0], 1);
-    rig.write(0, &[1, 2, 3, 4]);
-    rig.cool(&[0]);
-    snapshot(&mut rig, VOLUME, SNAPSHOT);
-    rig.heat(&[0], 1);
-    rig.write(0, &[9]);
+    let mut rig = with_one_of_four_written_over();
     rig.cool(&[0]);
     assert_eq!(rig.bytes(0, 5), [9, 2, 3, 4, 0], "and so their checksums are in memory");
     rig.disk.fail_next(OpClass::Read, DiskError::Io("the medium fails".into(), 5));

@@ -2,7 +2,8 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
-use crate::site::{Node, Outcome, PATIENCE, Site};
+use crate::site::{self, Node, Outcome, PATIENCE, Site};
+use pollux_base::{NodeId, Order};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -108,4 +109,18 @@ fn round(part: &[&str], uri: &str, number: u64) -> Result<Duration, String> {
     let told: serde_json::Value = serde_json::from_str(json).map_err(|cause| format!("fio: {cause}\n{said}"))?;
     let longest = ["read", "write"].map(|what| told["jobs"][0][what]["clat_ns"]["max"].as_u64().unwrap_or(0));
     Ok(Duration::from_nanos(longest.into_iter().max().unwrap_or(0)))
+}
+
+/// What the primary holds, the other holds too, when it is alone. The primary is gone afterwards.
+pub fn replicas_hold_the_same(site: &Site, front: Front, first: Node, second: &mut Node) -> Outcome {
+    let (ours, theirs) = (site.dir.path().join("ours"), site.dir.path().join("theirs"));
+    site::run("nbdcopy", &[&first.uri(), site::text(&ours)])?;
+    drop(front);
+    first.kill()?;
+    second.order(&site::group(2, 2, &[2]))?;
+    second.order(&Order::Fenced { node: NodeId(1) })?;
+    second.wait_until_serving(2)?;
+    site::run("nbdcopy", &[&second.uri(), site::text(&theirs)])?;
+    assert!(std::fs::read(&ours)? == std::fs::read(&theirs)?, "the replicas differ");
+    Ok(())
 }

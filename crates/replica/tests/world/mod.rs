@@ -523,6 +523,12 @@ impl World {
         self.until("the snapshot is taken", |world| world.spec.snapshots.untaken().is_none());
     }
 
+    /// Until a primary has said that a replica counts; whether a record follows is another matter.
+    pub fn until_said_current(&mut self) {
+        let is_current = |(_, _, report): &(_, _, Report)| matches!(report, Report::ReplicaCurrent { .. });
+        self.until("a replica is said to be current", |world| world.reports.iter().any(is_current));
+    }
+
     /// Gives every node the record as it is now.
     pub fn order_all(&mut self) {
         let spec = self.spec.clone();
