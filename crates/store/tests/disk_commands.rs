@@ -151,6 +151,38 @@ fn a_disk_is_told_of_from_when_it_joins_until_it_has_left() {
     (0..8).for_each(|extent| assert_eq!(rig.bytes(extent * X, 1), [extent as u8 + 1]));
 }
 
+/// Seen in the lab: of a disk with nothing on it, which was drained, it was told for ever that it is healthy.
+#[test]
+fn whenever_a_disk_is_told_otherwise_the_word_is_another() {
+    for extents in [0u32, 8] {
+        let mut rig = Rig::fresh();
+        rig.more.push(blank());
+        let mut last = None;
+        let mut look = |rig: &Rig| {
+            let told: Vec<(DiskId, DiskState)> = rig.store.disks().iter().map(|disk| (disk.disk, disk.state)).collect();
+            let now = (rig.store.state_word(), told);
+            if let Some((word, before)) = last.replace(now.clone()) {
+                assert!(word != now.0 || before == now.1, "{before:?} became {:?} without a word", now.1);
+            }
+        };
+        let drains = [DiskChange::Drain { disk: SECOND }, DiskChange::Undrain { disk: SECOND }];
+        let drained = [DiskChange::Drain { disk: SECOND }, DiskChange::Remove { disk: SECOND }];
+        for (at, change) in [join_as(2, false)].into_iter().chain(drains).chain(drained).enumerate() {
+            let id = rig.ask_disks(change);
+            look(&rig);
+            while rig.step() {
+                look(&rig);
+            }
+            assert_eq!(rig.changed.remove(&id), Some(Ok(())));
+            if at == 0 {
+                rig.heat(&(0..extents).collect::<Vec<u32>>(), 1);
+                (0..u64::from(extents)).for_each(|extent| rig.write(extent * X, &[1]));
+                look(&rig);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_removal_that_is_cut_short_leaves_a_pool_that_opens_with_and_without_the_disk() {
     let mut is_over = false;

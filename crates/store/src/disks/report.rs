@@ -35,7 +35,9 @@ impl Disks {
 
     /// Another number when a disk's state may be another. Cheap, because it is asked for after every event.
     pub fn state_word(&self) -> u64 {
-        let members = self.first().pool().map_or(0, |pool| pool.catalog.members.len() as u64);
+        // As the catalog has them, which is what is told; `is_draining` is ahead of it.
+        let known = self.first().pool().into_iter().flat_map(|pool| pool.catalog.members.values());
+        let members = known.fold(1u64, |word, member| word.wrapping_mul(31).wrapping_add(member.state as u64));
         let failed = self.disks.iter().filter(|disk| disk.store.failed().is_some()).count() as u64;
         let word = |word: u64, disk: &Disk| {
             let bits = u64::from(disk.is_in) << 2 | u64::from(disk.is_draining) << 1 | u64::from(disk.columns == 0);
@@ -43,7 +45,7 @@ impl Disks {
         };
         let is_stalled = u64::from(self.stalled_at.is_some());
         // With one disk columns are not counted, and say nothing.
-        self.disks.iter().fold(is_stalled << 16 | failed << 8 | members, word)
+        self.disks.iter().fold(members.wrapping_mul(31).wrapping_add(is_stalled << 16 | failed << 8), word)
     }
 
     /// Errors of all disks since the pool was opened.
