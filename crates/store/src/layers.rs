@@ -8,6 +8,7 @@
 //! old layer's extents cool in the background. So it is one point in the order of requests, and whoever had an extent
 //! marked hot still has it.
 
+use crate::catalog::Catalog;
 use crate::control::Change;
 use crate::hot::HotExtent;
 use crate::journal::HOT_MARKS_MAX;
@@ -28,8 +29,17 @@ pub fn nobody() -> RequestId {
 
 /// What gives volumes a new top layer.
 pub enum Turn {
-    Snapshot { of: Vec<(VolumeId, VolumeId)> },
-    Rollback { volume: VolumeId, snapshot: VolumeId, generation: Generation, also: Vec<ExtentIndex> },
+    Snapshot {
+        of: Vec<(VolumeId, VolumeId)>,
+    },
+    Rollback {
+        volume: VolumeId,
+        snapshot: VolumeId,
+        generation: Generation,
+        also: Vec<ExtentIndex>,
+    },
+    /// At open: those that this disk missed.
+    Adopt(Box<Catalog>),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -74,6 +84,15 @@ impl Pool {
                 }
                 vec![*volume]
             }
+            Turn::Adopt(ahead) => {
+                let is_moved = |volume: &VolumeId| self.layer_of(*volume) != ahead.volumes.get(volume).map(|v| v.layer);
+                ahead
+                    .volumes
+                    .keys()
+                    .filter(|volume| self.layer_of(**volume).is_some() && is_moved(volume))
+                    .copied()
+                    .collect()
+            }
         };
         let mut tops = Vec::new();
         for volume in volumes {
@@ -85,6 +104,7 @@ impl Pool {
         match &turn {
             Turn::Snapshot { of } => self.held.volumes.extend(of.iter().map(|(_, snapshot)| *snapshot)),
             Turn::Rollback { snapshot, .. } => drop(self.held.volumes.insert(*snapshot)),
+            Turn::Adopt(_) => {}
         }
         self.held.groups = tops.iter().map(|(volume, _)| self.catalog.volumes[volume].group).collect();
         // Who had an extent hot may write to it although it waits for this.
@@ -157,14 +177,21 @@ impl Pool {
                 marked += usize::from(hot.marked.is_some());
             }
         }
+        if self.hot.len() + marked > HOT_MARKS_MAX {
+            if matches!(turning.turn, Turn::Adopt(_)) {
+                self.freeze_beneath();
+            }
+            return;
+        }
         // The numbers of the new layers must be known before they are in the catalog.
-        if self.hot.len() + marked > HOT_MARKS_MAX || self.catalog_commit.is_some() || !self.catalog_queue.is_empty() {
+        if self.catalog_commit.is_some() || !self.catalog_queue.is_empty() {
             return;
         }
         let mut next = self.catalog.clone();
         match &turning.turn {
             Turn::Snapshot { of } => next.snapshot(of),
             Turn::Rollback { volume, snapshot, generation, .. } => next.roll_back(*volume, *snapshot, *generation, &[]),
+            Turn::Adopt(ahead) => next.adopt((**ahead).clone()),
         }
         let mut marks = Vec::new();
         for (volume, old) in &turning.tops {
@@ -218,6 +245,7 @@ impl Pool {
                 let extents = self.differing(volume, snapshot).into_iter().chain(hot).chain(also).collect();
                 Change::Rollback { volume, snapshot, generation, extents }
             }
+            Turn::Adopt(ahead) => Change::Adopt(ahead.clone()),
         };
         self.finish_one(request);
         self.catalog_queue.push_back((request, change));
@@ -261,6 +289,13 @@ impl Pool {
                 Some(_) => {}
             }
         }
+    }
+
+    /// The same of marks that a turn before the last crash left beneath its new layers.
+    fn freeze_beneath(&mut self) {
+        let has_children = |layer: LayerId| self.catalog.layers.values().any(|above| above.parent == Some(layer));
+        let beneath = self.hot.keys().filter(|(layer, _)| has_children(*layer)).copied();
+        self.freezing.extend(beneath.collect::<Vec<Key>>());
     }
 
     pub fn begin_clone(

@@ -315,10 +315,7 @@ impl Pool {
                 self.change_catalog(id, Change::Arriving(column));
                 Ok(())
             }
-            StoreOp::Adopt(CatalogCopy(ahead)) => {
-                self.change_catalog(id, Change::Adopt(ahead));
-                Ok(())
-            }
+            StoreOp::Adopt(CatalogCopy(ahead)) => self.begin_turn(id, Turn::Adopt(ahead)),
             StoreOp::Flush => {
                 let request = self.requests.insert(Request::change(id, 1));
                 self.flush(FlushThen::Request(request));

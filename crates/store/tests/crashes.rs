@@ -72,6 +72,23 @@ fn histories_in_which_disks_join_and_leave_lose_nothing() {
     }
 }
 
+/// Short ones, so that more crashes come in the middle of a change of the catalog.
+#[test]
+fn short_histories_in_which_disks_join_and_leave_lose_nothing() {
+    for seed in seeds(5_000_000, 60).chain(seeds(6_000_000, 60)) {
+        let mut luck = Luck::new(seed);
+        let mut history = History::with_disks(seed);
+        for _ in 0..5 {
+            or_fail(seed, "run", history.run(luck.below(500)));
+            let crash = if luck.one_in(2) { Crash::Kill } else { Crash::PowerCut };
+            for _ in history.rig.disks_mut() {
+                luck.draw();
+            }
+            history = or_fail(seed, "crash", history.crash(crash));
+        }
+    }
+}
+
 /// The checker is of use: on a disk whose flushes do nothing it must find losses.
 #[test]
 fn a_disk_that_lies_about_flushes_is_found_out() {

@@ -1,7 +1,8 @@
 //! Opening a pool of several disks: each store by itself, then they are compared, and what one missed it is told.
 //!
 //! A change of the catalog is made on all disks and acknowledged when all have it. So after a crash some may lack the last
-//! ones, and those who lack them have not let go on what was held behind them: they adopt them now.
+//! ones, and those who lack them have not let go on what was held behind them: they adopt them now, with the marks that go with
+//! new layers.
 
 use super::{Column, Disk, Disks};
 use crate::catalog::CatalogCopy;
