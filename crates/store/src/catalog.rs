@@ -26,8 +26,8 @@ pub struct Catalog {
     /// Changes so far that every disk of the pool makes: of two disks the one with more is ahead.
     pub changes: u64,
     pub members: BTreeMap<DiskId, Member>,
-    /// Extents of volumes that may have been on a disk that is out, first and count: what of them has no slot here is lost.
-    pub lost: BTreeMap<VolumeId, Vec<(u32, u32)>>,
+    /// Extents that may have been on a disk that is out, first and count: of those that live on no disk all is lost.
+    pub lost: BTreeMap<FamilyId, Vec<(u32, u32)>>,
     /// An extent that is on its way here from a disk that is being drained. What there is of it counts only once the other
     /// disk has forgotten it.
     pub arriving: Option<(FamilyId, ExtentIndex)>,
@@ -85,7 +85,7 @@ pub struct Replaced {
     pub extents: Vec<(u32, u32)>,
 }
 
-/// Ranges of one rollback, or of what one volume lost. More are joined over their smallest gaps.
+/// Ranges of one rollback, or of what one family lost. More are joined over their smallest gaps.
 const RANGES_MAX: usize = 64;
 
 /// Extents as ranges, first and count: at most `RANGES_MAX`, so with some that lie between.

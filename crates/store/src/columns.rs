@@ -5,7 +5,7 @@ use crate::hot::Checksums;
 use crate::lanes::{FamilyId, Key};
 use crate::leaf::LOST_CHECKSUM;
 use crate::pool::{LogThen, Pool};
-use crate::record::{FORGET_SLOTS_MAX, Mask, Record, set_bit};
+use crate::record::{FORGET_SLOTS_MAX, LOSE_SLOTS_MAX, Mask, Record, set_bit};
 use crate::slots::{LayerId, SlotState};
 use crate::transfer::{PartId, Request, Work, marked};
 use crate::{StoreError, StoreRequestId};
@@ -67,6 +67,34 @@ impl Pool {
         self.writer_arrives(key);
         self.give_slot(key);
         self.add_part(request, layer, lost, lost, Work::Lose);
+        Ok(())
+    }
+
+    pub fn begin_lose_column(
+        &mut self,
+        id: StoreRequestId,
+        volume: VolumeId,
+        extent: ExtentIndex,
+        blocks: u16,
+        generation: Generation,
+    ) -> Result<(), StoreError> {
+        let layer = self.known_volume(volume)?.layer;
+        // Each layer may have had something there. One that is just becoming a part of another takes no more.
+        let mut layers = self.layers_of_family(self.catalog.layers[&layer].family);
+        layers.retain(|layer| self.merging_into(*layer).is_none());
+        if layers.len() > self.table.vacant() || layers.len() > LOSE_SLOTS_MAX {
+            return Err(StoreError::Full);
+        }
+        let mut slots = Vec::new();
+        for layer in layers {
+            let slot = self.table.take().expect("there are as many");
+            let before = self.layers.get_mut(&layer).expect("the layer is known").extents.insert(extent, slot);
+            assert!(before.is_none(), "{extent:?} of {layer:?} lives here");
+            self.losing.insert((layer, extent));
+            slots.push((slot, layer));
+        }
+        let request = self.requests.insert(Request::change(id, 1));
+        self.journal.queue_then(Record::Lose { extent, blocks, generation, slots }, LogThen::Request(request));
         Ok(())
     }
 

@@ -51,7 +51,7 @@ pub enum Change {
     },
     Members {
         members: BTreeMap<DiskId, Member>,
-        lost: BTreeMap<VolumeId, Vec<(u32, u32)>>,
+        lost: BTreeMap<FamilyId, Vec<(u32, u32)>>,
     },
     Adopt(Box<Catalog>),
     Arriving(Option<(FamilyId, ExtentIndex)>),
@@ -195,7 +195,6 @@ impl Pool {
                     next.volumes.insert(volume, volume_now) != Some(volume_now)
                 }
                 Change::Delete { volume } => {
-                    next.lost.remove(&volume);
                     // It ends later, when the space is free.
                     deleted.push((volume, id));
                     next.changes += u64::from(next.volumes.remove(&volume).is_some());

@@ -182,8 +182,13 @@ impl Pool {
         let sums = match hot.loaded() {
             Some(sums) if sums.iter().any(|sum| !sum.is_zero()) => sums,
             _ => {
-                let empty =
-                    Slot { state: SlotState::Empty, leaf: None, units: Units::default(), ..hot.descriptor.clone() };
+                let empty = Slot {
+                    state: SlotState::Empty,
+                    leaf: None,
+                    lost: 0,
+                    units: Units::default(),
+                    ..hot.descriptor.clone()
+                };
                 return self.commit_cooling(key, Some(empty));
             }
         };
@@ -237,7 +242,8 @@ impl Pool {
         let spare = hot.spare_leaf.take().expect("the leaf was written there");
         let leaf = LeafPlace { blocks, ..spare };
         let leaf_sequence = hot.descriptor.leaf_sequence + 1;
-        let descriptor = Slot { leaf: Some(leaf), leaf_sequence, state: SlotState::Data, ..hot.descriptor.clone() };
+        let state = hot.loaded().map_or(SlotState::Data, SlotState::of);
+        let descriptor = Slot { leaf: Some(leaf), lost: 0, leaf_sequence, state, ..hot.descriptor.clone() };
         if blocks < spare.blocks {
             self.space.drop_leaf(LeafPlace {
                 block: spare.block + blocks,
@@ -288,7 +294,8 @@ impl Pool {
             self.table.give_back(slot);
             return;
         }
-        if let (Some(slot), SlotState::Data, Checksums::Loaded(sums)) = (hot.slot, hot.descriptor.state, hot.checksums)
+        if let (Some(slot), true, Checksums::Loaded(sums)) =
+            (hot.slot, hot.descriptor.state.holds_data(), hot.checksums)
         {
             self.leaves.insert(slot, Arc::from(sums));
         }

@@ -129,7 +129,7 @@ fn catalog_seeds() -> Vec<Vec<u8>> {
     catalog.roll_back(VolumeId(1), VolumeId(9), Generation(6), &[ExtentIndex(3), ExtentIndex(4), ExtentIndex(9)]);
     let member = Member { size: ByteCount(1 << 30), path: "/dev/sdb".into(), state: MemberState::Draining, life: 3 };
     catalog.members.insert(DiskId(7), member);
-    catalog.lost.insert(VolumeId(2), vec![(0, 4), (9, 1)]);
+    catalog.lost.insert(FamilyId(1), vec![(0, 4), (9, 1)]);
     catalog.arriving = Some((FamilyId(1), ExtentIndex(2)));
     catalog.changes = 12;
     vec![empty, plain, body(&catalog)]
@@ -171,6 +171,7 @@ fn examples() -> Vec<Record> {
         Record::Hole { slot: 3, first: 8, count: 8 },
         Record::Merge { into: 3, descriptor: Box::new(slot(9)), from: 4, leaf_sequence: 6 },
         Record::Forget { slots: vec![(3, 4), (5, 6)] },
+        Record::Lose { extent, blocks: 1024, generation: Generation(4), slots: vec![(7, layer)] },
         Record::Mask(Box::new(mask)),
     ]
 }

@@ -7,7 +7,7 @@
 use crate::layout::{LeafPlace, UNIT_BLOCKS, UNITS};
 use crate::leaf::{HOLE_CHECKSUM, LOST_CHECKSUM, SUMS, Sums, is_data};
 use crate::record::{Mask, bit, set_bit};
-use crate::slots::{Slot, SlotState};
+use crate::slots::Slot;
 use crate::transfer::RequestId;
 use crate::units::{UnitBits, UnitRun};
 use pollux_base::{BlockChecksum, Generation};
@@ -190,7 +190,7 @@ impl HotExtent {
     /// is in use again.
     pub fn new(generation: Generation, slot: Option<(u32, Slot)>) -> HotExtent {
         let (slot, descriptor) = slot.map_or((None, Slot::default()), |(slot, descriptor)| (Some(slot), descriptor));
-        let holds_data = descriptor.state == SlotState::Data;
+        let holds_data = descriptor.state.holds_data();
         let mut hot = HotExtent {
             generation,
             marked: None,
@@ -340,6 +340,7 @@ impl HotExtent {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::slots::SlotState;
 
     #[test]
     fn a_mask_restates_what_the_records_before_it_said() {

@@ -129,6 +129,7 @@ impl Pool {
             | StoreOp::Write { volume, .. }
             | StoreOp::Zero { volume, .. }
             | StoreOp::Lose { volume, .. }
+            | StoreOp::LoseColumn { volume, .. }
             | StoreOp::Forget { volume, .. }
             | StoreOp::Checksums { volume, .. } => (vec![*volume], None, false),
             StoreOp::Clone { of, volume, .. } => (vec![*of, *volume], None, true),
@@ -338,10 +339,18 @@ impl Pool {
         self.catalog.chain(layer).flat_map(|layer| self.hot.range(all_of(layer)).map(|((_, x), _)| *x)).collect()
     }
 
-    /// Extents last changed under a generation above `generation`, hot ones included. Beneath a layer whose ground counts
+    /// Extents of which blocks are lost in any of the volume's layers.
+    fn damaged(&self, layer: LayerId) -> impl Iterator<Item = ExtentIndex> {
+        let extents =
+            self.catalog.chain(layer).filter_map(|layer| self.layers.get(&layer)).flat_map(|map| &map.extents);
+        extents.filter(|(_, slot)| self.table.get(**slot).state == SlotState::Damaged).map(|(extent, _)| *extent)
+    }
+
+    /// Extents last changed under a generation above `generation`, hot and damaged ones included. Beneath a layer whose ground counts
     /// the generations of another group the layer says in which of its own all that is there came to it.
     pub fn changed_since(&self, layer: LayerId, size: u64, generation: Generation) -> BTreeSet<ExtentIndex> {
         let mut changed = self.hot_of(layer);
+        changed.extend(self.damaged(layer));
         let mut foreign: Option<Generation> = None;
         for layer in self.catalog.chain(layer) {
             let Some((map, known)) = self.layers.get(&layer).zip(self.catalog.layers.get(&layer)) else { continue };

@@ -12,7 +12,7 @@ use std::ops::Range;
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-pub const FORMAT_VERSION: u16 = 3;
+pub const FORMAT_VERSION: u16 = 4;
 pub const BLOCK: usize = BLOCK_BYTES as usize;
 const MAGIC: [u8; 8] = *b"PolluxMB";
 

@@ -38,6 +38,13 @@ pub struct LeafOwner {
     pub sequence: u64,
 }
 
+/// Without a leaf: the first `lost` blocks are lost, and of all others there is nothing.
+pub fn leafless(lost: u16) -> Box<Sums> {
+    let mut sums = Box::new([BlockChecksum::ZERO; SUMS]);
+    sums[..usize::from(lost)].fill(LOST_CHECKSUM);
+    sums
+}
+
 /// The checksums of one unit.
 fn of_unit(unit: usize) -> std::ops::Range<usize> {
     unit * UNIT_BLOCKS..(unit + 1) * UNIT_BLOCKS

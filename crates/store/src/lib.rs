@@ -132,10 +132,14 @@ pub enum StoreOp {
     /// What the volume itself has of the extent is lost with a disk: each block is corrupt until it is written or zeroed
     /// again, also after a crash. The extent must be hot.
     Lose { volume: VolumeId, extent: ExtentIndex },
+    /// What the volume, and whatever shares its origin, has of the first `blocks` blocks of the extent is lost with another disk: they
+    /// are corrupt, in each of those volumes, until they are written or zeroed there. Nothing of the extent is here yet.
+    /// Ends in `Done` when durable. `Full`: no room to say so.
+    LoseColumn { volume: VolumeId, extent: ExtentIndex, blocks: u16, generation: Generation },
     /// All that the volume, and whatever shares its origin, has of the extent is gone from here, all of it or nothing: it
     /// lives on another disk. Ends in `Done` when durable.
     Forget { volume: VolumeId, extent: ExtentIndex },
-    /// Which disks the pool has, and which extents may have been on one that is out.
+    /// Which disks the pool has, and which extents may have been on one that is out, for each origin by one of its volumes.
     PutMembers { members: BTreeMap<DiskId, Member>, lost: BTreeMap<VolumeId, Vec<(u32, u32)>> },
     /// Remembers durably that an extent of the volume, and of whatever shares its origin, is on its way here; `None`: nothing is.
     PutArriving { column: Option<(VolumeId, ExtentIndex)> },

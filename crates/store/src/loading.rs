@@ -6,7 +6,6 @@ use crate::lanes::Key;
 use crate::layout::{BLOCK, UNIT_BLOCKS};
 use crate::leaf::{self, HOLE_CHECKSUM, LOST_CHECKSUM, LeafOwner, SUMS, Sums, is_data};
 use crate::pool::{DiskThen, Pool, block_of};
-use crate::slots::SlotState;
 use crate::transfer::{PartId, pieces};
 use pollux_base::{BlockChecksum, ByteCount, Data, DiskOpKind};
 use std::sync::Arc;
@@ -31,7 +30,7 @@ impl Pool {
             return !matches!(hot.checksums, Checksums::Unloaded);
         }
         match self.view(key) {
-            Some((slot, descriptor)) => descriptor.state != SlotState::Data || self.leaves.peek(slot).is_some(),
+            Some((slot, descriptor)) => !descriptor.state.holds_data() || self.leaves.peek(slot).is_some(),
             None => true,
         }
     }
@@ -44,7 +43,7 @@ impl Pool {
         }
         let (slot, descriptor) = self.view(key).expect("what has checksums has a slot");
         let leaf = descriptor.leaf;
-        let sums = Box::new([BlockChecksum::ZERO; SUMS]);
+        let sums = leaf::leafless(descriptor.lost);
         self.loads.insert(key, Load { slot, sums, leaf: Vec::new(), reads_left: 0, parts: part.into_iter().collect() });
         self.layers.get_mut(&key.0).expect("the layer is known").busy += 1;
         match leaf {

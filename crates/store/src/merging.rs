@@ -54,7 +54,7 @@ impl Pool {
     /// Goes on making layers one, if there is anything to.
     pub fn step_merge(&mut self) {
         // Marks that it moved during a turn would be on the old layer only.
-        if self.turning.is_some() {
+        if self.turning.is_some() || !self.losing.is_empty() {
             return;
         }
         if self.merging.is_none() && std::mem::take(&mut self.may_merge) {
@@ -111,6 +111,11 @@ impl Pool {
             }
         }
         !marks.is_empty()
+    }
+
+    /// The layer that is taking over all of this one.
+    pub fn merging_into(&self, parent: LayerId) -> Option<LayerId> {
+        self.merging.as_ref().filter(|merging| merging.parent == parent).map(|merging| merging.child)
     }
 
     /// Whether the extent's slot is just being made one with another.
@@ -214,11 +219,12 @@ impl Pool {
         units.compact();
         let hot_generation = self.hot.get(&above).map(|hot| hot.generation).unwrap_or_default();
         let descriptor = Slot {
-            state: if sums.iter().all(|sum| sum.is_zero()) { SlotState::Empty } else { SlotState::Data },
+            state: SlotState::of(&sums),
             layer: above.0,
             extent: above.1.0,
             generation: into.generation.max(from.generation).max(hot_generation),
             leaf: None,
+            lost: 0,
             leaf_sequence: into.leaf_sequence + 1,
             units,
         };
@@ -241,7 +247,7 @@ impl Pool {
         if let Some(hot) = self.hot.get(&key) {
             return hot.loaded().map_or(none, |sums| Box::new(*sums));
         }
-        let slot = self.view(key).filter(|(_, slot)| slot.state == SlotState::Data).map(|(number, _)| number);
+        let slot = self.view(key).filter(|(_, slot)| slot.state.holds_data()).map(|(number, _)| number);
         slot.map_or(none, |slot| Box::new(*self.leaves.get(slot).expect("the leaf was loaded")))
     }
 
@@ -348,7 +354,7 @@ impl Pool {
         };
         self.layers.get_mut(&above.0).expect("the layer is known").extents.insert(above.1, slot);
         let descriptor = self.table.get(slot).clone();
-        let holds_data = descriptor.state == SlotState::Data;
+        let holds_data = descriptor.state.holds_data();
         match self.hot.get_mut(&above) {
             Some(hot) => {
                 let sums = sums.or_else(|| self.leaves.get(slot).map(|leaf| Box::new(*leaf)));

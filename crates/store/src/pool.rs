@@ -165,6 +165,8 @@ pub struct Pool {
     pub merge_held: Vec<(StoreRequestId, StoreOp)>,
     /// Layers that are gone from the catalog and whose slots are being freed.
     pub leaving: BTreeMap<LayerId, Leaving>,
+    /// Slots that tell of what is lost, on their way to the journal.
+    pub losing: BTreeSet<Key>,
     pub layers: BTreeMap<LayerId, LayerMap>,
     pub table: SlotTable,
     pub space: Space,
@@ -212,7 +214,7 @@ impl Pool {
         }
         let hot = found.hot.into_iter().map(|(key, found)| {
             let slot = found.slot.map(|slot| (slot, table.get(slot).clone()));
-            let holds_data = slot.as_ref().is_some_and(|(_, slot)| slot.state == SlotState::Data);
+            let holds_data = slot.as_ref().is_some_and(|(_, slot)| slot.state.holds_data());
             // Whether it was changed under its mark nobody knows.
             let dirty = slot.is_some();
             let mut hot = HotExtent::new(found.generation, slot);
@@ -241,6 +243,7 @@ impl Pool {
             stalled: Vec::new(),
             merge_held: Vec::new(),
             leaving: BTreeMap::new(),
+            losing: BTreeSet::new(),
             layers,
             hot: hot.collect(),
             table,
@@ -304,8 +307,13 @@ impl Pool {
             StoreOp::Write { volume, range, data, checksums } => self.begin_write(id, volume, range, data, checksums),
             StoreOp::Zero { volume, range } => self.begin_zero(id, volume, range),
             StoreOp::Lose { volume, extent } => self.begin_lose(id, volume, extent),
+            StoreOp::LoseColumn { volume, extent, blocks, generation } => {
+                self.begin_lose_column(id, volume, extent, blocks, generation)
+            }
             StoreOp::Forget { volume, extent } => self.begin_forget(id, volume, extent),
             StoreOp::PutMembers { members, lost } => {
+                let family = |volume| Some(self.catalog.layers.get(&self.layer_of(volume)?)?.family);
+                let lost = lost.into_iter().filter_map(|(volume, ranges)| Some((family(volume)?, ranges))).collect();
                 self.change_catalog(id, Change::Members { members, lost });
                 Ok(())
             }
@@ -453,6 +461,15 @@ impl Pool {
                 Record::Forget { slots } => {
                     let freed = |(slot, leaf_sequence)| (slot, Slot { leaf_sequence, ..Slot::default() });
                     self.on_slots_committed(slots.into_iter().map(freed).collect(), committed.last);
+                }
+                Record::Lose { extent, blocks, generation, slots } => {
+                    let mut lost = Vec::new();
+                    for (slot, layer) in slots {
+                        let sequence = self.table.get(slot).leaf_sequence;
+                        self.losing.remove(&(layer, extent));
+                        lost.push((slot, Record::lost_slot(layer, extent, blocks, generation, sequence)));
+                    }
+                    self.on_slots_committed(lost, committed.last);
                 }
                 Record::Hot { .. }
                 | Record::Cold { .. }
@@ -681,7 +698,8 @@ impl Pool {
                 let key = (*layer, *extent);
                 assert_eq!(owned.insert(*slot, key), None, "slot {slot} belongs to one extent");
                 let descriptor = self.table.get(*slot);
-                let untold = descriptor.state == SlotState::Free && self.hot.contains_key(&key);
+                let untold =
+                    descriptor.state == SlotState::Free && (self.hot.contains_key(&key) || self.losing.contains(&key));
                 assert!(untold || descriptor.owner() == key, "slot {slot} knows its owner");
             }
         }

@@ -4,7 +4,7 @@ use crate::lanes::Key;
 use crate::layout::{BLOCK, UNIT_BLOCKS};
 use crate::leaf::{HOLE_CHECKSUM, LOST_CHECKSUM, SUMS, Sums, is_data};
 use crate::pool::{DiskThen, Pool, block_of};
-use crate::slots::{LayerId, Slot, SlotState};
+use crate::slots::{LayerId, Slot};
 use crate::transfer::{PartId, Request, Work, pieces};
 use crate::units::Units;
 use crate::{StoreError, StoreReply, StoreRequestId};
@@ -105,7 +105,7 @@ impl Pool {
         source: Option<(u16, &mut Vec<u16>)>,
     ) {
         let is_hot = self.hot.contains_key(&key);
-        let slot = self.view(key).filter(|(_, slot)| slot.state == SlotState::Data).map(|(number, _)| number);
+        let slot = self.view(key).filter(|(_, slot)| slot.state.holds_data()).map(|(number, _)| number);
         let leaf = slot.filter(|_| !is_hot).map(|slot| self.leaves.get(slot).expect("the leaf was loaded"));
         let found = match &leaf {
             Some(leaf) => Some(&**leaf),

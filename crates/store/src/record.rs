@@ -3,7 +3,7 @@
 
 use crate::layout::PAYLOAD_BYTES;
 use crate::leaf::SUMS;
-use crate::slots::{LayerId, Slot, checked};
+use crate::slots::{LayerId, Slot, SlotState, checked};
 use crate::units::UnitRun;
 use pollux_base::{BlockChecksum, ExtentIndex, Generation};
 
@@ -12,6 +12,9 @@ pub const VALID_BLOCKS_MAX: usize = 128;
 
 /// Slots in one `Forget` record: it must fit a block.
 pub const FORGET_SLOTS_MAX: usize = (PAYLOAD_BYTES - 4) / 12;
+
+/// Likewise in one `Lose` record.
+pub const LOSE_SLOTS_MAX: usize = (PAYLOAD_BYTES - 20) / 12;
 
 /// One bit per block of an extent.
 pub type Bitmap = [u8; SUMS / 8];
@@ -45,6 +48,8 @@ pub enum Record {
     Merge { into: u32, descriptor: Box<Slot>, from: u32, leaf_sequence: u64 },
     /// These slots are free, all of them or none: their extent lives on another disk. With each its `leaf_sequence`.
     Forget { slots: Vec<(u32, u64)> },
+    /// These slots of the extent, each of a layer, are damaged, all of them or none: its first blocks, so many, are lost.
+    Lose { extent: ExtentIndex, blocks: u16, generation: Generation, slots: Vec<(u32, LayerId)> },
     /// Restates all blocks of a hot extent, so that the journal can forget the records before.
     Mask(Box<Mask>),
 }
@@ -82,11 +87,35 @@ const UNIT: u8 = 7;
 const HOLE: u8 = 8;
 const MERGE: u8 = 9;
 const FORGET: u8 = 10;
+const LOSE: u8 = 11;
 
 impl Record {
     /// Whether whoever asked for it waits until it is on stable storage, not just out of this process.
     pub fn is_sync(&self) -> bool {
-        matches!(self, Record::Hot { .. } | Record::Cold { .. } | Record::Merge { .. } | Record::Forget { .. })
+        match self {
+            Record::Hot { .. }
+            | Record::Cold { .. }
+            | Record::Merge { .. }
+            | Record::Forget { .. }
+            | Record::Lose { .. } => true,
+            Record::Slot { .. }
+            | Record::Unit { .. }
+            | Record::Valid { .. }
+            | Record::Zero { .. }
+            | Record::Hole { .. }
+            | Record::Mask(_) => false,
+        }
+    }
+
+    /// What each slot of a `Lose` is from then on; `leaf_sequence`: as it was.
+    pub fn lost_slot(
+        layer: LayerId,
+        extent: ExtentIndex,
+        lost: u16,
+        generation: Generation,
+        leaf_sequence: u64,
+    ) -> Slot {
+        Slot { state: SlotState::Damaged, layer, extent: extent.0, generation, lost, leaf_sequence, ..Slot::default() }
     }
 
     /// The slots that it is about.
@@ -100,6 +129,7 @@ impl Record {
             | Record::Hole { slot, .. } => vec![*slot],
             Record::Merge { into, from, .. } => vec![*into, *from],
             Record::Forget { slots } => slots.iter().map(|(slot, _)| *slot).collect(),
+            Record::Lose { slots, .. } => slots.iter().map(|(slot, _)| *slot).collect(),
             Record::Mask(mask) => vec![mask.slot],
         }
     }
@@ -115,6 +145,7 @@ impl Record {
             Record::Zero { .. } | Record::Hole { .. } => 12,
             Record::Merge { descriptor, .. } => 20 + descriptor.record_len(),
             Record::Forget { slots } => 4 + 12 * slots.len(),
+            Record::Lose { slots, .. } => 20 + 12 * slots.len(),
             Record::Mask(_) => 8 + 4 * SUMS / 8,
         }
     }
@@ -132,6 +163,7 @@ impl Record {
             Record::Hole { .. } => HOLE,
             Record::Merge { .. } => MERGE,
             Record::Forget { .. } => FORGET,
+            Record::Lose { .. } => LOSE,
             Record::Mask(_) => MASK,
         };
         let len = self.encoded_len() as u16;
@@ -178,6 +210,15 @@ impl Record {
                 for (slot, leaf_sequence) in slots {
                     out.extend_from_slice(&slot.to_le_bytes());
                     out.extend_from_slice(&leaf_sequence.to_le_bytes());
+                }
+            }
+            Record::Lose { extent, blocks, generation, slots } => {
+                out.extend_from_slice(&extent.0.to_le_bytes());
+                out.extend_from_slice(&u32::from(*blocks).to_le_bytes());
+                out.extend_from_slice(&generation.0.to_le_bytes());
+                for (slot, layer) in slots {
+                    out.extend_from_slice(&slot.to_le_bytes());
+                    out.extend_from_slice(&layer.0.to_le_bytes());
                 }
             }
             Record::Mask(mask) => {
@@ -236,6 +277,16 @@ impl Record {
                 }
                 Record::Forget { slots }
             }
+            LOSE => {
+                let (extent, blocks) = (ExtentIndex(fields.u32()?), u16::try_from(fields.u32()?).ok()?);
+                in_extent(0, blocks)?;
+                let generation = Generation(fields.u64()?);
+                let mut slots = Vec::new();
+                while !fields.0.is_empty() {
+                    slots.push((fields.u32()?, LayerId(fields.u64()?)));
+                }
+                Record::Lose { extent, blocks, generation, slots }
+            }
             MASK => {
                 let slot = fields.u32()?;
                 let mut map = || Some(Bitmap::try_from(fields.take(SUMS / 8)?).expect("as many as asked for"));
@@ -293,7 +344,6 @@ pub fn pack<'a>(records: impl Iterator<Item = &'a Record>, blocks_max: usize) ->
 mod tests {
     use super::*;
     use crate::layout::LeafPlace;
-    use crate::slots::SlotState;
     use crate::units::NO_UNIT;
 
     fn examples() -> Vec<Record> {
@@ -316,6 +366,7 @@ mod tests {
             Record::Hole { slot: 4, first: 1023, count: 1 },
             Record::Merge { into: 4, descriptor: Box::new(Slot::default()), from: 5, leaf_sequence: 6 },
             Record::Forget { slots: vec![(4, 7), (9, 0)] },
+            Record::Lose { extent: ExtentIndex(7), blocks: 1000, generation: Generation(2), slots: vec![(4, layer)] },
             Record::Mask(Box::new(mask)),
         ]
     }

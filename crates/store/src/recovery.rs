@@ -293,6 +293,14 @@ fn replay(journal: journal::Found, geometry: &Geometry, found: &mut Found, fault
                     masks.remove(&slot);
                 }
             }
+            Record::Lose { extent, blocks, generation, slots } => {
+                for (slot, layer) in slots {
+                    grow(found, slot);
+                    let before = &mut found.slots[slot as usize];
+                    *before = Record::lost_slot(layer, extent, blocks, generation, before.leaf_sequence);
+                    masks.remove(&slot);
+                }
+            }
             Record::Mask(mask) => masks.entry(mask.slot).or_default().on_mask(&mask),
         }
     }

@@ -8,6 +8,7 @@
 
 use crate::layout::{BLOCK, BlockKind, DESCRIPTOR_BYTES, DESCRIPTORS_PER_BLOCK, Geometry, HEADER_BYTES, Header};
 use crate::layout::{LeafPlace, UNIT_BLOCKS, UNITS, table_block_of, unseal};
+use crate::leaf::{LOST_CHECKSUM, SUMS, Sums};
 use crate::superblock::{COUNT_MAX, sealed};
 use crate::units::{NO_UNIT, UnitRun, Units};
 use pollux_base::{Data, ExtentIndex, Generation, PoolId};
@@ -40,7 +41,7 @@ const UNITS_OFFSET: usize = DESCRIPTOR_BYTES - 4 * UNITS;
 /// Bytes of a run of units in a record of the journal.
 const RUN_BYTES: usize = 8;
 
-/// What a slot is used for. Life: `Free` -> `Data` <-> `Empty` -> `Free`.
+/// What a slot is used for. Life: `Free` -> `Data` or `Damaged` <-> `Empty` -> `Free`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum SlotState {
     #[default]
@@ -49,6 +50,23 @@ pub enum SlotState {
     Data,
     /// The extent holds nothing any more; the slot stays to tell of that change (W8) until the replicas are in sync.
     Empty,
+    /// The same as `Data`, and some of the blocks are lost: another replica may have them.
+    Damaged,
+}
+
+impl SlotState {
+    pub fn holds_data(self) -> bool {
+        matches!(self, SlotState::Data | SlotState::Damaged)
+    }
+
+    /// Of a slot with these checksums.
+    pub fn of(sums: &Sums) -> SlotState {
+        match sums.iter().any(|sum| !sum.is_zero()) {
+            false => SlotState::Empty,
+            true if sums.contains(&LOST_CHECKSUM) => SlotState::Damaged,
+            true => SlotState::Data,
+        }
+    }
 }
 
 /// A slot's descriptor. For a free slot only `leaf_sequence` means anything: it goes on, so that a leaf of an earlier
@@ -62,6 +80,8 @@ pub struct Slot {
     pub generation: Generation,
     /// Where the leaf in use lies; `None`: no block is valid but those that the journal names.
     pub leaf: Option<LeafPlace>,
+    /// Of a damaged slot without a leaf: so many blocks from the first on are lost.
+    pub lost: u16,
     pub leaf_sequence: u64,
     pub units: Units,
 }
@@ -86,11 +106,12 @@ impl Slot {
                 SlotState::Free => 0,
                 SlotState::Data => 1,
                 SlotState::Empty => 2,
+                SlotState::Damaged => 3,
             },
             leaf_blocks: self.leaf.map_or(0, |leaf| leaf.blocks),
             leaf_block: self.leaf.map_or(0, |leaf| leaf.block),
             reserved: 0,
-            leaf_unit: self.leaf.map_or(0, |leaf| leaf.unit).into(),
+            leaf_unit: self.leaf.map_or(u32::from(self.lost), |leaf| leaf.unit).into(),
         };
         zerocopy::transmute!(raw)
     }
@@ -101,18 +122,24 @@ impl Slot {
             0 => SlotState::Free,
             1 => SlotState::Data,
             2 => SlotState::Empty,
+            3 => SlotState::Damaged,
             _ => return None,
         };
         let (unit, block, blocks) = (raw.leaf_unit.get(), raw.leaf_block, raw.leaf_blocks);
         if usize::from(block) + usize::from(blocks) > UNIT_BLOCKS || raw.leaf_sequence.get() >= COUNT_MAX {
             return None;
         }
+        let lost = match (state, blocks) {
+            (SlotState::Damaged, 0) => u16::try_from(unit).ok().filter(|lost| usize::from(*lost) <= SUMS)?,
+            _ => 0,
+        };
         Some(Slot {
             state,
             layer: LayerId(raw.layer.get()),
             extent: raw.extent.get(),
             generation: Generation(raw.generation.get()),
             leaf: (blocks > 0).then_some(LeafPlace { unit, block, blocks }),
+            lost,
             leaf_sequence: raw.leaf_sequence.get(),
             units: Units::default(),
         })

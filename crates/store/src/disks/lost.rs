@@ -1,19 +1,21 @@
-//! What was lost with a disk. Extents of volumes that may have been there, and of which nothing was heard since: reading them
-//! says that they are corrupt, and they count as hot. A heat gives them a new home, where every block says that it is lost
-//! until it is written or zeroed again; so a copy from another replica heals them.
+//! What was lost with a disk: columns that may have been there and have no home. Reading them says that they are corrupt, and they
+//! count as hot. A heat of one of its volumes gives a column a new home, which is told first that all of it is lost; so a copy
+//! from another replica heals it, volume by volume and block by block. Snapshots and clones of a lost column are lost with it.
 
-use super::Disks;
-use crate::StoreOp;
+use super::{Column, Disks};
 use crate::catalog::few_ranges;
+use crate::lanes::FamilyId;
 use pollux_base::unit::EXTENT_BYTES;
 use pollux_base::{DiskIndex, ExtentIndex, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Default)]
 pub struct Lost {
-    extents: BTreeMap<VolumeId, BTreeSet<u32>>,
+    columns: BTreeMap<FamilyId, BTreeSet<ExtentIndex>>,
     /// As they are in the catalogs: a few more.
-    ranges: BTreeMap<VolumeId, Vec<(u32, u32)>>,
+    ranges: BTreeMap<FamilyId, Vec<(u32, u32)>>,
+    /// Those that are being given a home.
+    settling: BTreeSet<Column>,
 }
 
 impl Lost {
@@ -21,90 +23,117 @@ impl Lost {
         self.ranges.is_empty()
     }
 
-    pub fn has(&self, volume: VolumeId, extent: ExtentIndex) -> bool {
-        self.extents.get(&volume).is_some_and(|extents| extents.contains(&extent.0))
+    pub fn has(&self, (family, extent): Column) -> bool {
+        self.columns.get(&family).is_some_and(|extents| extents.contains(&extent))
     }
 
-    pub fn of(&self, volume: VolumeId) -> impl Iterator<Item = ExtentIndex> {
-        self.extents.get(&volume).into_iter().flatten().copied().map(ExtentIndex)
+    fn of(&self, family: FamilyId) -> impl Iterator<Item = ExtentIndex> {
+        self.columns.get(&family).into_iter().flatten().copied()
     }
 
-    pub fn ranges(&self) -> BTreeMap<VolumeId, Vec<(u32, u32)>> {
-        self.ranges.clone()
-    }
-
-    pub fn add(&mut self, volume: VolumeId, extents: impl IntoIterator<Item = u32>) {
-        let known = self.extents.entry(volume).or_default();
+    fn add(&mut self, family: FamilyId, extents: impl IntoIterator<Item = ExtentIndex>) {
+        let known = self.columns.entry(family).or_default();
         known.extend(extents);
-        let joined = few_ranges(known.iter().copied());
+        let joined = few_ranges(known.iter().map(|extent| extent.0));
         if joined.is_empty() {
-            self.extents.remove(&volume);
+            self.columns.remove(&family);
         } else {
-            self.ranges.insert(volume, joined);
+            self.ranges.insert(family, joined);
         }
     }
 
-    /// It has a new home, which says of each block that it is lost.
-    pub fn remove(&mut self, volume: VolumeId, extent: ExtentIndex) {
-        if let Some(extents) = self.extents.get_mut(&volume) {
-            extents.remove(&extent.0);
+    pub fn is_settling(&self, column: &Column) -> bool {
+        self.settling.contains(column)
+    }
+
+    pub fn settle(&mut self, column: Column) {
+        self.settling.insert(column);
+    }
+
+    /// `true`: it has a home, and that says of each block that it is lost.
+    pub fn settled(&mut self, column: Column, has_home: bool) {
+        self.settling.remove(&column);
+        if let Some(extents) = self.columns.get_mut(&column.0).filter(|_| has_home) {
+            extents.remove(&column.1);
         }
     }
 
-    /// At open: what the catalogs say, but for what has a home already.
-    pub fn load(
-        &mut self,
-        ranges: BTreeMap<VolumeId, Vec<(u32, u32)>>,
-        has_own: impl Fn(VolumeId, ExtentIndex) -> bool,
-    ) {
-        for (volume, ranges) in &ranges {
-            let all = ranges.iter().flat_map(|(first, count)| *first..first.saturating_add(*count));
-            let lost = all.filter(|extent| !has_own(*volume, ExtentIndex(*extent))).collect();
-            self.extents.insert(*volume, lost);
+    /// At open: what the catalogs say, but for what has a home.
+    fn load(&mut self, ranges: BTreeMap<FamilyId, Vec<(u32, u32)>>, has_home: impl Fn(Column) -> bool) {
+        for (family, ranges) in &ranges {
+            let all = ranges.iter().flat_map(|(first, count)| *first..first.saturating_add(*count)).map(ExtentIndex);
+            self.columns.insert(*family, all.filter(|extent| !has_home((*family, *extent))).collect());
         }
         self.ranges = ranges;
     }
 
-    /// Volumes of which nothing is lost any more.
-    fn found(&self) -> Vec<VolumeId> {
-        let is_found = |volume: &&VolumeId| self.extents.get(volume).is_none_or(BTreeSet::is_empty);
+    /// Families of which nothing is lost any more.
+    fn found(&self) -> Vec<FamilyId> {
+        let is_found = |family: &&FamilyId| self.columns.get(family).is_none_or(BTreeSet::is_empty);
         self.ranges.keys().filter(is_found).copied().collect()
     }
 }
 
 impl Disks {
-    /// What lives on the disk is lost, for every volume.
-    pub(super) fn lose_disk(&mut self, disk: DiskIndex) {
-        let homes = std::mem::take(&mut self.homes);
-        for (volume, _, size) in self.first().volumes().collect::<Vec<_>>() {
+    /// For `PutMembers`: each family by one of its volumes.
+    pub(super) fn lost_ranges(&self) -> BTreeMap<VolumeId, Vec<(u32, u32)>> {
+        let named = |(family, ranges): (&FamilyId, &Vec<(u32, u32)>)| Some((self.any_of(*family)?, ranges.clone()));
+        self.lost.ranges.iter().filter_map(named).collect()
+    }
+
+    /// Whether what the volume has there is lost.
+    pub(super) fn is_lost(&self, volume: VolumeId, extent: ExtentIndex) -> bool {
+        !self.lost.is_empty() && self.family(volume).is_some_and(|family| self.lost.has((family, extent)))
+    }
+
+    /// Extents of the volume that are lost.
+    pub(super) fn lost_of(&self, volume: VolumeId) -> impl Iterator<Item = ExtentIndex> {
+        let family = self.family(volume).filter(|_| !self.lost.is_empty());
+        let extents = family.into_iter().flat_map(|family| self.lost.of(family));
+        extents.filter(move |extent| self.blocks_in(volume, *extent) > 0)
+    }
+
+    /// Each family, and how many extents the largest of its volumes has.
+    fn families(&self) -> BTreeMap<FamilyId, u32> {
+        let mut families: BTreeMap<FamilyId, u32> = BTreeMap::new();
+        for (volume, _, size) in self.first().volumes() {
+            let Some(family) = self.family(volume) else { continue };
             let extents = u32::try_from(size.0.div_ceil(EXTENT_BYTES)).unwrap_or(u32::MAX);
-            let Some(homes) = self.family(volume).and_then(|family| homes.get(&family)) else { continue };
-            let there = homes.range(..ExtentIndex(extents)).filter(|(_, home)| **home == disk);
-            self.lost.add(volume, there.map(|(extent, _)| extent.0).collect::<Vec<_>>());
+            let largest = families.entry(family).or_default();
+            *largest = extents.max(*largest);
         }
-        self.homes = homes;
+        families
+    }
+
+    /// How many blocks of the extent the largest volume of the family has.
+    pub(super) fn blocks_of(&self, (family, extent): Column) -> u16 {
+        let volumes = self.first().volumes().map(|(volume, ..)| volume);
+        let own = volumes.filter(|volume| self.family(*volume) == Some(family));
+        own.map(|volume| self.blocks_in(volume, extent)).max().unwrap_or(0) as u16
+    }
+
+    /// What lives on the disk is lost.
+    pub(super) fn lose_disk(&mut self, disk: DiskIndex) {
+        for (family, extents) in self.families() {
+            let homes = self.homes.get(&family).into_iter().flat_map(|homes| homes.range(..ExtentIndex(extents)));
+            let there: Vec<ExtentIndex> = homes.filter(|(_, home)| **home == disk).map(|(extent, _)| *extent).collect();
+            self.lost.add(family, there);
+        }
     }
 
     /// What lived on a disk that is not here nobody can tell: it is all that lives nowhere.
     pub(super) fn lose_what_has_no_home(&mut self) {
-        for (volume, _, size) in self.first().volumes().collect::<Vec<_>>() {
-            let extents = u32::try_from(size.0.div_ceil(EXTENT_BYTES)).unwrap_or(u32::MAX);
-            let Some(family) = self.family(volume) else { continue };
-            let homeless: Vec<u32> =
-                (0..extents).filter(|extent| self.home((family, ExtentIndex(*extent))).is_none()).collect();
-            self.lost.add(volume, homeless);
+        for (family, extents) in self.families() {
+            let all = (0..extents).map(ExtentIndex);
+            let homeless: Vec<ExtentIndex> = all.filter(|extent| self.home((family, *extent)).is_none()).collect();
+            self.lost.add(family, homeless);
         }
     }
 
-    /// Whether the request would make another volume of one of which parts are lost: those would not be missed there.
-    pub(super) fn changes_what_is_lost(&self, op: &StoreOp) -> bool {
-        let is_lost = |volume: &VolumeId| self.lost.ranges.contains_key(volume);
-        match op {
-            StoreOp::Snapshot { of } => of.iter().any(|(volume, _)| is_lost(volume)),
-            StoreOp::Clone { of, .. } => is_lost(of),
-            StoreOp::Rollback { volume, snapshot, .. } => is_lost(volume) || is_lost(snapshot),
-            _ => false,
-        }
+    pub(super) fn load_lost(&mut self) {
+        let ranges = self.ahead().0.lost;
+        let homes = &self.homes;
+        self.lost.load(ranges, |(family, extent)| homes.get(&family).is_some_and(|homes| homes.contains_key(&extent)));
     }
 
     /// The catalogs need not speak any more of what was found. `true`: they are told.
@@ -113,17 +142,16 @@ impl Disks {
         if self.lost.is_empty() || self.changing > 0 || self.failed.is_some() {
             return false;
         }
-        let known: BTreeSet<VolumeId> = self.volumes().map(|(volume, _, _)| volume).collect();
-        let found = self.lost.found();
-        let gone: Vec<VolumeId> = self.lost.ranges.keys().filter(|volume| !known.contains(volume)).copied().collect();
-        if found.is_empty() && gone.is_empty() {
-            return false;
+        let known = self.families();
+        let gone = self.lost.ranges.keys().filter(|family| !known.contains_key(family)).copied();
+        let forgotten: Vec<FamilyId> = self.lost.found().into_iter().chain(gone).collect();
+        for family in &forgotten {
+            self.lost.ranges.remove(family);
+            self.lost.columns.remove(family);
         }
-        for volume in found.into_iter().chain(gone) {
-            self.lost.ranges.remove(&volume);
-            self.lost.extents.remove(&volume);
+        if !forgotten.is_empty() {
+            self.change_members(|_| {});
         }
-        self.change_members(|_| {});
-        true
+        !forgotten.is_empty()
     }
 }

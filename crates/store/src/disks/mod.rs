@@ -372,7 +372,7 @@ impl Disks {
     }
 
     fn put_members(&mut self, members: BTreeMap<DiskId, Member>) {
-        let lost = self.lost.ranges();
+        let lost = self.lost_ranges();
         let disks: Vec<DiskIndex> = self
             .members()
             .filter(|(_, disk)| members.get(&disk.id).is_some_and(|member| member.state != MemberState::Out))
@@ -424,8 +424,7 @@ impl Disks {
     }
 
     pub fn is_hot(&self, volume: VolumeId, extent: ExtentIndex, generation: Generation) -> bool {
-        !self.lost.has(volume, extent)
-            && self.home_of(volume, extent).is_some_and(|store| store.is_hot(volume, extent, generation))
+        self.home_of(volume, extent).is_some_and(|store| store.is_hot(volume, extent, generation))
     }
 
     /// What every store says of its own columns, and what is lost.
@@ -433,7 +432,7 @@ impl Disks {
         if self.is_alone() {
             return of(&self.disks[0].store);
         }
-        let mut extents: BTreeSet<ExtentIndex> = self.lost.of(volume).collect();
+        let mut extents: BTreeSet<ExtentIndex> = self.lost_of(volume).collect();
         let family = self.family(volume);
         for (index, disk) in self.members() {
             let at_home =
@@ -457,7 +456,7 @@ impl Disks {
     }
 
     pub fn differing(&self, one: VolumeId, two: VolumeId) -> Vec<ExtentIndex> {
-        let mut extents: BTreeSet<ExtentIndex> = self.lost.of(two).collect();
+        let mut extents: BTreeSet<ExtentIndex> = self.lost_of(two).collect();
         extents.extend(self.over_all(one, |store| store.differing(one, two)));
         extents.into_iter().collect()
     }
@@ -470,7 +469,7 @@ impl Disks {
         for part in range.split_by_extent() {
             let extent = part.start.extent();
             let of_part = match self.home_of(volume, extent) {
-                _ if self.lost.has(volume, extent) => vec![(part, true)],
+                _ if self.is_lost(volume, extent) => vec![(part, true)],
                 Some(store) => store.status(volume, part),
                 None => vec![(part, false)],
             };
@@ -517,7 +516,8 @@ impl Disks {
         let moving = self.moving.as_ref().map(Moving::column);
         for (index, disk) in self.members() {
             let columns = disk.store.pool().map(|pool| pool.columns()).unwrap_or_default();
-            for column in columns.into_iter().filter(|column| Some(*column) != moving) {
+            let settled = |column: &Column| Some(*column) != moving && !self.lost.is_settling(column);
+            for column in columns.into_iter().filter(settled) {
                 assert_eq!(self.home(column), Some(index), "{column:?} lives where it is");
             }
         }

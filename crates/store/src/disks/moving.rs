@@ -6,6 +6,7 @@
 //! is its home, and it has arrived. Until that record a crash finds the column where it was, and what there is of a copy is forgotten at open.
 
 use super::{Column, Disks, Own};
+use crate::lanes::FamilyId;
 use crate::leaf::LOST_CHECKSUM;
 use crate::pool::Pool;
 use crate::slots::LayerId;
@@ -105,7 +106,7 @@ impl Disks {
                 let is_quiet = matches!(moving.step, Step::Quiet) && !self.busy.contains_key(&moving.column);
                 if is_quiet {
                     let column = self.moving().column;
-                    let arriving = self.any_of(column).map(|volume| (volume, column.1));
+                    let arriving = self.any_of(column.0).map(|volume| (volume, column.1));
                     self.ask_moving(false, Step::Announce, StoreOp::PutArriving { column: arriving });
                 }
                 is_quiet
@@ -147,8 +148,8 @@ impl Disks {
     }
 
     /// A volume of the column.
-    pub(super) fn any_of(&self, column: Column) -> Option<VolumeId> {
-        self.volumes().map(|(volume, _, _)| volume).find(|volume| self.family(*volume) == Some(column.0))
+    pub(super) fn any_of(&self, family: FamilyId) -> Option<VolumeId> {
+        self.volumes().map(|(volume, _, _)| volume).find(|volume| self.family(*volume) == Some(family))
     }
 
     fn moving(&mut self) -> &mut Moving {
@@ -235,7 +236,7 @@ impl Disks {
                 // Whatever comes now, the copy is whole and lasts.
                 let to = self.moving().to;
                 self.settle_in(column, to);
-                let any = self.any_of(column).unwrap_or(volume);
+                let any = self.any_of(column.0).unwrap_or(volume);
                 self.ask_moving(true, Step::Forget, StoreOp::Forget { volume: any, extent });
             }
             (Step::Forget, Ok(_)) => {
@@ -247,7 +248,7 @@ impl Disks {
                 self.stalled_at = self.moving.take().map(|moving| moving.free);
             }
             (_, _) => {
-                let any = self.any_of(column).unwrap_or(volume);
+                let any = self.any_of(column.0).unwrap_or(volume);
                 self.ask_moving(false, Step::Undo, StoreOp::Forget { volume: any, extent });
             }
         }

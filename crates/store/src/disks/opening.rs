@@ -7,8 +7,8 @@
 use super::{Column, Disk, Disks};
 use crate::catalog::CatalogCopy;
 use crate::{MemberState, OpenError, Output, StoreError, StoreOp, StoreReply, StoreRequestId};
-use pollux_base::{DiskId, DiskIndex, ExtentIndex, VolumeId};
-use std::collections::{BTreeMap, BTreeSet};
+use pollux_base::{DiskId, DiskIndex};
+use std::collections::BTreeMap;
 
 #[derive(Default)]
 pub struct Opening {
@@ -109,7 +109,7 @@ impl Disks {
     }
 
     /// The catalog of the disk that has the most changes.
-    fn ahead(&self) -> CatalogCopy {
+    pub(super) fn ahead(&self) -> CatalogCopy {
         let catalogs = self.disks.iter().filter_map(|disk| disk.store.pool()).map(|pool| &pool.catalog);
         // Of several the first.
         let ahead = catalogs.rev().max_by_key(|catalog| catalog.changes);
@@ -165,13 +165,13 @@ impl Disks {
         let doubles = self.find_homes();
         self.load_lost();
         let CatalogCopy(ahead) = self.ahead();
-        let (mut members, mut lost) = (ahead.members, ahead.lost);
+        let mut members = ahead.members;
         self.note_lives(&mut members);
         members.retain(|id, _| !self.let_go.contains(id));
         if !self.let_go.is_empty() {
             self.lose_what_has_no_home();
-            lost = self.lost.ranges();
         }
+        let lost = self.lost_ranges();
         let put = |(index, _): (DiskIndex, &Disk)| {
             (index, StoreOp::PutMembers { members: members.clone(), lost: lost.clone() })
         };
@@ -193,7 +193,8 @@ impl Disks {
                     self.settle_in(column, index);
                     continue;
                 }
-                doubles.extend(self.any_of(column).map(|volume| (index, StoreOp::Forget { volume, extent: column.1 })));
+                doubles
+                    .extend(self.any_of(column.0).map(|volume| (index, StoreOp::Forget { volume, extent: column.1 })));
             }
         }
         doubles
@@ -205,22 +206,5 @@ impl Disks {
             self.disks[index.index()].store.pool().is_some_and(|pool| pool.catalog.arriving == Some(column));
         // Those that are drained come first: had one of them the column, it would have a home.
         is_arriving && !self.members().any(|(_, disk)| disk.is_draining)
-    }
-
-    fn load_lost(&mut self) {
-        let CatalogCopy(ahead) = self.ahead();
-        if ahead.lost.is_empty() {
-            return;
-        }
-        let mut own: BTreeSet<(VolumeId, ExtentIndex)> = BTreeSet::new();
-        for volume in ahead.lost.keys() {
-            for (_, disk) in self.members() {
-                let Some(pool) = disk.store.pool() else { continue };
-                let Some(layer) = pool.layer_of(*volume) else { continue };
-                let extents = pool.layers.get(&layer).into_iter().flat_map(|map| map.extents.keys().copied());
-                own.extend(extents.filter(|x| pool.says_something((layer, *x))).map(|x| (*volume, x)));
-            }
-        }
-        self.lost.load(ahead.lost, |volume, extent| own.contains(&(volume, extent)));
     }
 }

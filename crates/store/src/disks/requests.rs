@@ -5,7 +5,7 @@ use crate::lanes::FamilyId;
 use crate::{StoreError, StoreOp, StoreReply, StoreRequestId};
 use pollux_base::data::Buffer;
 use pollux_base::unit::{BLOCK_BYTES, BlockRange};
-use pollux_base::{BlockChecksum, BlockCount, BlockIndex, Data, DiskIndex, ExtentIndex, VolumeId};
+use pollux_base::{BlockChecksum, BlockCount, BlockIndex, Data, DiskIndex, ExtentIndex, Generation, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -24,10 +24,10 @@ pub struct Fan {
     is_change: bool,
     /// For a flush: up to which change it makes the disks' last.
     flushes: Vec<(DiskIndex, u64)>,
+    /// Lost columns that are given a home first, by the share that does it.
+    settles: Vec<(Column, DiskIndex)>,
     /// Comes when all shares have ended well.
-    then: Vec<(DiskIndex, StoreOp)>,
-    /// Extents of which it was said that they are lost, once `then` has ended.
-    loses: Vec<(VolumeId, ExtentIndex)>,
+    then: Option<StoreOp>,
 }
 
 struct Reading {
@@ -49,8 +49,8 @@ impl Fan {
             columns: Vec::new(),
             is_change: false,
             flushes: Vec::new(),
-            then: Vec::new(),
-            loses: Vec::new(),
+            settles: Vec::new(),
+            then: None,
         }
     }
 
@@ -97,6 +97,7 @@ fn kind(op: &StoreOp) -> Kind {
         }
         StoreOp::Checksums { volume, extent }
         | StoreOp::Lose { volume, extent }
+        | StoreOp::LoseColumn { volume, extent, .. }
         | StoreOp::Forget { volume, extent } => Kind::Data(*volume, vec![*extent]),
         StoreOp::Create { .. }
         | StoreOp::Delete { .. }
@@ -155,9 +156,9 @@ impl Disks {
             Kind::Data(volume, extents) => {
                 let Some(family) = self.family(*volume) else { return false };
                 let moving = self.moving.as_ref().map(super::moving::Moving::column);
-                extents
-                    .iter()
-                    .any(|extent| moving == Some((family, *extent)) || self.held_columns.contains(&(family, *extent)))
+                extents.iter().map(|extent| (family, *extent)).any(|column| {
+                    moving == Some(column) || self.held_columns.contains(&column) || self.lost.is_settling(&column)
+                })
             }
             Kind::Change => self.is_turning || self.joining.is_some() || self.moving.is_some() || !self.held.is_empty(),
             Kind::Turn => self.changing > 0 || self.joining.is_some() || self.moving.is_some() || !self.held.is_empty(),
@@ -186,9 +187,6 @@ impl Disks {
         let mut fan = Fan::new(id);
         let shares = match kind {
             Kind::Change | Kind::Turn => {
-                if self.changes_what_is_lost(&op) {
-                    return self.end(id, Err(StoreError::Full));
-                }
                 fan.is_change = true;
                 self.is_turning |= matches!(kind, Kind::Turn);
                 let mut op = op;
@@ -254,6 +252,8 @@ impl Disks {
     ) {
         let fan = self.fans.get_mut(&number).expect("a share belongs to a request");
         fan.left -= 1;
+        let settled = fan.settles.get(place as usize).copied();
+        let is_done = result.is_ok();
         match result {
             Ok(StoreReply::Done) => self.disks[disk.index()].ended += u64::from(fan.flushes.is_empty()),
             Ok(StoreReply::Checksums(checksums)) => fan.checksums = Some(checksums),
@@ -270,18 +270,22 @@ impl Disks {
                 fan.error = fan.error.take().filter(|_| keeps).or(Some(error));
             }
         }
-        if fan.left > 0 {
+        let left = fan.left;
+        if let Some((column, home)) = settled {
+            // Its volumes may have been deleted meanwhile.
+            let has_home = is_done && self.any_of(column.0).is_some();
+            if has_home {
+                self.settle_in(column, home);
+            }
+            self.lost.settled(column, has_home);
+        }
+        if left > 0 {
             return;
         }
-        if fan.error.is_none() && !fan.then.is_empty() {
-            let then = std::mem::take(&mut fan.then);
-            fan.left = then.len() as u32;
-            for (disk, op) in then {
-                let id = self.own_id();
-                self.shares.insert(id, (number, 0));
-                self.send(disk, id, op);
-            }
-            return;
+        let fan = self.fans.get_mut(&number).expect("it was just there");
+        fan.settles.clear();
+        if let Some(op) = fan.then.take().filter(|_| fan.error.is_none()) {
+            return self.go_on(number, op);
         }
         let fan = self.fans.remove(&number).expect("it was just there");
         if fan.is_change {
@@ -304,11 +308,21 @@ impl Disks {
                 let disk = &mut self.disks[disk.index()];
                 disk.flushed = disk.flushed.max(*ended);
             }
-            for (volume, extent) in &fan.loses {
-                self.lost.remove(*volume, *extent);
-            }
         }
         self.finish(fan);
+    }
+
+    /// The rest of a request, now that all that it is about has a home.
+    fn go_on(&mut self, number: u64, op: StoreOp) {
+        let StoreOp::Heat { volume, extents, generation } = op else { unreachable!("only a heat gives homes") };
+        let by_disk = self.by_home(volume, &extents, true);
+        let fan = self.fans.get_mut(&number).expect("it is under way");
+        fan.left = by_disk.len() as u32;
+        for (disk, extents) in by_disk {
+            let id = self.own_id();
+            self.shares.insert(id, (number, 0));
+            self.send(disk, id, StoreOp::Heat { volume, extents, generation });
+        }
     }
 
     /// What belonged to volumes that are gone lives nowhere.
@@ -330,14 +344,12 @@ impl Disks {
     fn on_some(&mut self, fan: &mut Fan, op: StoreOp) -> Vec<(DiskIndex, StoreOp)> {
         match op {
             StoreOp::Heat { volume, extents, generation } => {
-                let lost: Vec<ExtentIndex> =
-                    extents.iter().copied().filter(|extent| self.lost.has(volume, *extent)).collect();
-                let by_disk = self.by_home(volume, &extents, true);
-                for extent in lost {
-                    let home = self.columns_of(volume, &[extent]).first().and_then(|column| self.home(*column));
-                    fan.then.extend(home.map(|home| (home, StoreOp::Lose { volume, extent })));
-                    fan.loses.push((volume, extent));
+                let lost: Vec<Column> = fan.columns.iter().copied().filter(|column| self.lost.has(*column)).collect();
+                if !lost.is_empty() {
+                    fan.then = Some(StoreOp::Heat { volume, extents, generation });
+                    return lost.into_iter().map(|column| self.settle_lost(fan, volume, column, generation)).collect();
                 }
+                let by_disk = self.by_home(volume, &extents, true);
                 let share = |(disk, extents)| (disk, StoreOp::Heat { volume, extents, generation });
                 by_disk.into_iter().map(share).collect()
             }
@@ -364,7 +376,7 @@ impl Disks {
                 runs.filter_map(|(disk, range)| Some((disk?, StoreOp::Zero { volume, range }))).collect()
             }
             StoreOp::Checksums { volume, extent } => {
-                if self.lost.has(volume, extent) {
+                if self.is_lost(volume, extent) {
                     let mut sums = vec![BlockChecksum::ZERO; crate::leaf::SUMS];
                     sums[..self.blocks_in(volume, extent)].fill(crate::LOST_CHECKSUM);
                     fan.checksums = Some(sums);
@@ -379,6 +391,20 @@ impl Disks {
         }
     }
 
+    /// Gives a lost column a home, which first hears that it is lost.
+    fn settle_lost(
+        &mut self,
+        fan: &mut Fan,
+        volume: VolumeId,
+        column: Column,
+        generation: Generation,
+    ) -> (DiskIndex, StoreOp) {
+        let home = self.choose();
+        self.lost.settle(column);
+        fan.settles.push((column, home));
+        (home, StoreOp::LoseColumn { volume, extent: column.1, blocks: self.blocks_of(column), generation })
+    }
+
     fn on_read(&mut self, fan: &mut Fan, volume: VolumeId, range: BlockRange) -> Vec<(DiskIndex, StoreOp)> {
         let blocks = range.count.0 as usize;
         let mut reading =
@@ -386,7 +412,7 @@ impl Disks {
         let any = self.members().next().map_or(DiskIndex(0), |(index, _)| index);
         let mut shares = Vec::new();
         for (disk, part) in self.runs(volume, range) {
-            for part in part.split_by_extent().filter(|part| self.lost.has(volume, part.start.extent())) {
+            for part in part.split_by_extent().filter(|part| self.is_lost(volume, part.start.extent())) {
                 fan.corrupt.push(part);
             }
             reading.places.push((part.start.0 - range.start.0) as usize);

@@ -76,7 +76,7 @@ impl Inspected {
 
     fn leaf(&self, disk: &mut dyn ReadDisk, number: u32, slot: &Slot) -> (Box<Sums>, bool) {
         let place = slot.leaf.filter(|place| place.unit < self.superblock.geometry.units());
-        let Some(place) = place else { return (Box::new([BlockChecksum::ZERO; SUMS]), slot.leaf.is_none()) };
+        let Some(place) = place else { return (leaf::leafless(slot.lost), slot.leaf.is_none()) };
         let start = self.superblock.geometry.leaf_offset(place).0;
         let mut bytes = vec![0; usize::from(place.blocks) * BLOCK];
         for (at, block) in (start..).step_by(BLOCK).zip(bytes.chunks_exact_mut(BLOCK)) {

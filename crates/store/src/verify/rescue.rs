@@ -153,7 +153,8 @@ impl Rescue {
 
     /// Extents that were on a disk that failed, and of which nothing was heard since.
     fn lost(&self, volume: VolumeId, extents: &BTreeMap<ExtentIndex, Vec<usize>>) -> BTreeSet<ExtentIndex> {
-        let ranges = self.catalog().and_then(|catalog| catalog.lost.get(&volume)).into_iter().flatten();
+        let family = |catalog: &Catalog| Some(catalog.layers.get(&catalog.volumes.get(&volume)?.layer)?.family);
+        let ranges = self.catalog().and_then(|catalog| catalog.lost.get(&family(catalog)?)).into_iter().flatten();
         let all = ranges.flat_map(|(first, count)| *first..first.saturating_add(*count)).map(ExtentIndex);
         all.filter(|extent| !extents.contains_key(extent)).collect()
     }
