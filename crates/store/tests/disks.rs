@@ -479,6 +479,30 @@ fn a_write_over_two_disks_of_which_one_fails_is_an_error_whichever_ends_last() {
     }
 }
 
+/// Found by random histories: a copy that had arrived counted as half when the disk that it came from was gone, and was forgotten.
+#[test]
+fn what_has_arrived_is_kept_when_the_disk_that_it_came_from_has_left() {
+    for steps in 0.. {
+        let mut rig = two();
+        join(&mut rig, 3);
+        assert_eq!(rig.end_disks(DiskChange::Drain { disk: SECOND }), Ok(()));
+        let left = |rig: &Rig| extents(rig)[1];
+        let is_drained = (0..steps).any(|_| !rig.step());
+        let mut rig = rig.reopen();
+        assert_whole(&mut rig);
+        if left(&rig) > 0 {
+            assert_eq!(rig.end_disks(DiskChange::Undrain { disk: SECOND }), Ok(()));
+        } else {
+            assert_eq!(rig.end_disks(DiskChange::Remove { disk: SECOND }), Ok(()));
+            rig.more.remove(0);
+        }
+        assert_whole(&mut rig.reopen());
+        if is_drained {
+            return;
+        }
+    }
+}
+
 const CLONE: VolumeId = VolumeId(60);
 const OTHERS: GroupId = GroupId(60);
 

@@ -10,14 +10,26 @@ use crate::{MemberState, OpenError, Output, StoreError, StoreOp, StoreReply, Sto
 use pollux_base::{DiskId, DiskIndex};
 use std::collections::BTreeMap;
 
+/// What follows once every store is open.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Step {
+    /// Disks that are behind hear what they missed.
+    #[default]
+    Adopting,
+    /// All hear of the members, and copies that had not arrived are forgotten.
+    Telling,
+    /// Nothing is on its way any more. What stayed said would be taken for a half copy when its origin is gone.
+    Clearing,
+}
+
 #[derive(Default)]
 pub struct Opening {
     opened: u32,
     /// The first disk that was not, and why.
     refused: Option<OpenError>,
-    /// Requests to disks that must still end, and whether they were the last.
+    /// Requests to disks that must still end.
     left: u32,
-    is_last: bool,
+    step: Step,
     /// Who asked that it goes on without what is missing; the pool was refused before.
     asked_by: Option<StoreRequestId>,
 }
@@ -127,14 +139,17 @@ impl Disks {
             .filter(|(_, disk)| disk.store.pool().is_some_and(|pool| pool.catalog.changes < ahead.0.changes))
             .map(|(index, _)| index)
             .collect();
-        self.ask_opening(behind.into_iter().map(|disk| (disk, StoreOp::Adopt(ahead.clone()))).collect(), false);
+        self.ask_opening(
+            behind.into_iter().map(|disk| (disk, StoreOp::Adopt(ahead.clone()))).collect(),
+            Step::Adopting,
+        );
     }
 
-    fn ask_opening(&mut self, requests: Vec<(DiskIndex, StoreOp)>, is_last: bool) {
+    fn ask_opening(&mut self, requests: Vec<(DiskIndex, StoreOp)>, step: Step) {
         let opening = self.opening.as_mut().expect("the pool is being opened");
-        (opening.left, opening.is_last) = (requests.len() as u32, is_last);
+        (opening.left, opening.step) = (requests.len() as u32, step);
         if requests.is_empty() {
-            return self.after_adopting();
+            return self.next_step();
         }
         for (disk, op) in requests {
             let id = self.own_id();
@@ -154,14 +169,24 @@ impl Disks {
         }
         match opening.refused.take() {
             Some(error) => self.end_opening(Err(error)),
-            None => self.after_adopting(),
+            None => self.next_step(),
         }
     }
 
-    fn after_adopting(&mut self) {
-        if self.opening.as_ref().is_some_and(|opening| opening.is_last) {
-            return self.end_opening(Ok(()));
+    fn next_step(&mut self) {
+        match self.opening.as_ref().map(|opening| opening.step) {
+            Some(Step::Adopting) => self.tell(),
+            Some(Step::Telling) => {
+                let is_told = |disk: &Disk| disk.store.pool().is_some_and(|pool| pool.catalog.arriving.is_some());
+                let told = self.members().filter(|(_, disk)| is_told(disk)).map(|(index, _)| index);
+                let clear = told.map(|index| (index, StoreOp::PutArriving { column: None })).collect();
+                self.ask_opening(clear, Step::Clearing);
+            }
+            Some(Step::Clearing) | None => self.end_opening(Ok(())),
         }
+    }
+
+    fn tell(&mut self) {
         let doubles = self.find_homes();
         self.load_lost();
         let CatalogCopy(ahead) = self.ahead();
@@ -177,7 +202,7 @@ impl Disks {
         };
         let mut requests: Vec<(DiskIndex, StoreOp)> = self.members().map(put).collect();
         requests.extend(doubles);
-        self.ask_opening(requests, true);
+        self.ask_opening(requests, Step::Telling);
     }
 
     /// Finds out what lives where. Gives what must be forgotten: copies of columns that were on their way from a disk that is

@@ -510,9 +510,12 @@ impl History {
                 (Asked::Change(keys, _), Ok(_)) => {
                     for key in keys {
                         self.busy.remove(&key);
-                        self.maybe_lost.remove(&(key.0, BlockIndex(key.1).extent()));
                         let versions = self.blocks.get_mut(&key).expect("it was written to");
                         versions.acked = versions.values.len();
+                        // Zeros where there were zeros leave nothing behind.
+                        if versions.values[versions.acked - 1] != [0; 8] {
+                            self.maybe_lost.remove(&(key.0, BlockIndex(key.1).extent()));
+                        }
                     }
                 }
                 (Asked::Change(keys, before), Err(StoreError::Full)) => {
