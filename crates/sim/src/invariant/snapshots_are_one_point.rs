@@ -67,13 +67,17 @@ impl SnapshotsAreOnePoint {
         let Some(write) = self.writes.get_mut(&number).filter(|write| write.acked.is_none()) else { return };
         let place = self.acked.entry(group).or_default();
         *place += 1;
-        write.acked = Some(*place);
+        let place = *place;
+        write.acked = Some(place);
         self.groups.insert(write.volume, group);
         let (volume, blocks, sectors) = (write.volume, write.range.start.0..write.range.end().0, write.sectors.clone());
         let cut = std::mem::take(&mut write.cut);
         for (block, sector) in blocks.flat_map(|block| sectors.clone().map(move |sector| (block, sector))) {
             let found = self.sectors.get_mut(&(volume, block, sector)).expect("it was asked for");
-            found.last = Some(Last { holders: holders.clone(), cut: cut.clone() });
+            // All who held it may have lost it before the client heard that it is done.
+            let is_lost = holders.is_subset(&cut);
+            found.lost.extend(is_lost.then_some(place));
+            found.last = (!is_lost).then(|| Last { holders: holders.clone(), cut: cut.clone() });
         }
     }
 
@@ -270,15 +274,18 @@ mod tests {
 
     #[test]
     fn who_lost_power_after_it_had_answered_and_before_the_client_knew_may_lack_it() {
-        let after = |cuts: &[Seen]| {
+        let after = |before: usize, cuts: &[Seen]| {
             let asked = Seen::SnapshotAsked { group: GROUP, name: name() };
             let taken = Seen::SnapshotTaken { group: GROUP, name: name() };
-            let written = [write(1, 0), acked(1, A, 1), write(2, 0), cuts[0].clone(), acked(2, A, 1)];
-            let history = [&written, &cuts[1..], &[asked, taken, snapshot(&[(VOLUME, 0, 1)])]].concat();
+            let (before, since) = cuts.split_at(before);
+            let first = [write(1, 0), acked(1, A, 1), write(2, 0)];
+            let last = [asked, taken, snapshot(&[(VOLUME, 0, 1)])];
+            let history = [&first, before, &[acked(2, A, 1)], since, &last].concat();
             watch(SnapshotsAreOnePoint::default(), &history).is_ok()
         };
-        assert!(after(&[Seen::PowerCut { node: B }, Seen::PowerCut { node: A }]));
-        assert!(!after(&[Seen::PowerCut { node: B }, Seen::PowerCut { node: B }]), "the other has it");
+        let both = [Seen::PowerCut { node: B }, Seen::PowerCut { node: A }];
+        assert!(after(1, &both) && after(2, &both));
+        assert!(!after(1, &[Seen::PowerCut { node: B }, Seen::PowerCut { node: B }]), "the other has it");
     }
 
     #[test]
