@@ -149,6 +149,9 @@ pub struct GroupReport {
     /// As far as this replica knows nothing was ever written: the group's birth is not confirmed by all replicas yet (W12).
     /// A record that lets one of them go would take from the others the proof that they lack nothing.
     pub is_unborn: bool,
+    /// Parts of it were lost with a disk and are not healed yet: it does not hold every acknowledged write, and a record with it
+    /// alone would give up what the others have.
+    pub is_incomplete: bool,
     /// Bytes of the pool taken by the group.
     pub used_bytes: u64,
     /// Blocks healed from a peer since start.
@@ -327,6 +330,7 @@ mod tests {
             state: ReplicaState::Serving,
             used_bytes: 0,
             is_unborn: false,
+            is_incomplete: false,
             healed_blocks: 0,
             resync: BTreeMap::from([(NodeId(2), progress)]),
             scrub: Some(ScrubReport { id: 1, replicas: BTreeSet::from([NodeId(1)]), ..ScrubReport::default() }),

@@ -157,12 +157,11 @@ impl Cluster {
         for (id, group) in &self.state.groups {
             let record = &group.record;
             let has_others = record.primary != me || record.in_sync.iter().any(|node| *node != me);
-            // A birth that is not confirmed waits for the other node: nothing was ever written. Who cannot say waits, too.
-            let is_unborn = match self.groups.reports.get(id) {
-                Some(report) => report.is_unborn,
-                None => record.stamp.generation == Generation(1),
-            };
-            if record.in_sync.contains(&me) && has_others && !is_unborn {
+            // A birth that is not confirmed waits for the other node: nothing was ever written. Who cannot say waits, too. And what
+            // was lost here with a disk only the other node has.
+            let report = self.groups.reports.get(id).filter(|_| self.groups.is_connected);
+            let waits = report.is_none_or(|report| report.is_unborn || report.is_incomplete);
+            if record.in_sync.contains(&me) && has_others && !waits {
                 let others = record.in_sync.iter().chain([&record.primary]).find(|node| **node != me);
                 let name = others.map_or_else(String::new, |node| self.name_of(*node));
                 let reason = format!("`{name}` is lost, `{}` goes on alone", self.name_of(me));
@@ -186,7 +185,9 @@ impl Cluster {
             // committed anew: under the next generation the primary knows that no record with the replica can come.
             in_sync.remove(&node);
             let is_asked = record.primary == self.me && record.stamp.generation == generation;
-            if is_asked && !in_sync.is_empty() {
+            let is_incomplete = self.groups.reports.get(&id).is_some_and(|report| report.is_incomplete);
+            let gives_up = is_incomplete && in_sync == BTreeSet::from([self.me]);
+            if is_asked && !in_sync.is_empty() && !gives_up {
                 let reason = format!("`{}` is out: {reason}", self.name_of(node));
                 self.set_group(now, id, record.stamp, record.primary, in_sync, reason);
             }

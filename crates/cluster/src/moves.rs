@@ -47,17 +47,22 @@ impl Cluster {
         }
     }
 
-    /// What a human types to make the trailing replica on this node the truth: names what is known to be lost, and changes
-    /// with it. `None`: there is no cut here.
+    /// What a human types to make the replica on this node the truth although it trails, or lost parts with a disk: names what is
+    /// known to be lost, and changes with it. `None`: it is neither.
     pub fn promote_token(&self, group: GroupId) -> Option<String> {
         let found = self.state.groups.get(&group)?;
         let report = self.groups.reports.get(&group)?;
-        let ReplicaState::Trailing { .. } = report.state else { return None };
-        let lag = report.lag.get(&self.me).copied().unwrap_or_default();
         let (name, node) = (self.state.group_name(found), self.name_of(self.me));
-        let seconds = lag.ms.div_ceil(1000);
         let generation = found.record.stamp.generation.0;
-        Some(format!("promote-{name}-on-{node}.generation-{generation}.loses-{}-bytes-{seconds}-s", lag.bytes))
+        let loses = match report.state {
+            ReplicaState::Trailing { .. } => {
+                let lag = report.lag.get(&self.me).copied().unwrap_or_default();
+                format!("{}-bytes-{}-s", lag.bytes, lag.ms.div_ceil(1000))
+            }
+            _ if report.is_incomplete && found.record.in_sync.contains(&self.me) => "what-its-disk-had".into(),
+            _ => return None,
+        };
+        Some(format!("promote-{name}-on-{node}.generation-{generation}.loses-{loses}"))
     }
 
     /// Holds a promotion's token against what this node's replica says, and fills in the record by which it trails.
@@ -67,8 +72,7 @@ impl Cluster {
             let name = self.name_of(*node);
             return Err(Refusal::Conflict(format!("only `{name}` knows what its replica holds; ask it")));
         }
-        let state = self.groups.reports.get(group).map(|report| &report.state);
-        let (Some(ReplicaState::Trailing { at: known }), Some(expected)) = (state, self.promote_token(*group)) else {
+        let (Some(report), Some(expected)) = (self.groups.reports.get(group), self.promote_token(*group)) else {
             return Err(Refusal::Conflict(
                 "the replica here is no state that the group had; it can not be promoted".into(),
             ));
@@ -78,7 +82,9 @@ impl Cluster {
                 "writes that this replica lacks are lost for good; type what is known of them: --token {expected}"
             )));
         }
-        *at = *known;
+        if let ReplicaState::Trailing { at: known } = report.state {
+            *at = known;
+        }
         Ok(())
     }
 }

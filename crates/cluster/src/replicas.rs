@@ -190,10 +190,13 @@ impl State {
             },
             Change::PromoteReplica { group, node, at, .. } => {
                 let found = self.group(*group)?;
-                if !found.replicas.contains(node) || found.mode(*node) != Mode::Async {
+                // One that is in sync lost parts with a disk: its node has seen to that.
+                let is_in_sync = found.record.in_sync.contains(node);
+                if !found.replicas.contains(node) || (found.mode(*node) != Mode::Async && !is_in_sync) {
                     return conflict(format!("the replica on `{}` does not trail", self.node_name(*node)));
                 }
-                let acts = |node: &NodeId| self.nodes.get(node).is_none_or(|node| node.phase != NodePhase::Fenced);
+                let acts =
+                    |id: &NodeId| id != node && self.nodes.get(id).is_none_or(|known| known.phase != NodePhase::Fenced);
                 if let Some(member) = found.record.in_sync.iter().chain([&found.record.primary]).find(|id| acts(id)) {
                     return Err(Refusal::Unsafe(format!(
                         "`{}` holds every acknowledged write and is not proven unable to act",
@@ -289,12 +292,19 @@ impl State {
             }
             Change::PromoteReplica { group, node, at, token } => {
                 let found = self.groups.get_mut(group).ok_or_else(|| Refusal::NotFound(format!("no group {group}")))?;
-                // Whoever holds what is given up has diverged (W10).
-                found.lineage.cut_back_to_before(*at);
-                found.set_mode(*node, Mode::Sync);
+                let which = match found.record.in_sync.contains(node) {
+                    // What is not lost of it is what the others have.
+                    true => "what is left of the replica",
+                    false => {
+                        // Whoever holds what is given up has diverged (W10).
+                        found.lineage.cut_back_to_before(*at);
+                        found.set_mode(*node, Mode::Sync);
+                        "the trailing replica"
+                    }
+                };
                 let generation = self.next_record(*group, *node, BTreeSet::from([*node]));
                 let name = self.node_name(*node);
-                (*group, format!("{generation:?}: a human made the trailing replica on `{name}` the truth: `{token}`"))
+                (*group, format!("{generation:?}: a human made {which} on `{name}` the truth: `{token}`"))
             }
             _ => return conflict("no change of replicas".into()),
         };

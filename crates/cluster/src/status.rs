@@ -160,6 +160,25 @@ impl Cluster {
             }
             let is_lost =
                 |node: &NodeId| self.state.nodes.get(node).is_some_and(|node| node.phase == NodePhase::Fenced);
+            let others_lost = |node: &NodeId| *node == self.me || is_lost(node);
+            let is_incomplete = self.groups.reports.get(id).is_some_and(|report| report.is_incomplete);
+            if is_incomplete && group.record.in_sync.contains(&self.me) && group.record.in_sync.len() > 1 {
+                let name = self.state.group_name(group);
+                let missing: Vec<String> =
+                    group.record.in_sync.iter().filter(|node| is_lost(node)).map(|node| self.name_of(*node)).collect();
+                let (text, fix) = match missing.as_slice() {
+                    [] => (format!("parts of `{name}` were lost with a disk here and are being healed"), None),
+                    _ => (
+                        format!(
+                            "parts of `{name}` were lost with a disk here, and `{}`, which has them, is lost: it waits for it",
+                            missing.join("`, `")
+                        ),
+                        Some(format!("bring it back; or give up what was lost: pollux group promote {name}"))
+                            .filter(|_| group.record.in_sync.iter().all(others_lost)),
+                    ),
+                };
+                alert(Subject::Group(*id), text, fix);
+            }
             if group.record.in_sync.iter().all(is_lost) && self.promote_token(*id).is_some() {
                 let name = self.state.group_name(group);
                 let text = format!("every replica of `{name}` that is in sync is lost; the one here trails");

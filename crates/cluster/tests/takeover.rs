@@ -2,8 +2,8 @@
 
 mod world;
 
-use pollux_base::Generation;
-use pollux_cluster::entry::Holder;
+use pollux_base::{Generation, Stamp};
+use pollux_cluster::entry::{Change, Holder};
 use std::time::Duration;
 use world::{A, B, GIB, World, other};
 
@@ -60,6 +60,31 @@ fn a_group_whose_birth_nobody_confirmed_waits_for_its_node_and_is_not_taken_over
     world.start_vm("web1");
     world.run_until("web1 runs", |world| world.runs_on("web1").is_some());
     assert_eq!(record(&world).in_sync, [A, B].into());
+}
+
+/// Found by the simulator: a replica that had just lost a disk went on alone, and what only the other node had was given up.
+#[test]
+fn a_replica_that_lost_a_disk_waits_for_the_other_node_or_for_a_human() {
+    let record = |world: &World, node| world.state(node).groups.values().next().expect("it was created").record.clone();
+    for primary in [A, B] {
+        let mut world = World::formed(true, true);
+        world.incomplete.insert(A);
+        world.create_vm("web1", GIB, primary);
+        world.run(Duration::from_secs(2));
+        let before = record(&world, A);
+        world.crash(B);
+        world.run_until("a goes on alone", |world| world.state(A).authority.holder == Holder::Alone { node: A });
+        world.run(Duration::from_secs(5));
+        assert_eq!(record(&world, A), before, "b has what a lost");
+        let group = *world.state(A).groups.keys().next().expect("it was created");
+        let token = |world: &World| world.core(A).promote_token(group).expect("a human can decide");
+        let promote = |token: String| Change::PromoteReplica { group, node: A, at: Stamp::default(), token };
+        assert!(world.ask(A, promote("yes".into())).is_err(), "who does not know what is lost is told");
+        let right = promote(token(&world));
+        world.ask(A, right).expect("b is off");
+        world.run(Duration::from_secs(2));
+        assert_eq!((record(&world, A).primary, record(&world, A).in_sync), (A, [A].into()));
+    }
 }
 
 /// Whoever was switched off is switched on again, until all is well.

@@ -78,6 +78,7 @@ fn play_data_plane(site: &Site, node: usize) {
                     state: if primary { ReplicaState::Serving } else { ReplicaState::Secondary },
                     used_bytes: 0,
                     is_unborn: false,
+                    is_incomplete: false,
                     healed_blocks: 0,
                     resync: BTreeMap::new(),
                     scrub: None,

@@ -159,6 +159,9 @@ pub(crate) struct Primary {
     /// A snapshot was taken before by this node and not by every replica that counts now only by this primary's word: such
     /// are compared anew.
     pub compares_anew: bool,
+    /// Replicas that lost power as this one did, before this primary began, and are not current yet: nobody can have more than they
+    /// of what is not here.
+    pub fell_with: BTreeSet<NodeId>,
     pub ended: Option<Ended>,
     pub cool_at: Option<Instant>,
     /// The record under which `Reap` was asked.
@@ -484,6 +487,9 @@ impl Group {
                 return;
             }
             self.is_continuous = true;
+            if let Some(primary) = &mut self.primary {
+                primary.fell_with = required;
+            }
             self.note_as_primary(node);
         }
         // Who is not in sync waits until the log knows how a snapshot ended: else it might be called current without it.
@@ -568,6 +574,7 @@ impl Group {
         let Some(member) = primary.members.get_mut(&peer) else { return };
         let MemberState::Confirming { required } = member.state else { return };
         member.doomed = None;
+        primary.fell_with.remove(&peer);
         if required {
             member.state = MemberState::Current;
             self.confirm_birth(node);

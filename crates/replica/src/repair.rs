@@ -70,10 +70,10 @@ impl Group {
             return self.end_repair(node, key, Outcome::Mended);
         };
         // A replica that is just being settled differs only in what was never acknowledged, so either copy is right; unless
-        // it lost power, and with it acknowledged writes that were not flushed.
+        // it lost power, and with it acknowledged writes that were not flushed, and others did not.
         let settling = match whom {
             For::Copy { peer, .. } | For::Take { peer, .. } => {
-                Some(peer).filter(|peer| !repair.tried.contains(peer) && self.is_settling_and_whole(*peer))
+                Some(peer).filter(|peer| !repair.tried.contains(peer) && self.may_give_while_settling(*peer))
             }
             For::Request(_) | For::Scrub { .. } => None,
         };
@@ -97,9 +97,13 @@ impl Group {
         self.primary.as_mut()?.repairs.get_mut(&key)
     }
 
-    fn is_settling_and_whole(&self, peer: NodeId) -> bool {
-        let member = self.primary.as_ref().and_then(|primary| primary.members.get(&peer));
-        member.is_some_and(|member| matches!(&member.state, MemberState::Settling(sync) if sync.is_continuous))
+    fn may_give_while_settling(&self, peer: NodeId) -> bool {
+        let Some(primary) = &self.primary else { return false };
+        let member = primary.members.get(&peer);
+        member.is_some_and(|member| match &member.state {
+            MemberState::Settling(sync) => sync.is_continuous || primary.fell_with.contains(&peer),
+            _ => false,
+        })
     }
 
     /// A replica gave the blocks, or has no good copy either.

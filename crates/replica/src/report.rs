@@ -28,6 +28,7 @@ struct Facts {
     stamp: Option<Stamp>,
     state: ReplicaState,
     is_unborn: bool,
+    is_incomplete: bool,
     resync: BTreeSet<NodeId>,
     connected: BTreeSet<NodeId>,
     /// The scrub that runs or was the last, and whether it is done.
@@ -45,6 +46,7 @@ impl Group {
             stamp: self.spec.as_ref().map(|spec| spec.record.stamp),
             state: self.state(node),
             is_unborn: self.is_unborn(),
+            is_incomplete: node.store.is_incomplete(self.id),
             resync: copied
                 .filter(|(_, member)| matches!(member.state, MemberState::Copying(_)))
                 .map(|(peer, _)| *peer)
@@ -136,6 +138,7 @@ impl Group {
             stamp: facts.stamp,
             state: facts.state.clone(),
             is_unborn: facts.is_unborn,
+            is_incomplete: facts.is_incomplete,
             used_bytes: node.store.used(self.id).0,
             healed_blocks: self.healed,
             resync: resync.collect(),

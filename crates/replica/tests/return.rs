@@ -73,6 +73,31 @@ fn a_block_that_cannot_be_read_is_not_replaced_by_one_of_a_replica_that_lost_pow
     assert!(lost > 3, "B lost what was not flushed");
 }
 
+/// Found by the simulator: when both had lost power, and one of them a disk, nobody's copy was good enough for ever.
+#[test]
+fn when_all_lost_power_what_one_cannot_read_comes_from_another() {
+    let mut healed = 0;
+    for seed in 0..20 {
+        let mut world = World::pair(450 + seed);
+        world.write_done(A, 7, 1, 1);
+        world.flush_done(A);
+        world.write_done(A, 9, 1, 2);
+        world.decides = false;
+        world.power_cut(A);
+        world.power_cut(B);
+        world.start(A);
+        world.run_for(ms(1000));
+        world.machine(A).disk.fail_next(OpClass::Read, DiskError::Io("medium error".to_string(), 5));
+        world.start(B);
+        world.until_serving(A);
+        assert_eq!(world.read_value(A, 7), 1, "seed {seed}");
+        world.until_healthy();
+        world.same(&[A, B]);
+        healed += world.machines[&A].report.as_ref().map_or(0, |report| report.healed_blocks);
+    }
+    assert!(healed > 3, "A could not read what it had");
+}
+
 #[test]
 fn only_blocks_that_differ_are_sent_to_a_replica_that_returns() {
     let mut world = World::pair(30);

@@ -340,7 +340,7 @@ impl Pool {
     }
 
     /// Extents of which blocks are lost in any of the volume's layers.
-    fn damaged(&self, layer: LayerId) -> impl Iterator<Item = ExtentIndex> {
+    pub fn damaged(&self, layer: LayerId) -> impl Iterator<Item = ExtentIndex> {
         let extents =
             self.catalog.chain(layer).filter_map(|layer| self.layers.get(&layer)).flat_map(|map| &map.extents);
         extents.filter(|(_, slot)| self.table.get(**slot).state == SlotState::Damaged).map(|(extent, _)| *extent)

@@ -14,6 +14,7 @@ impl World {
             stamp: Some(spec.record.stamp),
             state: if spec.record.primary == node { ReplicaState::Serving } else { ReplicaState::Secondary },
             is_unborn: self.births_hang,
+            is_incomplete: self.incomplete.contains(&node),
             used_bytes: 0,
             healed_blocks: 0,
             resync: BTreeMap::new(),

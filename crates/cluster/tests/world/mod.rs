@@ -100,6 +100,8 @@ pub struct World {
     pub hold_witness_answers: bool,
     /// New groups are not confirmed by all their replicas.
     pub births_hang: bool,
+    /// Nodes that lost a part of their replicas with a disk.
+    pub incomplete: BTreeSet<NodeId>,
     /// Orders given to data planes.
     pub orders: Vec<(NodeId, Order)>,
     /// So much later than at first the wall clocks go, compared with the others.
@@ -153,6 +155,7 @@ impl World {
             fills_take: ms(500),
             hold_witness_answers: false,
             births_hang: false,
+            incomplete: BTreeSet::new(),
             orders: Vec::new(),
             wall_ahead: Duration::ZERO,
         }

@@ -598,6 +598,7 @@ mod tests {
             state,
             used_bytes: 0,
             is_unborn: false,
+            is_incomplete: false,
             healed_blocks: 0,
             resync: BTreeMap::new(),
             scrub: None,

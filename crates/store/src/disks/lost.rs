@@ -2,11 +2,11 @@
 //! count as hot. A heat of one of its volumes gives a column a new home, which is told first that all of it is lost; so a copy
 //! from another replica heals it, volume by volume and block by block. Snapshots and clones of a lost column are lost with it.
 
-use super::{Column, Disks};
+use super::{Column, Disk, Disks};
 use crate::catalog::few_ranges;
 use crate::lanes::FamilyId;
 use pollux_base::unit::EXTENT_BYTES;
-use pollux_base::{DiskIndex, ExtentIndex, VolumeId};
+use pollux_base::{DiskIndex, ExtentIndex, GroupId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Default)]
@@ -67,7 +67,7 @@ impl Lost {
         self.ranges = ranges;
     }
 
-    /// Families of which nothing is lost any more.
+    /// Families that all have homes again.
     fn found(&self) -> Vec<FamilyId> {
         let is_found = |family: &&FamilyId| self.columns.get(family).is_none_or(BTreeSet::is_empty);
         self.ranges.keys().filter(is_found).copied().collect()
@@ -136,7 +136,23 @@ impl Disks {
         self.lost.load(ranges, |(family, extent)| homes.get(&family).is_some_and(|homes| homes.contains_key(&extent)));
     }
 
-    /// The catalogs need not speak any more of what was found. `true`: they are told.
+    /// Whether parts of the group were lost with a disk and are not healed yet.
+    pub fn is_incomplete(&self, group: GroupId) -> bool {
+        let is_so = |volume: VolumeId| {
+            let Some(ranges) = self.family(volume).and_then(|family| self.lost.ranges.get(&family)) else {
+                return false;
+            };
+            let was_lost = |x: ExtentIndex| ranges.iter().any(|(first, count)| (*first..first + count).contains(&x.0));
+            let is_damaged = |disk: &Disk| {
+                let pool = disk.store.pool().filter(|pool| pool.table.damaged() > 0);
+                pool.is_some_and(|pool| pool.layer_of(volume).is_some_and(|top| pool.damaged(top).any(was_lost)))
+            };
+            self.lost_of(volume).next().is_some() || self.members().any(|(_, disk)| is_damaged(disk))
+        };
+        !self.lost.is_empty() && self.volumes().any(|(volume, of, _)| of == group && is_so(volume))
+    }
+
+    /// The catalogs need not speak any more of what was found and healed. `true`: they are told.
     pub(super) fn forget_what_was_found(&mut self) -> bool {
         // Asked at every event: mostly nothing is lost.
         if self.lost.is_empty() || self.changing > 0 || self.failed.is_some() {
@@ -144,7 +160,10 @@ impl Disks {
         }
         let known = self.families();
         let gone = self.lost.ranges.keys().filter(|family| !known.contains_key(family)).copied();
-        let forgotten: Vec<FamilyId> = self.lost.found().into_iter().chain(gone).collect();
+        // What has a home is healed block by block, and until then it is known what was lost.
+        let is_damaged = |disk: &Disk| disk.store.pool().is_some_and(|pool| pool.table.damaged() > 0);
+        let found = if self.members().any(|(_, disk)| is_damaged(disk)) { Vec::new() } else { self.lost.found() };
+        let forgotten: Vec<FamilyId> = found.into_iter().chain(gone).collect();
         for family in &forgotten {
             self.lost.ranges.remove(family);
             self.lost.columns.remove(family);

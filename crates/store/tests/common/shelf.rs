@@ -101,8 +101,9 @@ impl Shelf {
                     let is_member = |(disk, _): &(DiskId, Standing)| {
                         members.iter().any(|known| known.disk == *disk && known.state != DiskState::Failed)
                     };
+                    // As this opening left them: it has made the answer last.
                     let (disks, known): (Vec<FaultyDisk>, Vec<(DiskId, Standing)>) =
-                        disks.into_iter().zip(known).filter(|(_, disk)| is_member(disk)).unzip();
+                        rig.into_disks().into_iter().zip(known).filter(|(_, disk)| is_member(disk)).unzip();
                     self.disks = known.into_iter().map(|(disk, _)| (disk, Standing::In)).collect();
                     return Ok(disks);
                 }
