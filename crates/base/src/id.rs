@@ -90,6 +90,8 @@ random_id!(/// One pool: the disks that one node gives to Pollux.
     PoolId);
 random_id!(/// One disk of a pool, from its formatting on.
     DiskId);
+random_id!(/// Name of a key, made of the key by a hash (`secret.rs`).
+    KeyId);
 
 /// Text that is not 32 hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

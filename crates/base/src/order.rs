@@ -1,10 +1,10 @@
 //! Orders from the control plane to the data plane, and reports back. They travel as JSON lines over a unix socket, and
 //! as plain values in the simulator. Orders state what is to hold, not steps: giving one twice changes nothing.
 
-use crate::id::{DiskId, GroupId, NodeId, SnapshotId, VolumeId};
+use crate::id::{DiskId, GroupId, KeyId, NodeId, SnapshotId, VolumeId};
 use crate::pool::PoolReport;
 use crate::record::{GroupSpec, Stamp};
-use crate::secret::Secret;
+use crate::secret::{Secret, VolumeSecret};
 use crate::unit::{BlockRange, ExtentIndex, Generation};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +27,8 @@ pub enum Order {
     /// A key that this node's and the peer's `noded` have agreed on, newer than all before. Of the earlier ones the last
     /// still counts, for the peer may not have this one yet.
     LinkKey { peer: NodeId, key: u64, secret: Secret },
+    /// A key of volumes that are encrypted at rest. What does not fit its name is not taken. Kept until no group has it.
+    VolumeKey { key: KeyId, secret: VolumeSecret },
     /// Offer these volumes under these names at the node's NBD addresses. Complete: a name not given is withdrawn. Front
     /// ends serve a volume only while this node is primary of its group.
     Exports { names: BTreeMap<String, Offer> },
@@ -222,6 +224,8 @@ pub enum FreezeReason {
     Outdated,
     /// The pool has no space left; goes on when there is.
     PoolFull,
+    /// This node has not been given the key with which this volume is encrypted. Only clients wait for it: replication goes on.
+    NoKey { volume: VolumeId },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -308,16 +312,18 @@ mod tests {
             modes: BTreeMap::from([(NodeId(2), Mode::Async)]),
             lag: LagBound::default(),
             volumes: BTreeMap::from([(VolumeId(9), ByteCount(4096))]),
+            keys: BTreeMap::from([(VolumeId(9), KeyId(8))]),
             snapshots: Snapshots::default(),
             record: GroupRecord { stamp, primary: NodeId(1), in_sync: BTreeSet::from([NodeId(1)]) },
             lineage: Lineage(BTreeMap::from([(stamp.epoch, stamp.generation)])),
         };
         let addresses = BTreeMap::from([(NodeId(2), vec!["192.0.2.2:7001".to_string()])]);
         let key = Order::LinkKey { peer: NodeId(2), key: 7, secret: Secret::new([9; 32]) };
+        let volume_key = Order::VolumeKey { key: KeyId(8), secret: Secret::new([9; 64]) };
         let add = DiskCommand::Add { path: "/dev/x".into(), may_overwrite: true };
         let drain = DiskCommand::Drain { disk: DiskId(7) };
         let [add, drain] = [add, drain].map(|change| Order::Disk { id: 9, change });
-        for order in [Order::Group(group), Order::Peers { addresses }, key, add, drain] {
+        for order in [Order::Group(group), Order::Peers { addresses }, key, volume_key, add, drain] {
             let text = serde_json::to_string(&order).expect("an order always becomes text");
             assert_eq!(serde_json::from_str::<Order>(&text).map_err(|error| error.to_string()), Ok(order));
         }

@@ -1,6 +1,6 @@
 //! The authority record of a group, and how a replica's own last record is told apart from another history.
 
-use crate::id::{GroupId, NodeId, SnapshotId, VolumeId};
+use crate::id::{GroupId, KeyId, NodeId, SnapshotId, VolumeId};
 use crate::unit::{ByteCount, Epoch, Generation};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -172,6 +172,8 @@ pub struct GroupSpec {
     pub lag: LagBound,
     /// Volumes and their sizes (multiples of a block).
     pub volumes: BTreeMap<VolumeId, ByteCount>,
+    /// Volumes that are encrypted at rest, and with which key. A volume never comes here or goes from here while it exists.
+    pub keys: BTreeMap<VolumeId, KeyId>,
     pub snapshots: Snapshots,
     pub record: GroupRecord,
     pub lineage: Lineage,
@@ -186,6 +188,16 @@ impl GroupSpec {
     pub fn size(&self, volume: VolumeId) -> Option<ByteCount> {
         let frozen = || self.snapshots.volumes().find(|(frozen, _)| *frozen == volume).map(|(_, frozen)| frozen.size);
         self.volumes.get(&volume).copied().or_else(frozen)
+    }
+
+    /// The key of a volume of the group; a snapshot's volume has the key of the one that it is of. `None`: in the clear.
+    pub fn key(&self, volume: VolumeId) -> Option<KeyId> {
+        if self.keys.is_empty() {
+            return None;
+        }
+        let frozen = || self.snapshots.volumes().find(|(frozen, _)| *frozen == volume).map(|(_, frozen)| frozen.of);
+        let of = if self.volumes.contains_key(&volume) { Some(volume) } else { frozen() };
+        of.and_then(|of| self.keys.get(&of)).copied()
     }
 }
 

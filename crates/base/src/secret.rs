@@ -1,36 +1,58 @@
 //! Keys in memory: wiped when dropped, and shown to nobody by accident.
 
+use crate::id::KeyId;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use zeroize::Zeroizing;
 
+/// Of most secrets.
 pub const SECRET_BYTES: usize = 32;
 
-/// A key. In JSON it is hexadecimal text, for the socket between two daemons of one node, and for nothing else.
+/// A key of so many bytes. In JSON it is hexadecimal text, for the socket between two daemons of one node, and for nothing
+/// else.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(Zeroizing<[u8; SECRET_BYTES]>);
+pub struct Secret<const BYTES: usize = SECRET_BYTES>(Zeroizing<[u8; BYTES]>);
 
-impl Secret {
-    pub fn new(bytes: [u8; SECRET_BYTES]) -> Secret {
+/// What a volume is encrypted with at rest: two keys of AES-256, as XTS wants them.
+pub type VolumeSecret = Secret<64>;
+
+impl<const BYTES: usize> Secret<BYTES> {
+    pub fn new(bytes: [u8; BYTES]) -> Secret<BYTES> {
         Secret(Zeroizing::new(bytes))
     }
     /// To make keys from; not to be kept or shown.
-    pub fn expose(&self) -> &[u8; SECRET_BYTES] {
+    pub fn expose(&self) -> &[u8; BYTES] {
         &self.0
     }
 }
 
-impl fmt::Debug for Secret {
+impl KeyId {
+    /// The name of a volume's key. It tells nothing of the key, and no other has it: who is given a key under a name sees
+    /// whether it is the right one.
+    pub fn of(secret: &VolumeSecret) -> KeyId {
+        KeyId::derived("pollux 2026 name of a key of a volume", secret.expose())
+    }
+    /// The name of a master key, under which volumes' keys are sealed.
+    pub fn of_master(secret: &Secret) -> KeyId {
+        KeyId::derived("pollux 2026 name of a master key", secret.expose())
+    }
+    fn derived(purpose: &str, secret: &[u8]) -> KeyId {
+        let digest = blake3::derive_key(purpose, secret);
+        KeyId(u128::from_be_bytes(digest[..16].try_into().expect("a digest has 32 bytes")))
+    }
+}
+
+impl<const BYTES: usize> fmt::Debug for Secret<BYTES> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(..)")
     }
 }
 
-impl Serialize for Secret {
+impl<const BYTES: usize> Serialize for Secret<BYTES> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let digit = |nibble: u8| char::from_digit(nibble.into(), 16).expect("a nibble is below 16");
-        let mut text = Zeroizing::new(String::with_capacity(2 * SECRET_BYTES));
+        let mut text = Zeroizing::new(String::with_capacity(2 * BYTES));
         for byte in self.0.iter() {
             text.push(digit(byte >> 4));
             text.push(digit(byte & 0xf));
@@ -39,12 +61,12 @@ impl Serialize for Secret {
     }
 }
 
-impl<'de> Deserialize<'de> for Secret {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
+impl<'de, const BYTES: usize> Deserialize<'de> for Secret<BYTES> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Secret<BYTES>, D::Error> {
         let text = Zeroizing::new(String::deserialize(deserializer)?);
-        let wrong = || D::Error::custom(format!("a secret is {} hexadecimal digits", 2 * SECRET_BYTES));
-        let mut bytes = Zeroizing::new([0; SECRET_BYTES]);
-        if text.len() != 2 * SECRET_BYTES || !text.is_ascii() {
+        let wrong = || D::Error::custom(format!("a secret is {} hexadecimal digits", 2 * BYTES));
+        let mut bytes = Zeroizing::new([0; BYTES]);
+        if text.len() != 2 * BYTES || !text.is_ascii() {
             return Err(wrong());
         }
         for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
@@ -70,5 +92,15 @@ mod tests {
             let error = serde_json::from_str::<Secret>(wrong).expect_err("not a secret").to_string();
             assert!(!error.contains(&text[3..9]), "{error}");
         }
+    }
+
+    /// Volumes of earlier days are looked up by it.
+    #[test]
+    fn a_key_keeps_its_name_and_each_has_another() {
+        let secret =
+            |last| VolumeSecret::new(std::array::from_fn(|index| if index == 63 { last } else { index as u8 }));
+        assert_eq!(KeyId::of(&secret(63)).to_string(), "9f821b0dbadb96a5ea2e1e6c98a4cff4");
+        assert_ne!(KeyId::of(&secret(63)), KeyId::of(&secret(62)));
+        assert_ne!(KeyId::of_master(&Secret::new([0; 32])), KeyId::of_master(&Secret::new([1; 32])));
     }
 }

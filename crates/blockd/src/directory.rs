@@ -54,6 +54,7 @@ impl Directory {
             Order::Fenced { .. }
             | Order::Peers { .. }
             | Order::LinkKey { .. }
+            | Order::VolumeKey { .. }
             | Order::Discard { .. }
             | Order::Scrub { .. }
             | Order::Compare { .. }
@@ -127,6 +128,7 @@ mod tests {
             modes: BTreeMap::new(),
             lag: LagBound::default(),
             volumes: BTreeMap::from([(VolumeId(7), ByteCount(1 << 20))]),
+            keys: BTreeMap::new(),
             snapshots: Default::default(),
             record: GroupRecord { stamp, primary: NodeId(primary), in_sync: both },
             lineage: Lineage::default(),

@@ -218,6 +218,7 @@ impl State {
             modes: found.modes.clone(),
             lag: found.lag,
             volumes: found.volumes.clone(),
+            keys: BTreeMap::new(),
             snapshots: found.snapshots.clone(),
             record: found.record.clone(),
             lineage: found.lineage.clone(),

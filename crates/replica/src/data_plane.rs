@@ -14,7 +14,9 @@ use crate::wire::{Frame, Message};
 use crate::{Config, Input, Output};
 use pollux_base::pool::PoolReport;
 use pollux_base::timing::{LEASE_RENEW, REPLICA_LOST};
-use pollux_base::{BlockError, GroupId, Instant, NodeId, Order, Reply, Report, Request, Session, Stamp, VolumeId};
+use pollux_base::{
+    BlockError, GroupId, Instant, KeyId, NodeId, Order, Reply, Report, Request, Session, Stamp, VolumeId,
+};
 use pollux_store::{Disks, StoreError, StoreReply};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -446,12 +448,19 @@ impl DataPlane {
             Order::Forget { group: id } => {
                 self.forgotten.insert(id);
                 if let Some(mut group) = self.groups.remove(&id) {
+                    let keys = group.keys();
                     group.forget(&mut self.node);
+                    self.forget_keys(keys);
                 }
                 self.touched.remove(&id);
                 self.full.remove(&id);
                 self.wakes.remove(&id);
                 self.volumes.retain(|_, group| *group != id);
+            }
+            Order::VolumeKey { key, secret } => {
+                self.node.keys.add(key, &secret);
+                let has_it = |group: &&Group| group.keys().contains(&key);
+                self.touched.extend(self.groups.values().filter(has_it).map(|group| group.id));
             }
             Order::Fenced { node: fenced } => {
                 self.node.link(fenced).lease.on_fenced();
@@ -499,6 +508,12 @@ impl DataPlane {
             // For the shell: who listens where, and with which keys; and what a path stands for.
             Order::Peers { .. } | Order::LinkKey { .. } | Order::Exports { .. } | Order::Disk { .. } => {}
         }
+    }
+
+    /// Keys of a group that is gone: those that no other has (a clone has its source's) are wiped.
+    fn forget_keys(&mut self, keys: BTreeSet<KeyId>) {
+        let still: BTreeSet<KeyId> = self.groups.values().flat_map(Group::keys).collect();
+        keys.difference(&still).for_each(|key| self.node.keys.forget(*key));
     }
 
     fn on_request(&mut self, request: Request) {

@@ -4,6 +4,7 @@
 //! volumes made known and hot extents raised to the new generation (`Remark`, W8), then the note, then anything is said or
 //! acknowledged under it (W2, W3). Adopting it as a primary holds all requests meanwhile.
 
+use crate::cipher::Cipher;
 use crate::diff::Diff;
 use crate::kept;
 use crate::local::Local;
@@ -20,9 +21,10 @@ use crate::{Output, report};
 use pollux_base::order::{Finding, ScrubReport};
 use pollux_base::record::GroupSpec;
 use pollux_base::unit::{BLOCK_BYTES, VOLUME_BYTES_MAX};
-use pollux_base::{ByteCount, Generation, GroupId, Instant, NodeId, Session, Stamp, VolumeId};
+use pollux_base::{ByteCount, Generation, GroupId, Instant, KeyId, NodeId, Session, Stamp, VolumeId};
 use pollux_store::{StoreError, StoreOp};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How soon a full pool is tried again: space comes from people or from deletions, not within milliseconds.
@@ -171,10 +173,36 @@ impl Group {
         self.spec.as_ref()?.size(volume).map(|size| size.0 / BLOCK_BYTES)
     }
 
+    /// Keys of its volumes.
+    pub(crate) fn keys(&self) -> BTreeSet<KeyId> {
+        self.spec.iter().flat_map(|spec| spec.keys.values().copied()).collect()
+    }
+
+    /// A volume that is encrypted, and its key is not here.
+    pub(crate) fn lacks_key(&self, node: &Node) -> Option<VolumeId> {
+        let mut keys = self.spec.iter().flat_map(|spec| &spec.keys);
+        keys.find(|(_, key)| node.keys.get(**key).is_none()).map(|(volume, _)| *volume)
+    }
+
+    /// What stands between the clients of this volume and what is stored of it, if something does.
+    pub(crate) fn cipher(&self, node: &Node, volume: VolumeId) -> Option<Arc<Cipher>> {
+        let key = self.spec.as_ref()?.key(volume)?;
+        // Requests are held as long as a key is missing, and keys stay as long as the group.
+        Some(node.keys.get(key).expect("nothing of an encrypted volume begins without its key").clone())
+    }
+
     /// Takes a record, from the log by an order or from a peer. `by_order` decides which of two texts of one stamp holds.
     pub(crate) fn on_record(&mut self, node: &mut Node, mut spec: GroupSpec, by_order: bool) {
         if !is_plausible(&spec) {
             return; // ignore_implausible: a peer's text that no log can have made
+        }
+        // Also of a newer record: what is under way is encrypted, or not, as the volume was born.
+        let is_other = |have: &GroupSpec| {
+            let mut both = have.volumes.keys().filter(|volume| spec.volumes.contains_key(volume));
+            both.any(|volume| have.keys.get(volume) != spec.keys.get(volume))
+        };
+        if self.spec.as_ref().is_some_and(is_other) {
+            return; // ignore_implausible
         }
         match self.known() {
             Some(known) if spec.record.stamp < known => return, // ignore_outdated (W2)
@@ -186,13 +214,15 @@ impl Group {
                         let entry = spec.volumes.entry(*volume).or_insert(*size);
                         *entry = (*entry).max(*size);
                     }
+                    spec.keys.extend(&have.keys);
                     if !by_order {
                         spec.replicas = have.replicas.clone();
                     }
                     if spec.snapshots.revision < have.snapshots.revision {
                         spec.snapshots = have.snapshots.clone();
                     }
-                    let is_same = spec.volumes == have.volumes && spec.replicas == have.replicas;
+                    let is_same =
+                        spec.volumes == have.volumes && spec.keys == have.keys && spec.replicas == have.replicas;
                     if let Some(primary) = &mut self.primary {
                         let unseen = spec.snapshots.taken().any(|(id, _)| !have.snapshots.each.contains_key(&id));
                         primary.compares_anew |= unseen;
@@ -567,5 +597,6 @@ fn is_plausible(spec: &GroupSpec) -> bool {
     !record.in_sync.is_empty()
         && spec.lineage.contains(record.stamp)
         && spec.volumes.values().all(sizes)
+        && spec.keys.keys().all(|volume| spec.volumes.contains_key(volume))
         && spec.snapshots.volumes().all(|(_, frozen)| sizes(&frozen.size) && spec.volumes.contains_key(&frozen.of))
 }

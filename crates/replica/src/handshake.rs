@@ -195,6 +195,7 @@ mod tests {
             lag: LagBound::default(),
             snapshots: Default::default(),
             volumes: BTreeMap::new(),
+            keys: BTreeMap::new(),
             record: GroupRecord { stamp: at, primary: A, in_sync: in_sync.iter().copied().collect() },
             lineage,
         }

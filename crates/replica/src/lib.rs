@@ -4,6 +4,7 @@
 //! frames and requests; the simulator carries the same values. Rules W1-W12 of `docs/ARCHITECTURE.md` live here; each is
 //! named where it is kept.
 
+pub mod cipher;
 mod cooling;
 mod data_plane;
 mod diff;

@@ -1,6 +1,7 @@
 //! What the groups of a node share: its store, its links, the outputs, and the numbers that must not repeat.
 
 use crate::Output;
+use crate::cipher::Keys;
 use crate::image::Image;
 use crate::key_map::KeyMap;
 use crate::lease::Lease;
@@ -86,6 +87,8 @@ pub(crate) struct Node {
     /// How fast replicas are brought up to date beside the guests' I/O.
     pub pace: Pace,
     pub image: Image,
+    /// Of volumes that are encrypted at rest.
+    pub keys: Keys,
     started: Instant,
     owners: KeyMap<StoreRequestId, (GroupId, Purpose)>,
     next: u64,
@@ -115,6 +118,7 @@ impl Node {
             pool_refused: false,
             pace: Pace::new(now),
             image: Image::default(),
+            keys: Keys::default(),
             started: now,
             owners: KeyMap::default(),
             next: 1,

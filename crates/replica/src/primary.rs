@@ -236,6 +236,11 @@ impl Group {
         self.awaits_snapshot().then_some(FreezeReason::Snapshot)
     }
 
+    /// Why clients wait. Replication does not wait for keys: what it carries is encrypted.
+    pub(crate) fn holds(&self, node: &Node) -> Option<FreezeReason> {
+        self.freeze(node).or_else(|| self.lacks_key(node).map(|volume| FreezeReason::NoKey { volume }))
+    }
+
     /// A record under which this node is primary is durable.
     pub(crate) fn on_adopted_as_primary(&mut self, node: &mut Node) {
         let spec = self.spec.clone().expect("adopted");

@@ -83,7 +83,7 @@ impl Group {
             return ReplicaState::Absent;
         }
         if self.primary.is_some() {
-            return match self.freeze(node) {
+            return match self.holds(node) {
                 Some(reason) => ReplicaState::Frozen { reason },
                 None if self.is_full(node) => ReplicaState::Frozen { reason: FreezeReason::PoolFull },
                 None => ReplicaState::Serving,

@@ -4,6 +4,9 @@
 //! marked hot (W7); sent to every required replica and to this node's own disk in parallel; answered when all have it
 //! (W1). Each request is answered once, and never before that.
 //!
+//! What is encrypted at rest is so between its start and its end here: a change is encrypted, as a whole, when it has its
+//! blocks; what a read brings is decrypted when it is given out, or before a patch goes into it.
+//!
 //! A patch of a part of a block holds the block like a write from the start: the block is read, as a client would read it,
 //! and the whole of it written with the patch in it. So nothing comes between the two, and replicas see whole blocks only.
 //!
@@ -190,7 +193,7 @@ impl Group {
     /// Begins held requests if the group is not frozen. Called after everything that may have thawed it.
     pub(crate) fn pump(&mut self, node: &mut Node) {
         let Some(primary) = &self.primary else { return };
-        if primary.held.is_empty() || self.freeze(node).is_some() {
+        if primary.held.is_empty() || self.holds(node).is_some() {
             return;
         }
         let bound = self.spec.as_ref().map(|spec| spec.lag).unwrap_or_default();
@@ -220,17 +223,12 @@ impl Group {
         let (volume, op) = (request.volume, &request.op);
         let access = if matches!(op, Op::Read { .. }) { Access::Read } else { Access::Write };
         let range = op.range();
-        let checksums = match op {
-            // Once, for the local disk and every peer (W11).
-            Op::Write { data, .. } => BlockChecksum::of_all(data.as_slice()),
-            _ => Vec::new(),
-        };
         let pending = Pending {
             request,
             is_abandoned: false,
             attempt: 0,
             step: Step::Queued,
-            checksums,
+            checksums: Vec::new(),
             began: node.now,
             targets: Targets::default(),
             unwritten: BTreeMap::new(),
@@ -272,6 +270,7 @@ impl Group {
         let generation = self.generation();
         let is_member = self.is_member(node);
         let id = self.id;
+        self.seal(node, key);
         let Some(primary) = &mut self.primary else { return };
         let Some(pending) = primary.requests.get_mut(key) else { return };
         let volume = pending.request.volume;
@@ -295,6 +294,20 @@ impl Group {
                 self.cool_under_pressure(node);
             }
         }
+    }
+
+    /// Makes of a write what is stored of it: encrypted if its volume is, with checksums. Once, for the local disk and every
+    /// peer (W11); what has begun is never held again.
+    fn seal(&mut self, node: &Node, key: Key) {
+        let Some(volume) = self.pending(key).map(|pending| pending.request.volume) else { return };
+        let cipher = self.cipher(node, volume);
+        let Some(pending) = self.pending(key) else { return };
+        let Op::Write { range, data, .. } = &mut pending.request.op else { return };
+        assert!(pending.checksums.is_empty(), "a write begins once");
+        if let Some(cipher) = cipher {
+            *data = cipher.encrypt(range.start, data);
+        }
+        pending.checksums = BlockChecksum::of_all(data.as_slice());
     }
 
     /// The hot marks of a request are durable, unless the generation has moved on.
@@ -561,7 +574,13 @@ impl Group {
     }
 
     /// What a read asked for is there, or the block into which a patch goes.
-    fn on_read(&mut self, node: &mut Node, key: Key, data: Data) {
+    fn on_read(&mut self, node: &mut Node, key: Key, stored: Data) {
+        let Some(request) = self.pending(key).map(|pending| &pending.request) else { return };
+        let (volume, range) = (request.volume, request.op.range().expect("a read names blocks"));
+        let data = match self.cipher(node, volume) {
+            Some(cipher) => cipher.decrypt(range.start, &stored),
+            None => stored,
+        };
         let Some(pending) = self.pending(key) else { return };
         let Op::Patch { block, offset, data: patch, fua } = &pending.request.op else {
             return self.finish(node, key, Reply::Data(data));
@@ -569,7 +588,6 @@ impl Group {
         let mut whole = Buffer::copy_of(data.as_slice());
         whole.as_mut_slice()[*offset..*offset + patch.len()].copy_from_slice(patch.as_slice());
         let data = whole.freeze();
-        pending.checksums = BlockChecksum::of_all(data.as_slice());
         pending.request.op = Op::Write { range: BlockRange::new(*block, BlockCount(1)), data, fua: *fua };
         pending.step = Step::Queued;
         self.start(node, key);

@@ -105,6 +105,7 @@ mod tests {
             lag: LagBound::default(),
             snapshots: Default::default(),
             volumes: BTreeMap::new(),
+            keys: BTreeMap::new(),
             record: GroupRecord { stamp: at, primary, in_sync },
             lineage,
         }

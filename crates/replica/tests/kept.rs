@@ -78,6 +78,7 @@ fn what_is_kept_before_a_resync_goes_first_when_space_is_short() {
         group,
         replicas: [B].into(),
         volumes: [(volume, ByteCount(256 << 20))].into(),
+        keys: Default::default(),
         record: GroupRecord { stamp: stamp(1, 1), primary: B, in_sync: [B].into() },
         lineage: Lineage([(Epoch(1), Generation(1))].into()),
         ..world.spec.clone()

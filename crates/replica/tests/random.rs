@@ -141,7 +141,8 @@ impl Clients {
 
 /// One history; panics where a promise is broken. Gives the number of acknowledged changes.
 fn history(seed: u64, nodes: &[NodeId], mischief: Option<Mischief>) -> u64 {
-    let mut world = World::new(seed, nodes);
+    // A third of them with a volume that is encrypted at rest.
+    let mut world = if seed % 3 == 1 { World::encrypted(seed, nodes) } else { World::new(seed, nodes) };
     world.until_serving(nodes[0]);
     if let Some(mischief) = mischief {
         world.lets_through = mischief;

@@ -142,6 +142,7 @@ fn born_of(world: &World, frozen: VolumeId) -> GroupSpec {
     GroupSpec {
         group: CLONES,
         volumes: BTreeMap::from([(CLONE, ByteCount(BLOCKS * 4096))]),
+        keys: BTreeMap::new(),
         snapshots: Snapshots { minted: 901, origins, ..Snapshots::default() },
         record: GroupRecord { stamp: at, primary: A, in_sync: [A, B].into() },
         lineage,

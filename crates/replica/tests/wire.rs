@@ -5,7 +5,9 @@
 mod world;
 
 use pollux_base::record::{Frozen, GroupRecord, GroupSpec, LagBound, Lineage, Mode, Rollback, Snapshot, Snapshots};
-use pollux_base::{BlockChecksum, ByteCount, ClusterId, DiskId, ExtentIndex, NodeId, PoolId, SnapshotId, VolumeId};
+use pollux_base::{
+    BlockChecksum, ByteCount, ClusterId, DiskId, ExtentIndex, KeyId, NodeId, PoolId, SnapshotId, VolumeId,
+};
 use pollux_replica::Mark;
 use pollux_replica::wire::*;
 use pollux_store::Position;
@@ -51,6 +53,7 @@ fn messages() -> Vec<Message> {
         modes: BTreeMap::from([(NodeId(2), Mode::Async)]),
         lag: LagBound::default(),
         volumes: BTreeMap::from([(volume, ByteCount(8192))]),
+        keys: BTreeMap::from([(volume, KeyId(0x55))]),
         record: GroupRecord { stamp, primary: NodeId(1), in_sync: BTreeSet::from([NodeId(1)]) },
         snapshots,
         lineage: Lineage(BTreeMap::from([(stamp.epoch, stamp.generation)])),

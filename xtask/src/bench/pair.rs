@@ -78,6 +78,7 @@ impl Pair {
             modes: BTreeMap::new(),
             lag: LagBound::default(),
             volumes: BTreeMap::from([(id, ByteCount(size_bytes))]),
+            keys: BTreeMap::new(),
             snapshots: Default::default(),
             record: GroupRecord { stamp, primary: NodeId(1), in_sync: both },
             lineage,

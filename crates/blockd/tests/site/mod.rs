@@ -303,6 +303,7 @@ pub fn group(generation: u64, primary: u64, in_sync: &[u64]) -> Order {
         modes: BTreeMap::new(),
         lag: LagBound::default(),
         volumes: BTreeMap::from([(VOLUME, ByteCount(VOLUME_SIZE))]),
+        keys: BTreeMap::new(),
         snapshots: Default::default(),
         record: GroupRecord {
             stamp,

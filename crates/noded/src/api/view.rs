@@ -390,6 +390,10 @@ fn freeze_text(state: &State, reason: &FreezeReason) -> String {
         FreezeReason::Snapshot => "a snapshot is being taken".into(),
         FreezeReason::Outdated => "the authority has moved on".into(),
         FreezeReason::PoolFull => "the pool is full".into(),
+        FreezeReason::NoKey { volume } => {
+            let name = state.volumes.get(volume).map_or_else(|| volume.to_string(), |volume| volume.name.clone());
+            format!("`{name}` is encrypted, and its key is not here")
+        }
     }
 }
 

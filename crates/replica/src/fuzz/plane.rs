@@ -87,7 +87,8 @@ impl Rig {
         let volumes = BTreeMap::from([(VOLUME, ByteCount(BLOCKS * BLOCK_BYTES))]);
         let record = GroupRecord { stamp, primary, in_sync };
         let (lag, snapshots) = (LagBound::default(), Snapshots::default());
-        let spec = GroupSpec { group: GROUP, replicas, modes, lag, volumes, snapshots, record, lineage };
+        let keys = BTreeMap::new();
+        let spec = GroupSpec { group: GROUP, replicas, modes, lag, volumes, keys, snapshots, record, lineage };
         let mut rig = Rig {
             plane: DataPlane::new(config, now),
             disk: formatted().clone(),

@@ -9,7 +9,8 @@ use pollux_base::record::{Frozen, GroupRecord, GroupSpec, LagBound, Lineage, Mod
 use pollux_base::unit::{BLOCK_BYTES, BlockRange};
 use pollux_base::{
     BlockChecksum, BlockCount, BlockIndex, ByteCount, ClusterId, Data, DiskId, DiskOpId, Epoch, Generation, GroupId,
-    Instant, NodeId, Op, Order, PoolId, Reply, Report, Request, RequestId, Session, SnapshotId, Stamp, VolumeId,
+    Instant, KeyId, NodeId, Op, Order, PoolId, Reply, Report, Request, RequestId, Session, SnapshotId, Stamp, VolumeId,
+    VolumeSecret,
 };
 use pollux_replica::wire::{Carried, Decoder, Frame, Message, Place, What, encode};
 use pollux_replica::{Config, DataPlane, Input, Output};
@@ -106,6 +107,8 @@ pub struct World {
     next: u64,
     luck: Luck,
     pub spec: GroupSpec,
+    /// Which key each node is given when it starts.
+    pub secrets: BTreeMap<NodeId, VolumeSecret>,
     /// The control plane acts upon reports.
     pub decides: bool,
     pub replies: BTreeMap<RequestId, Reply>,
@@ -141,6 +144,16 @@ fn pair(a: NodeId, b: NodeId) -> (NodeId, NodeId) {
 impl World {
     /// Nodes with empty pools, connected, and a group of which the first is primary and all are in sync.
     pub fn new(seed: u64, nodes: &[NodeId]) -> World {
+        World::with_key(seed, nodes, None)
+    }
+
+    /// The same, and the volume is encrypted at rest.
+    pub fn encrypted(seed: u64, nodes: &[NodeId]) -> World {
+        let secret = VolumeSecret::new(std::array::from_fn(|at| (at as u64 * 7 + seed) as u8));
+        World::with_key(seed, nodes, Some(secret))
+    }
+
+    fn with_key(seed: u64, nodes: &[NodeId], secret: Option<VolumeSecret>) -> World {
         let mut lineage = Lineage::default();
         lineage.push(stamp(1, 1));
         let all: BTreeSet<NodeId> = nodes.iter().copied().collect();
@@ -150,6 +163,7 @@ impl World {
             modes: BTreeMap::new(),
             lag: LagBound::default(),
             volumes: BTreeMap::from([(VOLUME, ByteCount(BLOCKS * BLOCK_BYTES))]),
+            keys: secret.iter().map(|secret| (VOLUME, KeyId::of(secret))).collect(),
             record: GroupRecord { stamp: stamp(1, 1), primary: nodes[0], in_sync: all },
             snapshots: Default::default(),
             lineage,
@@ -162,6 +176,7 @@ impl World {
             next: 0,
             luck: Luck::new(seed),
             spec,
+            secrets: nodes.iter().filter_map(|node| Some((*node, secret.clone()?))).collect(),
             decides: true,
             replies: BTreeMap::new(),
             answered: Vec::new(),
@@ -236,6 +251,9 @@ impl World {
         let config = Config { cluster: CLUSTER, node, disks, paths: Vec::new(), boot, seen: BTreeMap::new() };
         machine.plane = Some(DataPlane::new(config, now));
         self.collect(node);
+        if let (Some(key), Some(secret)) = (self.spec.keys.get(&VOLUME), self.secrets.get(&node)) {
+            self.order(node, Order::VolumeKey { key: *key, secret: secret.clone() });
+        }
         self.order(node, Order::Group(self.spec.clone()));
         let others: Vec<NodeId> = self.machines.keys().copied().filter(|other| *other != node).collect();
         for other in others {
@@ -667,6 +685,16 @@ impl World {
 
     pub fn until_serving(&mut self, node: NodeId) {
         self.until("serving", |world| world.is_serving(node));
+    }
+
+    /// Until it serves, and nobody else is in sync.
+    pub fn until_serving_alone(&mut self, node: NodeId) {
+        self.until("serving alone", |world| world.spec.record.in_sync == [node].into() && world.is_serving(node));
+    }
+
+    /// Until every replica is named in sync, whether or not anybody serves.
+    pub fn until_whole(&mut self) {
+        self.until("whole", |world| world.spec.record.in_sync == world.spec.replicas);
     }
 
     /// Until every replica is named in sync and the primary serves.

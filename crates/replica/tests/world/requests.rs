@@ -1,6 +1,7 @@
 //! What guests ask for, and what the replicas hold in the end.
 
 use super::*;
+use pollux_replica::cipher::Cipher;
 use pollux_store::{Store, StoreReply, StoreRequestId};
 
 impl World {
@@ -82,7 +83,15 @@ impl World {
         store.handle(self.now, pollux_store::Input::Request(StoreRequestId(1), StoreOp::Read { volume, range: whole }));
         done = drain(&mut store, &mut disk);
         match done.pop() {
-            Some(Ok(StoreReply::Read { data, checksums })) => (data, checksums),
+            Some(Ok(StoreReply::Read { data, checksums })) => {
+                match (self.spec.keys.get(&VOLUME), self.secrets.values().next()) {
+                    (Some(key), Some(secret)) => {
+                        let cipher = Cipher::new(*key, secret).expect("its own key");
+                        (cipher.decrypt(BlockIndex(0), &data), checksums)
+                    }
+                    _ => (data, checksums),
+                }
+            }
             other => panic!("{node}: {other:?}"),
         }
     }
