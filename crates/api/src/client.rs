@@ -355,11 +355,15 @@ impl Client {
         &self,
         name: &str,
         format: Option<&str>,
+        encrypted: bool,
         bytes: &mut dyn Read,
     ) -> Result<Accepted, ClientError> {
         let mut path = format!("/v1/images?name={}", escape(name));
         if let Some(format) = format {
             path.push_str(&format!("&format={}", escape(format)));
+        }
+        if encrypted {
+            path.push_str("&encrypted=true");
         }
         // The bytes can be read only once, so the upload goes to a server that was just seen to answer.
         self.status()?;

@@ -132,6 +132,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         query: &[
             ("name", "Needed: the new image's name."),
             ("format", "Format of the bytes; found out when not given."),
+            ("encrypted", "true: what is stored of it is encrypted."),
         ],
         takes: Bytes,
         gives: One("Accepted"),

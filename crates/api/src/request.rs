@@ -16,6 +16,9 @@ pub struct CreateVm {
     pub image: Option<String>,
     /// At least one disk; the first is at least as large as the image.
     pub disk_bytes: Vec<u64>,
+    /// What is stored of its disks is encrypted, each with a key of its own.
+    #[serde(default)]
+    pub encrypted: bool,
 }
 
 /// A volume to create, outside any VM.
@@ -24,6 +27,9 @@ pub struct CreateVm {
 pub struct CreateVolume {
     pub name: String,
     pub size_bytes: u64,
+    /// What is stored of it is encrypted with a new key, for as long as it exists.
+    #[serde(default)]
+    pub encrypted: bool,
 }
 
 /// What is made of a snapshot.

@@ -426,6 +426,8 @@ pub struct Volume {
     pub primary: String,
     /// The snapshot that it is of, as `OWNER@NAME`; then it is read only.
     pub snapshot: Option<String>,
+    /// What is stored of it is encrypted.
+    pub encrypted: bool,
     /// Whose disk it is.
     pub vm: Option<String>,
     pub image: Option<String>,
@@ -492,6 +494,8 @@ pub struct Image {
     pub sha256: Option<String>,
     pub group: u64,
     pub volume: u64,
+    /// What is stored of it is encrypted.
+    pub encrypted: bool,
 }
 
 /// Something that happened, with its reason.

@@ -32,6 +32,10 @@ pub struct NodeConfig {
     pub replication_paths: PathUse,
     /// 32 or more random bytes shared by the nodes: signs heartbeats and control messages between peers.
     pub secret_file: PathBuf,
+    /// 32 random bytes, the same on all nodes and readable by root only: opens the keys of volumes that are encrypted at rest.
+    /// None: there are no such volumes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub master_key_file: Option<PathBuf>,
     /// The bearer token of the API, as text.
     pub token_file: PathBuf,
     /// Directory of a cgroup (v2) in which this node's QEMUs run; the guard kills it whole. None: by pid.

@@ -216,7 +216,7 @@ pub fn vm(vm: &Vm) -> String {
 }
 
 pub fn volumes(volumes: &[Volume]) -> String {
-    let mut table = Table::new(&["VOLUME", "SIZE", "STATE", "PRIMARY", "OF", "EXPORTED"]);
+    let mut table = Table::new(&["VOLUME", "SIZE", "STATE", "PRIMARY", "OF", "EXPORTED", "ENCRYPTED"]);
     for volume in volumes {
         table.row([
             volume.name.clone(),
@@ -225,6 +225,7 @@ pub fn volumes(volumes: &[Volume]) -> String {
             volume.primary.clone(),
             owner(volume),
             if volume.uris.is_empty() { "no" } else { "nbd" }.into(),
+            yes_or_no(volume.encrypted).into(),
         ]);
     }
     table.to_string()
@@ -240,6 +241,7 @@ pub fn volume(volume: &Volume) -> String {
         ("group", volume.group.to_string()),
         ("primary", volume.primary.clone()),
         ("of", owner(volume)),
+        ("encrypted", yes_or_no(volume.encrypted).into()),
         ("resync", or_dash(volume.resync.as_ref().map(|resync| format!("{} to {}", progress(resync), resync.node)))),
         ("scrub", scrub(&volume.scrub)),
         ("uris", uris),
@@ -377,7 +379,7 @@ pub fn images(images: &[Image]) -> String {
     let mut table = Table::new(&["IMAGE", "SIZE", "READY", "SHA256"]);
     for image in images {
         let sha256 = image.sha256.as_deref().map(|text| text.chars().take(12).collect::<String>());
-        table.row([image.name.clone(), size(image.size_bytes), ready(image).into(), or_dash(sha256)]);
+        table.row([image.name.clone(), size(image.size_bytes), yes_or_no(image.ready).into(), or_dash(sha256)]);
     }
     table.to_string()
 }
@@ -387,14 +389,15 @@ pub fn image(image: &Image) -> String {
         ("name", image.name.clone()),
         ("id", image.id.to_string()),
         ("size", size(image.size_bytes)),
-        ("ready", ready(image).into()),
+        ("ready", yes_or_no(image.ready).into()),
+        ("encrypted", yes_or_no(image.encrypted).into()),
         ("sha256", or_dash(image.sha256.as_ref())),
         ("group", image.group.to_string()),
     ])
 }
 
-fn ready(image: &Image) -> &'static str {
-    if image.ready { "yes" } else { "no" }
+fn yes_or_no(is_so: bool) -> &'static str {
+    if is_so { "yes" } else { "no" }
 }
 
 pub fn witness(witness: Option<&Witness>) -> String {

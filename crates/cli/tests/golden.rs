@@ -232,11 +232,13 @@ fn one_of_each_is_shown_as_reviewed() {
         scrub: scrub(),
         primary: "a".into(),
         snapshot: None,
+        encrypted: true,
         vm: None,
         image: None,
         uris: vec!["nbd://10.76.0.1:10809/data".into(), "nbd://10.76.0.2:10809/data".into()],
     };
-    let disk = Volume { vm: Some("web1".into()), uris: Vec::new(), name: "web1-0".into(), ..volume.clone() };
+    let disk =
+        Volume { vm: Some("web1".into()), encrypted: false, uris: Vec::new(), name: "web1-0".into(), ..volume.clone() };
     let image = Image {
         id: 2,
         name: "debian".into(),
@@ -245,6 +247,7 @@ fn one_of_each_is_shown_as_reviewed() {
         sha256: Some("0123456789abcdef".repeat(4)),
         group: 3,
         volume: 5,
+        encrypted: false,
     };
     let filling = Image { ready: false, sha256: None, name: "other".into(), ..image.clone() };
     let pool = Pool {

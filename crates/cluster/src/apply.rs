@@ -3,7 +3,7 @@
 //! An entry that names what it expects changes nothing when it is not so; one that came twice changes nothing the second
 //! time. Every change of authority leaves an event that tells its reason and proof.
 
-use crate::entry::{Change, Entry, FenceProof, Holder, NodePhase, Proof, Subject, VmPhase, VmSpec, Wanted};
+use crate::entry::{Change, Entry, FenceProof, Holder, NodePhase, Proof, SealedKey, Subject, VmPhase, VmSpec, Wanted};
 use crate::requests::refuse;
 use crate::scrubs::Scrubs;
 use crate::seam::{Answer, Refusal};
@@ -12,7 +12,7 @@ use crate::vm_life::Step;
 use pollux_base::record::{LagBound, Lineage, Mode, Snapshots};
 use pollux_base::unit::bytes_text;
 use pollux_base::{
-    ByteCount, Epoch, Generation, GroupId, GroupRecord, ImageId, Incarnation, NodeId, Stamp, VmId, VolumeId,
+    ByteCount, Epoch, Generation, GroupId, GroupRecord, ImageId, Incarnation, KeyId, NodeId, Stamp, VmId, VolumeId,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -37,6 +37,14 @@ impl State {
         });
         answer
     }
+}
+
+/// A volume that is about to be.
+pub(crate) struct Birth {
+    pub id: VolumeId,
+    pub name: String,
+    pub size: ByteCount,
+    pub key: Option<KeyId>,
 }
 
 pub(crate) struct Applying<'a> {
@@ -77,10 +85,10 @@ impl Applying<'_> {
             }
             Change::RaiseEpoch { expect, epoch, holder, proof } => self.raise_epoch(*expect, *epoch, *holder, proof),
             Change::NodePhase { node, epoch, phase, proof } => self.node_phase(*node, *epoch, *phase, proof.clone()),
-            Change::CreateImage { name, size, node } => {
+            Change::CreateImage { name, size, node, key } => {
                 let id = ImageId(self.mint());
-                let volume = format!("image/{name}");
-                let (group, volumes) = self.create_group(Owner::Image(id), *node, vec![(volume, *size)]);
+                let volume = (format!("image/{name}"), *size, self.keep_key(key.as_ref()));
+                let (group, volumes) = self.create_group(Owner::Image(id), *node, vec![volume]);
                 let image = Image { name: name.clone(), size: *size, volume: volumes[0], group, sha256: None };
                 self.state.images.insert(id, image);
                 self.tell(Subject::Image(id), format!("image `{name}` ({}) is being uploaded", bytes_text(size.0)));
@@ -101,7 +109,7 @@ impl Applying<'_> {
                 }
                 Ok(Answer::Done)
             }
-            Change::CreateVm { spec, node } => self.create_vm(spec, *node),
+            Change::CreateVm { spec, node, keys } => self.create_vm(spec, *node, keys),
             Change::DeleteVm { vm } => {
                 if let Some(found) = self.state.vms.remove(vm) {
                     self.delete_group(found.group);
@@ -113,10 +121,12 @@ impl Applying<'_> {
             Change::VmPhase { vm, expect, incarnation, node, phase, reason } => {
                 self.vm_phase(*vm, *expect, *incarnation, *node, *phase, reason)
             }
-            Change::CreateVolume { name, size, node } => {
+            Change::CreateVolume { name, size, node, key } => {
                 let id = VolumeId(self.mint());
-                self.create_group_of(Owner::Volume(id), *node, vec![(id, name.clone(), *size)]);
-                let text = format!("volume `{name}` ({}) was created", bytes_text(size.0));
+                let volume = Birth { id, name: name.clone(), size: *size, key: self.keep_key(key.as_ref()) };
+                self.create_group_of(Owner::Volume(id), *node, vec![volume]);
+                let how = if key.is_some() { "was created, encrypted" } else { "was created" };
+                let text = format!("volume `{name}` ({}) {how}", bytes_text(size.0));
                 self.tell(Subject::Volume(id), text);
                 Ok(Answer::Created { id: id.0 })
             }
@@ -286,22 +296,25 @@ impl Applying<'_> {
         Ok(Answer::Done)
     }
 
-    fn create_vm(&mut self, spec: &VmSpec, node: NodeId) -> Result<Answer, Refusal> {
+    fn create_vm(&mut self, spec: &VmSpec, node: NodeId, keys: &[SealedKey]) -> Result<Answer, Refusal> {
         let id = VmId(self.mint());
         let mut spec = spec.clone();
         if spec.mac.is_empty() {
             spec.mac = mac_of(&self.state.name, id);
         }
         let disks = spec.disks.iter().enumerate();
-        let disks = disks.map(|(number, size)| (format!("vm/{}/disk{number}", spec.name), *size)).collect();
+        let disks = disks
+            .map(|(number, size)| (format!("vm/{}/disk{number}", spec.name), *size, self.keep_key(keys.get(number))))
+            .collect();
         let (group, volumes) = self.create_group(Owner::Vm(id), node, disks);
         let text = format!(
-            "VM `{}` was created on `{}`: {} CPUs, {} of memory, {} disks",
+            "VM `{}` was created on `{}`: {} CPUs, {} of memory, {} {}disks",
             spec.name,
             self.state.node_name(node),
             spec.cpus,
             bytes_text(spec.memory.0),
-            spec.disks.len()
+            spec.disks.len(),
+            if keys.is_empty() { "" } else { "encrypted " }
         );
         let vm = Vm {
             filled: spec.image.is_none(),
@@ -446,16 +459,17 @@ impl Applying<'_> {
         &mut self,
         owner: Owner,
         node: NodeId,
-        volumes: Vec<(String, ByteCount)>,
+        volumes: Vec<(String, ByteCount, Option<KeyId>)>,
     ) -> (GroupId, Vec<VolumeId>) {
-        let volumes: Vec<_> = volumes.into_iter().map(|(name, size)| (VolumeId(self.mint()), name, size)).collect();
-        let ids = volumes.iter().map(|(id, ..)| *id).collect();
+        let born = |(name, size, key)| Birth { id: VolumeId(self.mint()), name, size, key };
+        let volumes: Vec<Birth> = volumes.into_iter().map(born).collect();
+        let ids = volumes.iter().map(|volume| volume.id).collect();
         (self.create_group_of(owner, node, volumes), ids)
     }
 
     /// W12: the first generation is minted here, once. Nodes that are out of the membership get a replica too, but are
     /// not in sync: they join like any stale one.
-    fn create_group_of(&mut self, owner: Owner, node: NodeId, volumes: Vec<(VolumeId, String, ByteCount)>) -> GroupId {
+    fn create_group_of(&mut self, owner: Owner, node: NodeId, volumes: Vec<Birth>) -> GroupId {
         let replicas = self.state.birth_replicas(node);
         let is_online = |node: &NodeId| self.state.nodes.get(node).is_some_and(|node| node.phase == NodePhase::Online);
         let in_sync: BTreeSet<NodeId> = replicas.iter().copied().filter(is_online).collect();
@@ -468,16 +482,16 @@ impl Applying<'_> {
         owner: Owner,
         node: NodeId,
         (replicas, in_sync): (BTreeSet<NodeId>, BTreeSet<NodeId>),
-        volumes: Vec<(VolumeId, String, ByteCount)>,
+        volumes: Vec<Birth>,
         origins: BTreeMap<VolumeId, VolumeId>,
     ) -> GroupId {
         let group = GroupId(self.mint());
         let stamp = Stamp { epoch: self.state.authority.epoch, generation: Generation(1) };
         let mut lineage = Lineage::default();
         lineage.push(stamp);
-        let sizes = volumes.iter().map(|(id, _, size)| (*id, *size)).collect();
-        for (id, name, size) in volumes {
-            self.state.volumes.insert(id, Volume { name, size, group, exported: false, snapshot: None });
+        let sizes = volumes.iter().map(|volume| (volume.id, volume.size)).collect();
+        for Birth { id, name, size, key } in volumes {
+            self.state.volumes.insert(id, Volume { name, size, group, exported: false, snapshot: None, key });
         }
         let record = GroupRecord { stamp, primary: node, in_sync };
         let found = Group {
@@ -501,6 +515,7 @@ impl Applying<'_> {
         self.state.groups.remove(&group);
         self.state.volumes.retain(|_, volume| volume.group != group);
         self.state.snapshots.retain(|_, snapshot| snapshot.group != group);
+        self.state.drop_unused_keys();
     }
 
     pub(crate) fn mint(&mut self) -> u64 {

@@ -134,6 +134,7 @@ impl Cluster {
             Input::Vm(event) => self.on_vm_event(now, event),
             Input::ConfirmDown { request, node, token } => self.on_confirm_down(now, request, node, &token),
             Input::Disk { request, command, accepts_loss } => self.on_disk_command(request, command, accepts_loss),
+            Input::KeyRefused { key, reason } => self.on_key_refused(key, reason),
             Input::Compare { request, group, one, two, from } => self.on_compare(request, group, one, two, from),
             Input::Tick { unix_ms } => self.clock = (now, unix_ms),
         }
@@ -170,6 +171,7 @@ impl Cluster {
             since_unix_ms: self.state.authority.since_unix_ms,
             wants_to_join: self.gave_up,
             pool: self.groups.pool.clone(),
+            master: self.setup.master,
         }
     }
 
@@ -276,7 +278,7 @@ impl Cluster {
     }
 
     fn on_request(&mut self, now: Instant, request: u64, mut change: Change) {
-        let refusal = self.prepare_request(&mut change).err();
+        let refusal = self.prepare_request(now, &mut change).err();
         if let Some(refusal) = refusal {
             self.output(Output::Answer { request, result: Err(refusal) });
             return;
@@ -285,7 +287,7 @@ impl Cluster {
         self.pending.insert(request, Pending { entry, until: now + REQUEST_WAIT, again: now });
     }
 
-    fn prepare_request(&self, change: &mut Change) -> Result<(), Refusal> {
+    fn prepare_request(&self, now: Instant, change: &mut Change) -> Result<(), Refusal> {
         if !requests::is_for_users(change) {
             return Err(Refusal::Invalid("this is decided by the cluster itself".into()));
         }
@@ -304,6 +306,7 @@ impl Cluster {
             _ => {}
         }
         self.refuse_unborn(change)?;
+        self.refuse_masters(now, change)?;
         self.prepare_promotion(change)?;
         requests::refuse(&self.state, change)?;
         self.refuse_start(change)

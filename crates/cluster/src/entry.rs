@@ -5,7 +5,7 @@
 use pollux_base::config::PowerConfig;
 use pollux_base::order::{Finding, ScrubReport};
 use pollux_base::record::{LagBound, Mode};
-use pollux_base::{ByteCount, Epoch, GroupId, ImageId, Incarnation, NodeId, SnapshotId, Stamp, VmId, VolumeId};
+use pollux_base::{ByteCount, Epoch, GroupId, ImageId, Incarnation, KeyId, NodeId, SnapshotId, Stamp, VmId, VolumeId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -47,6 +47,9 @@ pub enum Change {
         name: String,
         size: ByteCount,
         node: NodeId,
+        /// Encrypted at rest with this new key.
+        #[serde(default)]
+        key: Option<SealedKey>,
     },
     ImageReady {
         image: ImageId,
@@ -59,6 +62,9 @@ pub enum Change {
     CreateVm {
         spec: VmSpec,
         node: NodeId,
+        /// Its disks are encrypted at rest, each with a new key of its own; or none is.
+        #[serde(default)]
+        keys: Vec<SealedKey>,
     },
     /// Only when no run of it can exist.
     DeleteVm {
@@ -83,6 +89,9 @@ pub enum Change {
         name: String,
         size: ByteCount,
         node: NodeId,
+        /// Encrypted at rest with this new key.
+        #[serde(default)]
+        key: Option<SealedKey>,
     },
     DeleteVolume {
         volume: VolumeId,
@@ -223,6 +232,16 @@ pub enum Change {
         subject: Subject,
         text: String,
     },
+}
+
+/// The key of a volume, sealed: all that the log ever holds of it. Whoever has the master key opens it (`keys.rs`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedKey {
+    pub key: KeyId,
+    /// Name of the master key.
+    pub master: KeyId,
+    /// Hexadecimal; what is in it only the shell knows.
+    pub sealed: String,
 }
 
 /// Who may decide for the cluster under an epoch.

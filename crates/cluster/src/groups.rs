@@ -12,7 +12,7 @@ use crate::state::{Event, Owner};
 use pollux_base::order::{GroupReport, Offer, PathReport, PathState, ReplicaState};
 use pollux_base::pool::{PoolLevel, PoolReport};
 use pollux_base::record::GroupSpec;
-use pollux_base::{Epoch, Generation, GroupId, Instant, NodeId, Order, Report, SnapshotId, Stamp};
+use pollux_base::{Epoch, Generation, GroupId, Instant, KeyId, NodeId, Order, Report, SnapshotId, Stamp};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Default)]
@@ -36,6 +36,8 @@ pub(crate) struct Groups {
     pub comparing: BTreeSet<u64>,
     /// Snapshots of which the primary here says how they ended.
     pub snapshots: BTreeMap<SnapshotId, Result<(), String>>,
+    /// Keys that could not be opened here, and why.
+    pub refused_keys: BTreeMap<KeyId, String>,
     pub to_discard: BTreeMap<GroupId, Stamp>,
     sent: Sent,
 }
@@ -48,6 +50,7 @@ struct Sent {
     fenced: BTreeSet<(NodeId, Epoch)>,
     forgotten: BTreeSet<GroupId>,
     scrubs: SentScrubs,
+    keys: BTreeSet<KeyId>,
 }
 
 impl Groups {
@@ -64,6 +67,7 @@ impl Cluster {
         self.groups.pool_failure = None;
         self.groups.pool = None;
         self.groups.paths.clear();
+        self.groups.refused_keys.clear();
         self.output(Output::Data(Order::ReportAll));
         let others = self.setup.nodes.iter().filter(|(node, _)| **node != self.me);
         let addresses = others.map(|(node, spec)| (*node, spec.replication.clone())).collect();
@@ -309,6 +313,7 @@ impl Cluster {
                 orders.push(Order::Fenced { node: *id });
             }
         }
+        let mut keys = Vec::new();
         for (id, group) in &self.state.groups {
             // A node that carries none any more is told so as long as its data plane has one.
             let concerns = group.replicas.contains(&self.me) || group.record.primary == self.me;
@@ -320,6 +325,7 @@ impl Cluster {
             };
             if self.groups.sent.groups.get(id) != Some(&spec) {
                 self.groups.sent.groups.insert(*id, spec.clone());
+                keys.extend(spec.keys.values().filter(|key| self.groups.sent.keys.insert(**key)));
                 orders.push(Order::Group(spec));
             }
         }
@@ -335,6 +341,10 @@ impl Cluster {
                 orders.push(Order::Forget { group });
             }
         }
+        // The data plane forgets a key with its last group.
+        let used: BTreeSet<KeyId> =
+            self.groups.sent.groups.values().flat_map(|spec| spec.keys.values().copied()).collect();
+        self.groups.sent.keys.retain(|key| used.contains(key));
         let names = self.exports();
         if self.groups.sent.exports.as_ref() != Some(&names) {
             self.groups.sent.exports = Some(names.clone());
@@ -342,6 +352,12 @@ impl Cluster {
         }
         for (group, loser) in std::mem::take(&mut self.groups.to_discard) {
             orders.push(Order::Discard { group, loser });
+        }
+        // First: who is served finds its key there.
+        for key in keys {
+            if let Some(sealed) = self.state.keys.get(&key).cloned() {
+                self.output(Output::OpenKey(sealed));
+            }
         }
         for order in orders {
             self.output(Output::Data(order));

@@ -12,6 +12,7 @@ pub mod entry;
 mod fencing;
 mod groups;
 pub mod headline;
+mod keys;
 mod moves;
 mod peers;
 pub mod replicas;

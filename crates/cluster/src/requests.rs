@@ -66,7 +66,8 @@ pub fn is_for_users(change: &Change) -> bool {
 /// Why the state does not allow the change. Pure; also holds for entries that were proposed under an older state.
 pub fn refuse(state: &State, change: &Change) -> Result<(), Refusal> {
     match change {
-        Change::CreateImage { name, size, node } => {
+        Change::CreateImage { name, size, node, key } => {
+            state.refuse_keys(key.as_slice())?;
             check_name("image", name)?;
             check_size("image", *size)?;
             check_node(state, *node)?;
@@ -93,7 +94,13 @@ pub fn refuse(state: &State, change: &Change) -> Result<(), Refusal> {
                 ));
             }
         }
-        Change::CreateVm { spec, node } => refuse_vm(state, spec, *node)?,
+        Change::CreateVm { spec, node, keys } => {
+            refuse_vm(state, spec, *node)?;
+            if !keys.is_empty() && keys.len() != spec.disks.len() {
+                return invalid(format!("{} keys for {} disks", keys.len(), spec.disks.len()));
+            }
+            state.refuse_keys(keys)?;
+        }
         Change::DeleteVm { vm } => {
             let found = state.vms.get(vm).ok_or_else(|| not_found(format!("no VM {vm}")))?;
             let name = &found.spec.name;
@@ -108,7 +115,8 @@ pub fn refuse(state: &State, change: &Change) -> Result<(), Refusal> {
         Change::WantVm { vm, .. } => {
             state.vms.get(vm).ok_or_else(|| not_found(format!("no VM {vm}")))?;
         }
-        Change::CreateVolume { name, size, node } => {
+        Change::CreateVolume { name, size, node, key } => {
+            state.refuse_keys(key.as_slice())?;
             check_name("volume", name)?;
             check_size("volume", *size)?;
             check_node(state, *node)?;

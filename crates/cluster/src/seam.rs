@@ -1,11 +1,11 @@
 //! What goes into the core and what comes out: the seam that `noded` and the simulator both carry.
 
-use crate::entry::{Change, Entry, NodeSpec, VmSpec};
+use crate::entry::{Change, Entry, NodeSpec, SealedKey, VmSpec};
 use pollux_base::config::PowerConfig;
 use pollux_base::guard::{GuardCommand, GuardView};
 use pollux_base::order::{Differences, DiskCommand};
 use pollux_base::pool::PoolReport;
-use pollux_base::{Epoch, ExtentIndex, GroupId, ImageId, Incarnation, NodeId, Order, Report, VmId, VolumeId};
+use pollux_base::{Epoch, ExtentIndex, GroupId, ImageId, Incarnation, KeyId, NodeId, Order, Report, VmId, VolumeId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -42,6 +42,9 @@ pub struct PeerHello {
     /// How its pool is doing, once its data plane has said so.
     #[serde(default)]
     pub pool: Option<PoolReport>,
+    /// Name of the master key that it has, for volumes that are encrypted at rest.
+    #[serde(default)]
+    pub master: Option<KeyId>,
 }
 
 /// What a core is told at its start.
@@ -55,6 +58,8 @@ pub struct Setup {
     pub witness: bool,
     /// What `Output::SaveEpoch` last saved. `None`: this node was never a member of anything.
     pub record: Option<EpochRecord>,
+    /// Name of the master key that this node has, if it has one.
+    pub master: Option<KeyId>,
     /// Random number of this run of `noded`.
     pub run: u64,
     pub unix_ms: u64,
@@ -124,6 +129,11 @@ pub enum Input {
         command: DiskCommand,
         accepts_loss: bool,
     },
+    /// `Output::OpenKey` came to nothing.
+    KeyRefused {
+        key: KeyId,
+        reason: String,
+    },
     /// In which blocks do these two volumes of snapshots differ, from this extent on? Answered like a request.
     Compare {
         request: u64,
@@ -188,6 +198,8 @@ pub enum Output {
     },
     Guard(GuardCommand),
     Data(Order),
+    /// Open this key and hand it to the data plane (`Order::VolumeKey`), before what comes after this.
+    OpenKey(SealedKey),
     Vm(VmCommand),
     /// Copy an image's volume into a VM's first disk, by their export names, then answer `VmEvent::Filled`. Asked of the
     /// node that is primary of the VM's group; the image may be served by another.

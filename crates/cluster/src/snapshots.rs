@@ -4,7 +4,7 @@
 //! it. A rollback is a record of the next generation: a replica in sync goes back when it adopts it. A group that is born
 //! as a copy says of what until its primary says that the copies are there; till then its source is not deleted.
 
-use crate::apply::{Applying, mac_of};
+use crate::apply::{Applying, Birth, mac_of};
 use crate::core::Cluster;
 use crate::entry::{Change, NodePhase, Subject, VmPhase, VmSpec, Wanted};
 use crate::requests::{check_name, check_size};
@@ -227,10 +227,13 @@ impl Applying<'_> {
         let mut volumes = BTreeMap::new();
         for (of, size) in of {
             let volume = VolumeId(self.mint());
-            let origin = self.state.volumes.get(&of).map_or_else(|| of.to_string(), |volume| volume.name.clone());
+            let (origin, key) = match self.state.volumes.get(&of) {
+                Some(volume) => (volume.name.clone(), volume.key),
+                None => (of.to_string(), None),
+            };
             volumes.insert(volume, Frozen { of, size });
             let name = format!("{origin}@{name}");
-            self.state.volumes.insert(volume, Volume { name, size, group, exported: false, snapshot: Some(id) });
+            self.state.volumes.insert(volume, Volume { name, size, group, exported: false, snapshot: Some(id), key });
         }
         let minted = self.state.last_id;
         if let Some(found) = self.state.groups.get_mut(&group) {
@@ -295,7 +298,7 @@ impl Applying<'_> {
         let group = self.state.groups.get(&found.group).ok_or_else(gone)?;
         let (primary, replicas, in_sync) = self.state.birthplaces(group)?;
         let id = VolumeId(self.mint());
-        let volumes = vec![(id, name.to_owned(), found.size)];
+        let volumes = vec![Birth { id, name: name.to_owned(), size: found.size, key: found.key }];
         self.bear(Owner::Volume(id), primary, (replicas, in_sync), volumes, BTreeMap::from([(id, of)]));
         let text = format!("volume `{name}` ({}) was cloned from `{}`", bytes_text(found.size.0), found.name);
         self.tell(Subject::Volume(id), text);
@@ -317,10 +320,11 @@ impl Applying<'_> {
             let (from, Frozen { size, .. }) = frozen.iter().find(|(_, frozen)| frozen.of == *disk).ok_or_else(gone)?;
             let volume = VolumeId(self.mint());
             origins.insert(volume, *from);
-            volumes.push((volume, format!("vm/{name}/disk{number}"), *size));
+            let key = self.state.volumes.get(disk).and_then(|disk| disk.key);
+            volumes.push(Birth { id: volume, name: format!("vm/{name}/disk{number}"), size: *size, key });
         }
-        let disks = volumes.iter().map(|(.., size)| *size).collect();
-        let ids = volumes.iter().map(|(volume, ..)| *volume).collect();
+        let disks = volumes.iter().map(|volume| volume.size).collect();
+        let ids = volumes.iter().map(|volume| volume.id).collect();
         let group = self.bear(Owner::Vm(id), primary, (replicas, in_sync), volumes, origins);
         let mac = mac_of(&self.state.name, id);
         let vm = Vm {

@@ -3,11 +3,11 @@
 //! `check()` holds what must always be so: an in-sync set is never empty, a group's stamp is the last of its lineage, an
 //! id is minted once, a run has exactly one node. Wall-clock times in here are for people and decide nothing.
 
-use crate::entry::{FenceProof, Holder, NodePhase, NodeSpec, Proof, Subject, VmPhase, VmSpec, Wanted};
+use crate::entry::{FenceProof, Holder, NodePhase, NodeSpec, Proof, SealedKey, Subject, VmPhase, VmSpec, Wanted};
 use crate::scrubs::Scrubs;
 use pollux_base::record::{GroupSpec, LagBound, Lineage, Mode, Snapshots};
 use pollux_base::{
-    ByteCount, Epoch, GroupId, GroupRecord, ImageId, Incarnation, NodeId, SnapshotId, Stamp, VmId, VolumeId,
+    ByteCount, Epoch, GroupId, GroupRecord, ImageId, Incarnation, KeyId, NodeId, SnapshotId, Stamp, VmId, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -34,6 +34,9 @@ pub struct State {
     pub snapshots: BTreeMap<SnapshotId, Snapshot>,
     pub images: BTreeMap<ImageId, Image>,
     pub vms: BTreeMap<VmId, Vm>,
+    /// Of all volumes that are encrypted at rest; gone with the last volume that has it.
+    #[serde(default)]
+    pub keys: BTreeMap<KeyId, SealedKey>,
     /// Oldest first.
     pub events: VecDeque<Event>,
     /// Newest requests done: proposer, number, wall clock.
@@ -113,6 +116,9 @@ pub struct Volume {
     pub exported: bool,
     /// It is one of this snapshot, and read only.
     pub snapshot: Option<SnapshotId>,
+    /// It is encrypted at rest with this key. Snapshots and clones share what is stored, and have the same.
+    #[serde(default)]
+    pub key: Option<KeyId>,
 }
 
 /// A snapshot of a group as its user sees it; what replicas need of it is in the group.
@@ -218,7 +224,7 @@ impl State {
             modes: found.modes.clone(),
             lag: found.lag,
             volumes: found.volumes.clone(),
-            keys: BTreeMap::new(),
+            keys: self.keys_of(found.volumes.keys()),
             snapshots: found.snapshots.clone(),
             record: found.record.clone(),
             lineage: found.lineage.clone(),
@@ -297,6 +303,7 @@ impl State {
             });
             assert!(is_there, "{id}: group");
         }
+        self.check_keys();
         for (id, snapshot) in &self.snapshots {
             let group = self.groups.get(&snapshot.group);
             assert!(group.is_some_and(|group| group.snapshots.each.contains_key(id)), "{id}: group");

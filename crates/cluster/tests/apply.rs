@@ -2,9 +2,11 @@
 
 use pollux_base::config::PowerConfig;
 use pollux_base::{
-    ByteCount, Epoch, Generation, GroupId, ImageId, Incarnation, NodeId, SnapshotId, Stamp, VmId, VolumeId,
+    ByteCount, Epoch, Generation, GroupId, ImageId, Incarnation, KeyId, NodeId, SnapshotId, Stamp, VmId, VolumeId,
 };
-use pollux_cluster::entry::{FenceProof, Holder, NodePhase, NodeSpec, Proof, Subject, VmPhase, VmSpec, Wanted};
+use pollux_cluster::entry::{
+    FenceProof, Holder, NodePhase, NodeSpec, Proof, SealedKey, Subject, VmPhase, VmSpec, Wanted,
+};
 use pollux_cluster::vm_life::Step;
 use pollux_cluster::{Change, Entry, State};
 use proptest::prelude::*;
@@ -84,17 +86,20 @@ fn change() -> impl Strategy<Value = Change> {
         3 => (node(), epoch(), node_phase).prop_map(|(node, epoch, (phase, proof))| {
             Change::NodePhase { node, epoch, phase, proof }
         }),
-        2 => (name(), size(), node()).prop_map(|(name, size, node)| Change::CreateImage { name, size, node }),
+        2 => (name(), size(), node()).prop_map(|(name, size, node)| Change::CreateImage { name, size, node, key: None }),
         1 => id().prop_map(|id| Change::ImageReady { image: ImageId(id), sha256: "a".repeat(64) }),
         1 => id().prop_map(|id| Change::DeleteImage { image: ImageId(id) }),
-        3 => (spec, node()).prop_map(|(spec, node)| Change::CreateVm { spec, node }),
+        3 => (spec, node(), proptest::collection::vec((4u128..8).prop_map(sealed), 0..3))
+            .prop_map(|(spec, node, keys)| Change::CreateVm { spec, node, keys }),
         1 => id().prop_map(|id| Change::DeleteVm { vm: VmId(id) }),
         3 => (id(), wanted).prop_map(|(id, wanted)| Change::WantVm { vm: VmId(id), wanted }),
         9 => (id(), incarnation(), 0u64..2, node(), phase()).prop_map(|(id, expect, more, node, phase)| {
             let incarnation = Incarnation(expect.0 + more);
             Change::VmPhase { vm: VmId(id), expect, incarnation, node, phase, reason: "r".into() }
         }),
-        2 => (name(), size(), node()).prop_map(|(name, size, node)| Change::CreateVolume { name, size, node }),
+        3 => (name(), size(), node(), proptest::option::of(0u128..4)).prop_map(|(name, size, node, key)| {
+            Change::CreateVolume { name, size, node, key: key.map(sealed) }
+        }),
         1 => id().prop_map(|id| Change::DeleteVolume { volume: VolumeId(id) }),
         1 => (id(), any::<bool>()).prop_map(|(id, exported)| Change::ExportVolume { volume: VolumeId(id), exported }),
         9 => (id(), stamp(), node(), proptest::collection::btree_set(node(), 0..3)).prop_map(
@@ -121,6 +126,11 @@ fn change() -> impl Strategy<Value = Change> {
         1 => id().prop_map(|id| Change::VmFilled { vm: VmId(id) }),
         1 => id().prop_map(|id| Change::Note { subject: Subject::Vm(VmId(id)), text: "t".into() }),
     ]
+}
+
+/// A key, as the log holds it.
+fn sealed(key: u128) -> SealedKey {
+    SealedKey { key: KeyId(key), master: KeyId(99), sealed: "00ff".into() }
 }
 
 /// What one entry may do to the state before it.
@@ -204,7 +214,7 @@ proptest! {
 #[test]
 fn changes_of_authority_that_come_twice_change_nothing_the_second_time() {
     let mut state = born();
-    let made = Change::CreateVolume { name: "v".into(), size: ByteCount(4096), node: A };
+    let made = Change::CreateVolume { name: "v".into(), size: ByteCount(4096), node: A, key: None };
     state.apply(2, &entry(made, None)).expect("created");
     let (group, record) = state.groups.iter().next().map(|(id, group)| (*id, group.record.clone())).expect("one");
     let drop_b = |stamp| Change::SetGroup {
@@ -279,7 +289,8 @@ fn history_is_bounded_for_each_subject_and_in_all() {
 #[test]
 fn bad_requests_are_refused_by_name_with_what_was_wrong() {
     let mut state = born();
-    let volume = |name: &str, size| Change::CreateVolume { name: name.into(), size: ByteCount(size), node: A };
+    let volume =
+        |name: &str, size| Change::CreateVolume { name: name.into(), size: ByteCount(size), node: A, key: None };
     let refusal = |state: &mut State, change| state.apply(9, &entry(change, None)).expect_err("refused").to_string();
     state.apply(2, &entry(volume("v", 4096), None)).expect("created");
     let told = [
@@ -289,7 +300,10 @@ fn bad_requests_are_refused_by_name_with_what_was_wrong() {
         refusal(&mut state, volume("w", 1 << 60)),
         refusal(&mut state, volume("../w", 4096)),
         refusal(&mut state, Change::DeleteVolume { volume: VolumeId(99) }),
-        refusal(&mut state, Change::CreateVolume { name: "w".into(), size: ByteCount(4096), node: NodeId(7) }),
+        refusal(
+            &mut state,
+            Change::CreateVolume { name: "w".into(), size: ByteCount(4096), node: NodeId(7), key: None },
+        ),
     ];
     let expected = [
         "a volume `v` exists already",
@@ -311,7 +325,8 @@ fn a_snapshot_counts_when_it_is_taken_and_keeps_what_it_is_of_from_being_deleted
         index += 1;
         state.apply(index, &entry(change, None))
     };
-    apply(&mut state, Change::CreateVolume { name: "data".into(), size: ByteCount(8192), node: A }).expect("a volume");
+    apply(&mut state, Change::CreateVolume { name: "data".into(), size: ByteCount(8192), node: A, key: None })
+        .expect("a volume");
     let (volume, group) = state.volume_named("data").map(|(id, volume)| (id, volume.group)).expect("it is there");
     let take = |name: &str| Change::CreateSnapshot { group, name: name.into() };
     apply(&mut state, take("one")).expect("a first snapshot");
@@ -367,7 +382,7 @@ fn with_snapshot() -> (State, SnapshotId, u64) {
         disks: vec![ByteCount(8192), ByteCount(4096)],
         mac: String::new(),
     };
-    apply(&mut state, Change::CreateVm { spec, node: A });
+    apply(&mut state, Change::CreateVm { spec, node: A, keys: Vec::new() });
     let group = state.vm_named("web").map(|(_, vm)| vm.group).expect("it is there");
     apply(&mut state, Change::CreateSnapshot { group, name: "one".into() });
     let (one, _) = state.snapshot_named("web@one").expect("it has a name");

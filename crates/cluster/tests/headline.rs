@@ -62,7 +62,7 @@ impl Case {
             disks: vec![ByteCount(4096)],
             mac: String::new(),
         };
-        self.apply(Change::CreateVm { spec, node });
+        self.apply(Change::CreateVm { spec, node, keys: Vec::new() });
         let vm = self.state.vm_named(name).map(|(id, _)| id).expect("created");
         self.apply(Change::WantVm { vm, wanted: Wanted::Running });
         self.phase(vm, 0, 1, node, VmPhase::Starting);

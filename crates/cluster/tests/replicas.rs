@@ -31,7 +31,7 @@ fn three() -> State {
     let nodes = [(A, spec("a")), (B, spec("b")), (C, spec("c"))].into();
     let mut state = State::default();
     apply(&mut state, Change::Init { name: "lab".into(), nodes, witness: false }).expect("the first entry");
-    let create = Change::CreateVolume { name: "v".into(), size: ByteCount(1 << 30), node: A };
+    let create = Change::CreateVolume { name: "v".into(), size: ByteCount(1 << 30), node: A, key: None };
     apply(&mut state, create).expect("a volume");
     state
 }

@@ -94,7 +94,7 @@ fn a_vm_that_does_not_fit_is_refused_with_the_arithmetic() {
     let text = "VM `big` can not start: it needs 8 GiB of memory; `a` has 7 GiB free of 8 GiB";
     assert_eq!(refusal, Refusal::Conflict(text.into()));
     let spec = vm_spec("huge", 9 * GIB);
-    let refusal = world.ask(A, Change::CreateVm { spec, node: A }).expect_err("refused");
+    let refusal = world.ask(A, Change::CreateVm { spec, node: A, keys: Vec::new() }).expect_err("refused");
     assert!(matches!(&refusal, Refusal::Invalid(text) if text.contains("fit on no node")), "{refusal}");
 }
 
@@ -146,16 +146,17 @@ fn a_qemu_that_the_log_does_not_know_is_ended() {
 fn a_vm_with_an_image_starts_once_its_disk_is_filled() {
     let mut world = World::formed(true, true);
     let size = ByteCount(GIB);
-    let image = world.ask(A, Change::CreateImage { name: "debian".into(), size, node: NodeId(0) });
+    let image = world.ask(A, Change::CreateImage { name: "debian".into(), size, node: NodeId(0), key: None });
     let Ok(Answer::Created { id }) = image else { panic!("{image:?}") };
     let image = pollux_base::ImageId(id);
     let mut spec = vm_spec("web1", GIB);
     spec.image = Some(image);
-    let refusal = world.ask(A, Change::CreateVm { spec: spec.clone(), node: B }).expect_err("not complete");
+    let refusal =
+        world.ask(A, Change::CreateVm { spec: spec.clone(), node: B, keys: Vec::new() }).expect_err("not complete");
     assert!(matches!(&refusal, Refusal::Conflict(text) if text == "image `debian` is still being uploaded"));
     world.ask(A, Change::ImageReady { image, sha256: "ab".repeat(32) }).expect("ready");
     world.fills_take = Duration::from_secs(5);
-    world.ask(A, Change::CreateVm { spec, node: B }).expect("created");
+    world.ask(A, Change::CreateVm { spec, node: B, keys: Vec::new() }).expect("created");
     world.start_vm("web1");
     let refusal = world.ask(A, Change::DeleteImage { image }).expect_err("in use");
     assert!(
@@ -174,7 +175,7 @@ fn a_vm_with_an_image_starts_once_its_disk_is_filled() {
 #[test]
 fn volumes_are_offered_by_wish_and_forgotten_when_deleted() {
     let mut world = World::formed(true, true);
-    let made = world.ask(A, Change::CreateVolume { name: "v".into(), size: ByteCount(GIB), node: A });
+    let made = world.ask(A, Change::CreateVolume { name: "v".into(), size: ByteCount(GIB), node: A, key: None });
     let Ok(Answer::Created { id }) = made else { panic!("{made:?}") };
     let volume = pollux_base::VolumeId(id);
     assert!(world.exports(A).is_empty() && world.groups(A) == 1);
@@ -264,7 +265,7 @@ fn what_was_created_while_a_node_was_away_is_mirrored_when_it_is_back() {
     world.run_until("web1 on b", |world| world.runs_on("web1") == Some(B));
     world.create_vm("new", GIB, B);
     assert!(world.state(B).groups.values().all(|group| group.record.in_sync.len() == 1));
-    let refusal = world.ask(B, Change::CreateVolume { name: "v".into(), size: ByteCount(4096), node: A });
+    let refusal = world.ask(B, Change::CreateVolume { name: "v".into(), size: ByteCount(4096), node: A, key: None });
     assert_eq!(refusal, Err(Refusal::Conflict("node `a` is not online".into())));
     world.boot(A);
     world.run_until("mirrored", World::is_settled);
@@ -281,7 +282,7 @@ fn requests_for_what_the_cluster_decides_itself_are_refused() {
 #[test]
 fn a_request_during_a_takeover_is_refused_or_done_and_always_answered() {
     let mut world = World::with_vm(true, true, A);
-    let made = Change::CreateVolume { name: "v".into(), size: ByteCount(4096), node: B };
+    let made = Change::CreateVolume { name: "v".into(), size: ByteCount(4096), node: B, key: None };
     world.crash(A);
     let early = world.request(B, made.clone());
     world.run(Duration::from_secs(25));

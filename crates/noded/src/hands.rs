@@ -4,11 +4,13 @@ use crate::core::Core;
 use crate::log::engine::{Command, Log};
 use crate::log::store::Store;
 use crate::peers::{Gate, Peers};
+use crate::volume_keys::MasterKey;
 use crate::witness_client::WitnessClient;
 use crate::{fence, fill, vms};
 use pollux_base::config::NodeConfig;
 use pollux_base::guard::GuardCommand;
 use pollux_base::{NodeId, Order, VmId};
+use pollux_cluster::entry::SealedKey;
 use pollux_cluster::{Cluster, Entry, EpochRecord, Input, Output, Register, VmCommand};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,6 +35,7 @@ pub struct Hands {
     pub data: mpsc::Sender<Order>,
     pub vms: mpsc::Sender<VmCommand>,
     pub witness: Option<Arc<WitnessClient>>,
+    pub master_key: Option<Arc<MasterKey>>,
     /// The newest question for the witness; an older one is of no use.
     pub asking: Option<JoinHandle<()>>,
     pub fencing: BTreeMap<NodeId, JoinHandle<()>>,
@@ -65,6 +68,7 @@ impl Hands {
             }
             Output::Guard(command) => send(&self.guard, command, "the guard"),
             Output::Data(order) => send(&self.data, order, "blockd"),
+            Output::OpenKey(sealed) => self.open_key(&sealed),
             Output::Vm(command) => send(&self.vms, command, "the VMs' task"),
             Output::Fill { vm, from, to } => {
                 let busy = self.filling.get(&vm).is_some_and(|task| !task.is_finished());
@@ -111,6 +115,25 @@ impl Hands {
             };
             let _ = core.inputs.send(Input::Witness { ask, result }).await;
         }));
+    }
+
+    /// In turn with the orders: it comes before the record that names it.
+    fn open_key(&self, sealed: &SealedKey) {
+        let opened = match &self.master_key {
+            Some(master) => master.open(sealed),
+            None => Err("this node has no master key (`master_key_file` in its configuration)".into()),
+        };
+        let key = sealed.key;
+        match opened {
+            Ok(secret) => send(&self.data, Order::VolumeKey { key, secret }, "blockd"),
+            Err(reason) => {
+                tracing::error!(%key, "the key of an encrypted volume can not be opened: {reason}");
+                let core = self.core.clone();
+                tokio::spawn(async move {
+                    let _ = core.inputs.send(Input::KeyRefused { key, reason }).await;
+                });
+            }
+        }
     }
 
     fn save_epoch(&self, record: EpochRecord) {

@@ -23,5 +23,6 @@ pub mod peers;
 pub mod server;
 pub mod tls;
 pub mod vms;
+pub mod volume_keys;
 pub mod witness;
 pub mod witness_client;

@@ -11,12 +11,13 @@ use crate::log::engine;
 use crate::log::network::PeerTransport;
 use crate::log::store::Store;
 use crate::peers::{Gate, Peers, secret_header};
+use crate::volume_keys::MasterKey;
 use crate::witness_client::WitnessClient;
 use crate::{server, tls, vms};
 use anyhow::{Context, Result, bail};
 use pollux_base::config::{Encryption, NodeAddresses, NodeConfig};
 use pollux_base::guard::{GuardCommand, GuardView};
-use pollux_base::{Order, Report};
+use pollux_base::{KeyId, Order, Report};
 use pollux_cluster::entry::NodeSpec;
 use pollux_cluster::{Cluster, Input, Setup};
 use pollux_vm::{Settings, Vms};
@@ -78,7 +79,8 @@ pub async fn run(config: NodeConfig) -> Result<String> {
     crate::api::clear_spool(&config.state_dir).context("cannot empty the spool")?;
     let (vm_shell, vm_events) = Vms::open(Settings::of(&config)).await.context("cannot look after VMs")?;
 
-    let setup = setup(&config, &store)?;
+    let master_key = secrets.master.map(Arc::new);
+    let setup = setup(&config, &store, master_key.as_ref().map(|master| master.id()))?;
     let cluster = Cluster::new(setup, pollux_host::clock::now());
     let (guard_sight, guard_seen) = watch::channel(GuardSight::Gone);
     let (core, ears, voice) = core::channels(guard_seen, cluster.hello());
@@ -110,6 +112,7 @@ pub async fn run(config: NodeConfig) -> Result<String> {
         data,
         vms: vm_commands,
         witness: witness.clone(),
+        master_key: master_key.clone(),
         asking: None,
         fencing: BTreeMap::new(),
         filling: BTreeMap::new(),
@@ -137,6 +140,7 @@ pub async fn run(config: NodeConfig) -> Result<String> {
         link_keys,
         vms: vm_shell,
         witness,
+        master_key,
         tasks: Tasks::new(config.node, core),
         token: blake3::hash(secrets.token.as_bytes()),
         peer_secret: blake3::hash(secret_header(&secrets.cluster).as_bytes()),
@@ -151,7 +155,7 @@ pub async fn run(config: NodeConfig) -> Result<String> {
 }
 
 /// What the core is told at its start.
-fn setup(config: &NodeConfig, store: &Store) -> Result<Setup> {
+fn setup(config: &NodeConfig, store: &Store, master: Option<KeyId>) -> Result<Setup> {
     let mut run = [0u8; 8];
     aws_lc_rs::rand::fill(&mut run).map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?;
     Ok(Setup {
@@ -160,6 +164,7 @@ fn setup(config: &NodeConfig, store: &Store) -> Result<Setup> {
         nodes: config.nodes.iter().map(|node| (node.node, node_spec(node, config))).collect(),
         witness: config.witness.is_some(),
         record: store.epoch_record()?,
+        master,
         run: u64::from_le_bytes(run),
         unix_ms: core::unix_ms(),
     })
@@ -218,6 +223,7 @@ struct Secrets {
     cluster: Vec<u8>,
     token: String,
     witness: Option<String>,
+    master: Option<MasterKey>,
 }
 
 impl Secrets {
@@ -229,7 +235,8 @@ impl Secrets {
         }
         let token = read_token(&config.token_file)?;
         let witness = config.witness.as_ref().map(|witness| read_token(&witness.token_file)).transpose()?;
-        Ok(Secrets { cluster, token, witness })
+        let master = config.master_key_file.as_deref().map(|path| MasterKey::read(path, config.cluster)).transpose()?;
+        Ok(Secrets { cluster, token, witness, master })
     }
 }
 

@@ -2,67 +2,15 @@
 
 mod common;
 
+use common::guard::{Sky, play_guard, serve};
 use common::{Daemon, Site, until};
 use pollux_api::{ClientError, CreateVolume, ErrorCode, NodeState};
-use pollux_base::guard::{GuardCommand, GuardView, Network, PeerView};
 use pollux_base::order::{GroupReport, ReplicaState};
-use pollux_base::{Epoch, NodeId, Order, Report};
+use pollux_base::{NodeId, Order, Report};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-
-/// What the guards have in common: which node is not heard, since when, and which epoch each one names.
-#[derive(Default)]
-struct Sky {
-    silent_since: BTreeMap<NodeId, Instant>,
-    epochs: BTreeMap<NodeId, Epoch>,
-}
-
-/// Plays the guard of a node: hears the peer unless the sky says otherwise, and gives up its lease when it is told to.
-fn play_guard(site: &Site, node: usize, sky: Arc<Mutex<Sky>>) {
-    let peer = NodeId(2 - node as u64);
-    // A guard outlives its noded and keeps what it was told.
-    let newest: Arc<Mutex<Option<GuardCommand>>> = Arc::default();
-    serve(&site.config(node).guard_socket(), move |mut stream| {
-        let commands = BufReader::new(stream.try_clone().expect("a second handle"));
-        let (told, named) = (newest.clone(), sky.clone());
-        std::thread::spawn(move || {
-            for line in commands.lines().map_while(Result::ok) {
-                let command: GuardCommand = serde_json::from_str(&line).expect("noded speaks sense");
-                let (GuardCommand::Members { epoch, .. }
-                | GuardCommand::Alone { epoch }
-                | GuardCommand::Surrender { epoch }) = command;
-                named.lock().expect("no panic").epochs.insert(NodeId(node as u64 + 1), epoch);
-                *told.lock().expect("no panic") = Some(command);
-            }
-        });
-        loop {
-            let (silent, epoch) = {
-                let sky = sky.lock().expect("no panic");
-                (sky.silent_since.get(&peer).map(Instant::elapsed), sky.epochs.get(&peer).copied())
-            };
-            let command = newest.lock().expect("no panic").clone();
-            let view = GuardView {
-                peers: vec![PeerView {
-                    node: peer,
-                    heard_ms: Some(silent.map_or(10, |silent| silent.as_millis() as u64)),
-                    networks: if silent.is_some() { vec![] } else { vec![Network(0), Network(1)] },
-                    epoch: epoch.unwrap_or_default(),
-                }],
-                lease_held: !matches!(command, None | Some(GuardCommand::Surrender { .. })),
-                kills: 0,
-                command,
-            };
-            if writeln!(stream, "{}", serde_json::to_string(&view).expect("JSON")).is_err() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(150));
-        }
-    });
-}
 
 /// Plays the data plane of a node: whatever is ordered is so at once.
 fn play_data_plane(site: &Site, node: usize) {
@@ -95,20 +43,9 @@ fn play_data_plane(site: &Site, node: usize) {
     });
 }
 
-fn serve(path: &Path, play: impl Fn(UnixStream) + Send + Clone + 'static) {
-    std::fs::create_dir_all(path.parent().expect("a folder")).expect("made");
-    let listener = UnixListener::bind(path).expect("a socket");
-    std::thread::spawn(move || {
-        for stream in listener.incoming().map_while(Result::ok) {
-            let play = play.clone();
-            std::thread::spawn(move || play(stream));
-        }
-    });
-}
-
 fn create_volume(site: &Site, node: usize, name: &str) {
     let client = site.client(node);
-    let request = CreateVolume { name: name.into(), size_bytes: 1 << 20 };
+    let request = CreateVolume { name: name.into(), size_bytes: 1 << 20, encrypted: false };
     until(name, || match client.create_volume(&request) {
         Ok(accepted) => Some(client.wait_task(&accepted.task, Duration::from_secs(20), |_| {}).expect("it is made")),
         Err(ClientError::Refused(error)) if error.code == ErrorCode::Conflict => panic!("{error}"),
@@ -143,7 +80,8 @@ fn a_survivor_goes_on_alone_and_takes_the_other_in_again() {
     create_volume(&site, 1, "second");
     until("both have both", || (volume_names(&site, 0) == ["first", "second"]).then_some(()));
     until("both have both", || (volume_names(&site, 1) == ["first", "second"]).then_some(()));
-    let twice = site.client(0).create_volume(&CreateVolume { name: "first".into(), size_bytes: 1 << 20 });
+    let twice =
+        site.client(0).create_volume(&CreateVolume { name: "first".into(), size_bytes: 1 << 20, encrypted: false });
     assert_eq!(twice.err().map(|error| error.exit_code()), Some(4), "a name is taken once");
     let epoch = site.client(0).status().expect("a status").epoch;
 

@@ -45,9 +45,20 @@ pub fn value_of(volume: VolumeId, block: u64, bytes: &[u8]) -> Value {
     value
 }
 
-/// Whether a page of a disk holds what a guest wrote somewhere.
-pub fn is_guests(page: &[u8]) -> bool {
-    page.starts_with(&MAGIC.to_le_bytes())
+/// Where a sector belongs, if it is as a guest wrote it.
+pub fn place_of(sector: &[u8]) -> Option<(VolumeId, u64)> {
+    if !sector.starts_with(&MAGIC.to_le_bytes()) {
+        return None;
+    }
+    let place = u64::from_le_bytes(sector[16..24].try_into().expect("eight bytes"));
+    Some((VolumeId(place >> 48), place & ((1 << 48) - 1)))
+}
+
+/// Whether a page of a disk holds what a guest wrote somewhere; or, where volumes are encrypted, looks like it: of cipher text
+/// one byte in 256 is zero, of what the store keeps for itself more.
+pub fn is_guests(page: &[u8], may_be_encrypted: bool) -> bool {
+    let zeros = || page.iter().filter(|byte| **byte == 0).count();
+    page.starts_with(&MAGIC.to_le_bytes()) || may_be_encrypted && zeros() < 50
 }
 
 #[cfg(test)]
@@ -60,6 +71,8 @@ mod tests {
         let second = &data.as_slice()[4096..];
         assert_eq!(value_of(VolumeId(3), 11, second), Value::of(7));
         assert_eq!(value_of(VolumeId(3), 10, second), Value::of(Value::GARBAGE));
+        assert_eq!(place_of(&second[512..1024]), Some((VolumeId(3), 11)));
+        assert_eq!(place_of(&[0; SECTOR_BYTES]), None);
         let mut torn = second.to_vec();
         torn[512..1024].copy_from_slice(&bytes_of(6, VolumeId(3), 11, 1).as_slice()[512..1024]);
         assert_eq!(value_of(VolumeId(3), 11, &torn).0[..3], [7, 6, 7]);

@@ -185,6 +185,12 @@ pub enum Seen {
         name: String,
         values: Option<BTreeMap<(VolumeId, u64), Value>>,
     },
+    /// A disk or a peer is given a block of an encrypted volume as a guest wrote it.
+    InTheClear {
+        node: NodeId,
+        volume: VolumeId,
+        block: u64,
+    },
     /// What the disks of an in-sync replica and of one that is behind say at some moment: extents that differ, and those
     /// that a resync would compare.
     Behind {

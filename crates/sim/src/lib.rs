@@ -12,6 +12,7 @@ pub mod faults;
 mod guest;
 pub mod history;
 pub mod invariant;
+mod keys;
 pub mod log;
 mod net;
 mod node;

@@ -58,6 +58,7 @@ impl World {
                         mac: String::new(),
                     },
                     node: NodeId(0),
+                    keys: self.keys_of_vm(index),
                 },
                 Some((vm, found)) if found.wanted != wanted => Change::WantVm { vm, wanted },
                 Some(_) => continue,

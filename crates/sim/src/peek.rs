@@ -5,6 +5,7 @@ use crate::history::{Seen, Value};
 use crate::world::{CLUSTER, POOL_BYTES, World};
 use pollux_base::unit::{BLOCK_BYTES, BlockRange, EXTENT_BLOCKS};
 use pollux_base::{BlockChecksum, BlockCount, BlockIndex, ByteCount, ExtentIndex, Instant, NodeId, VolumeId};
+use pollux_replica::cipher::Cipher;
 use pollux_store::faulty_disk::FaultyDisk;
 use pollux_store::{Disks, Input, OpenError, Output, StoreError, StoreOp, StoreReply, StoreRequestId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -107,11 +108,12 @@ impl Peek {
     }
 
     /// Every block that is stored, with what it means; a snapshot's were written to the volume that it is `of`. `rotted`:
-    /// only by its checksum, whatever became of its bytes.
+    /// only by its checksum, whatever became of its bytes. `cipher`: of what is encrypted.
     pub fn contents(
         &mut self,
         volume: VolumeId,
         of: VolumeId,
+        cipher: Option<&Cipher>,
         rotted: bool,
     ) -> Result<BTreeMap<u64, (Value, BlockChecksum)>, String> {
         let mut contents = BTreeMap::new();
@@ -129,6 +131,7 @@ impl Peek {
                     Ok(StoreReply::Read { data, .. }) => data,
                     other => return Err(format!("{volume} block {block} cannot be read: {other:?}")),
                 };
+                let data = cipher.map_or(data.clone(), |cipher| cipher.decrypt(range.start, &data));
                 contents.insert(block, (value_of(of, block, data.as_slice()), *checksum));
             }
         }
@@ -196,7 +199,7 @@ impl World {
                 let Some(record) = self.newest.get(&group) else { continue };
                 let in_sync = record.in_sync.contains(&id);
                 let origin = self.origin_of(volume);
-                match peek.contents(volume, origin, self.rotted) {
+                match peek.contents(volume, origin, self.cipher_of(origin).as_deref(), self.rotted) {
                     Ok(blocks) => self.see(Seen::Replica { node: id, volume, in_sync, blocks }),
                     Err(text) => self.fail("replicas_converge", format!("{id}: {text}")),
                 }

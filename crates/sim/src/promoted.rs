@@ -48,7 +48,13 @@ impl Alone {
 }
 
 /// What is served after a promotion; none if the replica is no cut.
-fn promoted(mut disk: FaultyDisk, node: NodeId, mut spec: GroupSpec, luck: u64) -> Result<Option<Served>, String> {
+fn promoted(
+    mut disk: FaultyDisk,
+    node: NodeId,
+    mut spec: GroupSpec,
+    keys: Vec<Order>,
+    luck: u64,
+) -> Result<Option<Served>, String> {
     disk.power_cut(luck);
     let config = Config {
         cluster: CLUSTER,
@@ -61,6 +67,7 @@ fn promoted(mut disk: FaultyDisk, node: NodeId, mut spec: GroupSpec, luck: u64) 
     let now = Instant(1_000_000_000);
     let mut alone = Alone { plane: DataPlane::new(config, now), disk, now, report: None, replies: BTreeMap::new() };
     alone.give(Input::Tick);
+    keys.into_iter().for_each(|key| alone.give(Input::Order(Box::new(key))));
     alone.give(Input::Order(Box::new(Order::Group(spec.clone()))));
     let Some(ReplicaState::Trailing { at }) = alone.report.as_ref().map(|report| report.state.clone()) else {
         return Ok(None);
@@ -103,7 +110,7 @@ impl World {
         let specs = self.nodes.values().filter_map(|node| node.noded.as_ref()?.core.state().group_spec(group));
         let Some(spec) = specs.max_by_key(|spec| spec.record.stamp) else { return false };
         let luck = self.luck.draw();
-        match promoted(self.nodes[&node].disks[0].clone(), node, spec, luck) {
+        match promoted(self.nodes[&node].disks[0].clone(), node, spec, self.key_orders(), luck) {
             Ok(Some(values)) => {
                 self.see(Seen::Cut { node, group, values });
                 true

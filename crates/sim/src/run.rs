@@ -72,6 +72,7 @@ impl Scenario {
             think: Duration::from_millis(10 + luck.below(60)),
             snapshots: seed.is_multiple_of(2),
             disks,
+            encrypted: seed % 4 < 2,
             sabotage,
         };
         Scenario { name: format!("seed {seed}"), seed, settings, script: Script::Plan(faults, length) }

@@ -25,9 +25,11 @@ pub enum Sabotage {
     TrailForgets,
     /// A replica that is asked for a snapshot says that it has it, and does not.
     SnapshotSkipped,
+    /// Data planes are not told that a volume is encrypted.
+    KeysForgotten,
 }
 
-pub const ALL: [Sabotage; 10] = [
+pub const ALL: [Sabotage; 11] = [
     Sabotage::AckEarly,
     Sabotage::DiskLies,
     Sabotage::CandidatesForgotten,
@@ -38,6 +40,7 @@ pub const ALL: [Sabotage; 10] = [
     Sabotage::GuardDoesNotKill,
     Sabotage::TrailForgets,
     Sabotage::SnapshotSkipped,
+    Sabotage::KeysForgotten,
 ];
 
 impl Sabotage {
@@ -76,6 +79,7 @@ impl Sabotage {
             | Sabotage::DiskLies
             | Sabotage::LeaseIgnored
             | Sabotage::WitnessGrantsBoth
+            | Sabotage::KeysForgotten
             | Sabotage::GuardDoesNotKill => {}
         }
     }

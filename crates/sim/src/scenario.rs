@@ -70,6 +70,7 @@ pub fn named(seed: u64) -> Vec<Scenario> {
             think: Duration::from_millis(20),
             snapshots: false,
             disks: false,
+            encrypted: seed.is_multiple_of(2),
             sabotage: None,
         },
         script: Script::Told(*told),

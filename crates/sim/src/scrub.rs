@@ -25,9 +25,10 @@ impl World {
 
     /// A write that the disk said it had made was not: the place still holds what it did on `before`.
     pub fn lose_a_write(&mut self, node: NodeId, before: &FaultyDisk) {
+        let is_encrypted = self.settings.encrypted;
         let changed = |page: &u64| {
             let old = before.read_now(page * 4096, 4096);
-            content::is_guests(&old) && old != self.nodes[&node].disks[0].read_now(page * 4096, 4096)
+            content::is_guests(&old, is_encrypted) && old != self.nodes[&node].disks[0].read_now(page * 4096, 4096)
         };
         let pages: Vec<u64> = self.guests_pages(node).into_iter().filter(changed).collect();
         if pages.is_empty() {
@@ -43,7 +44,8 @@ impl World {
     /// Pages of the disk that hold what guests wrote.
     pub fn guests_pages(&self, node: NodeId) -> Vec<u64> {
         let disk = &self.nodes[&node].disks[0];
-        disk.blocks().filter(|(_, page)| content::is_guests(page)).map(|(page, _)| page).collect()
+        let is_encrypted = self.settings.encrypted;
+        disk.blocks().filter(|(_, page)| content::is_guests(page, is_encrypted)).map(|(page, _)| page).collect()
     }
 
     /// Somebody asks for a scrub of every group.

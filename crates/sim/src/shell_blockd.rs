@@ -97,6 +97,9 @@ impl World {
                 links::Output::Send { path, number } => {
                     let Some((place, frame)) = links.frame(path, number) else { continue };
                     let carried = Carried { place, what: What::Frame(frame.clone()) };
+                    if let Some(data) = frame.data.clone() {
+                        self.look_for_plain_text(id, data.as_slice());
+                    }
                     self.send(id, path, carried);
                 }
                 links::Output::Word { path, received, word } => {
@@ -155,6 +158,9 @@ impl World {
         let hiccup = if self.luck.one_in(200) { self.luck.below(30_000) } else { 0 };
         let Some(life) = self.nodes[&id].life(Process::Blockd) else { return };
         let op_id = op.id;
+        if let DiskOpKind::Write { data, .. } = &op.kind {
+            data.iter().for_each(|data| self.look_for_plain_text(id, data.as_slice()));
+        }
         self.node(id).disks[op.id.disk.index()].submit(op);
         self.at(Duration::from_micros(micros + hiccup), Event::DiskDone { node: id, life, op: op_id });
     }

@@ -2,6 +2,7 @@
 //! power switches, and QEMU's life.
 
 use crate::guest::Guest;
+use crate::keys;
 use crate::log::LogOutput;
 use crate::net::{MANAGEMENT, STORAGE};
 use crate::node::{Contacts, Input, Process, Running};
@@ -44,6 +45,7 @@ impl World {
             nodes,
             witness: self.settings.witness,
             record: self.nodes[&id].record.clone(),
+            master: Some(keys::MASTER),
             run,
             unix_ms,
         };
@@ -140,6 +142,7 @@ impl World {
         if applied {
             self.look_at_records(id);
             self.look_for_taken(id);
+            self.look_for_keys(id);
         }
         self.drain_noded(id);
     }
@@ -221,6 +224,7 @@ impl World {
             }
             Output::Guard(command) => self.tell_guard(id, command),
             Output::Data(order) => self.tell_blockd(id, order),
+            Output::OpenKey(sealed) => self.tell_blockd(id, keys::order(&sealed)),
             Output::Vm(command) => self.on_vm_command(id, life, command),
             Output::Fill { vm, .. } => {
                 let result = Err("there are no images here".into());
@@ -236,7 +240,8 @@ impl World {
         }
     }
 
-    fn tell_blockd(&mut self, id: NodeId, order: Order) {
+    fn tell_blockd(&mut self, id: NodeId, mut order: Order) {
+        self.forget_keys(&mut order);
         if let Some(life) = self.nodes[&id].life(Process::Blockd).filter(|_| self.nodes[&id].contacts.data) {
             if self.settings.sabotage == Some(Sabotage::LeaseIgnored) {
                 for node in self.peers(id) {

@@ -97,7 +97,7 @@ impl World {
             let mut is_there = true;
             for (volume, frozen) in &volumes {
                 is_there &= peek.known(*volume);
-                match peek.contents(*volume, frozen.of, false) {
+                match peek.contents(*volume, frozen.of, self.cipher_of(frozen.of).as_deref(), false) {
                     Ok(blocks) => {
                         values.extend(blocks.into_iter().map(|(block, (value, _))| ((frozen.of, block), value)))
                     }

@@ -15,10 +15,14 @@ use crate::stream::Streams;
 use crate::time::{Clock, Time};
 use crate::trace::Trace;
 use pollux_base::guard::{Heartbeat, Network};
-use pollux_base::{ClusterId, DiskOpId, GroupId, GroupRecord, Incarnation, NodeId, RequestId, SnapshotId, Stamp, VmId};
+use pollux_base::{
+    ClusterId, DiskOpId, GroupId, GroupRecord, Incarnation, NodeId, RequestId, SnapshotId, Stamp, VmId, VolumeId,
+};
 use pollux_cluster::{Entry, EpochRecord, PeerHello, Register};
+use pollux_replica::cipher::Cipher;
 use pollux_store::faulty_disk::{FaultyDisk, Luck};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 pub const CLUSTER: ClusterId = ClusterId(0x5151);
@@ -41,6 +45,8 @@ pub struct Settings {
     pub snapshots: bool,
     /// Disks join pools and leave them, and some pools begin with two.
     pub disks: bool,
+    /// The first VM's disks are encrypted at rest.
+    pub encrypted: bool,
     pub sabotage: Option<Sabotage>,
 }
 
@@ -170,6 +176,8 @@ pub struct World {
     pub newest: BTreeMap<GroupId, GroupRecord>,
     /// Snapshots that were seen to be taken.
     pub taken: BTreeSet<SnapshotId>,
+    /// Of volumes that are encrypted.
+    pub ciphers: BTreeMap<VolumeId, Arc<Cipher>>,
     /// The newest text that any log ever held of a group's snapshots.
     pub revisions: BTreeMap<GroupId, u64>,
     invariants: Vec<Box<dyn Invariant>>,
@@ -273,6 +281,7 @@ impl World {
             records: BTreeMap::new(),
             newest: BTreeMap::new(),
             taken: BTreeSet::new(),
+            ciphers: BTreeMap::new(),
             revisions: BTreeMap::new(),
             invariants: invariant::all(),
             failure: None,

@@ -176,6 +176,7 @@ fn config(home: &Path, node: u64, addresses: &[SocketAddr], encryption: Encrypti
         replication_encryption: encryption,
         replication_paths: PathUse::Failover,
         secret_file: none.clone(),
+        master_key_file: None,
         token_file: none,
         guest_cgroup: None,
         bridge: None,

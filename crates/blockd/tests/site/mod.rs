@@ -80,6 +80,7 @@ impl Site {
                 replication_encryption: Encryption::On,
                 replication_paths: PathUse::Failover,
                 secret_file: none.clone(),
+                master_key_file: None,
                 token_file: none,
                 guest_cgroup: None,
                 bridge: None,

@@ -25,6 +25,9 @@ pub enum ImageCommand {
         /// Its format, such as raw or qcow2; found out if not given
         #[arg(long)]
         format: Option<String>,
+        /// Encrypt what is stored of it; a VM made from it is encrypted if it is asked for
+        #[arg(long)]
+        encrypted: bool,
         #[command(flatten)]
         wait: WaitArgs,
     },
@@ -42,11 +45,11 @@ pub enum ImageCommand {
 
 pub fn run(command: ImageCommand, client: &Client, output: &Output) -> Outcome {
     match command {
-        ImageCommand::Import { file, name, format, wait } => {
+        ImageCommand::Import { file, name, format, encrypted, wait } => {
             let name = name.or_else(|| file.file_stem()?.to_str().map(String::from));
             let name = name.ok_or_else(|| Failure::usage("the file's name is no name").hint("give one with --name"))?;
             let mut bytes = Upload::open(&file, *output)?;
-            let taken = client.upload_image(&name, format.as_deref(), &mut bytes);
+            let taken = client.upload_image(&name, format.as_deref(), encrypted, &mut bytes);
             wait.finish(client, output, taken, &format!("image {name} is ready"))
         }
         ImageCommand::List => output.show(&client.images().map_err(from_client)?, |images| table::images(images)),

@@ -24,6 +24,9 @@ pub enum VmCommand {
         /// Size of a disk; give it once per disk
         #[arg(long, required = true, value_parser = size::parse, value_name = "SIZE")]
         disk: Vec<u64>,
+        /// Encrypt what is stored of its disks, with keys that only the nodes have
+        #[arg(long)]
+        encrypted: bool,
         #[command(flatten)]
         wait: WaitArgs,
     },
@@ -78,9 +81,10 @@ pub enum VmCommand {
 
 pub fn run(command: VmCommand, client: &Arc<Client>, output: &Output) -> Outcome {
     match command {
-        VmCommand::Create { name, image, cpus, memory, disk, wait } => {
+        VmCommand::Create { name, image, cpus, memory, disk, encrypted, wait } => {
             let done = format!("vm {name} is created; `pollux vm start {name}` starts it");
-            let taken = client.create_vm(&CreateVm { name, cpus, memory_bytes: memory, image, disk_bytes: disk });
+            let (memory_bytes, disk_bytes) = (memory, disk);
+            let taken = client.create_vm(&CreateVm { name, cpus, memory_bytes, image, disk_bytes, encrypted });
             wait.finish(client, output, taken, &done)
         }
         VmCommand::List => output.show(&client.vms().map_err(from_client)?, |vms| table::vms(vms)),

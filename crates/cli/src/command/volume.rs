@@ -19,6 +19,9 @@ pub enum VolumeCommand {
         name: String,
         #[arg(long, value_parser = size::parse, value_name = "SIZE")]
         size: u64,
+        /// Encrypt what is stored of it, with a key that only the nodes have
+        #[arg(long)]
+        encrypted: bool,
         #[command(flatten)]
         wait: WaitArgs,
     },
@@ -79,9 +82,10 @@ pub enum VolumeCommand {
 /// `ca`: the file with the cluster's certificate authority.
 pub fn run(command: VolumeCommand, client: &Client, ca: &Path, output: &Output) -> Outcome {
     match command {
-        VolumeCommand::Create { name, size, wait } => {
-            let done = format!("volume {name} is created");
-            wait.finish(client, output, client.create_volume(&CreateVolume { name, size_bytes: size }), &done)
+        VolumeCommand::Create { name, size, encrypted, wait } => {
+            let done = format!("volume {name} is created{}", if encrypted { ", encrypted" } else { "" });
+            let taken = client.create_volume(&CreateVolume { name, size_bytes: size, encrypted });
+            wait.finish(client, output, taken, &done)
         }
         VolumeCommand::List => output.show(&client.volumes().map_err(from_client)?, |volumes| table::volumes(volumes)),
         VolumeCommand::Show { volume } => output.show(&client.volume(&volume).map_err(from_client)?, table::volume),

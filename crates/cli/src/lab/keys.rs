@@ -49,7 +49,8 @@ pub fn make(site: &Site) -> Outcome {
     let witness_token = hex(&random::<24>()?);
     write_secret(&site.witness_token_file(), witness_token.as_bytes())?;
     write_secret(&site.witness_clusters_file(), format!("{} {witness_token}\n", site.cluster).as_bytes())?;
-    write_secret(&site.keys().join("cluster.secret"), &random::<32>()?)
+    write_secret(&site.keys().join("cluster.secret"), &random::<32>()?)?;
+    write_secret(&site.keys().join("master.key"), &random::<32>()?)
 }
 
 fn authority(site: &Site) -> Outcome<CertifiedIssuer<'static, KeyPair>> {

@@ -274,6 +274,7 @@ impl Site {
             replication_encryption: self.replication_encryption,
             replication_paths: PathUse::Failover,
             secret_file: self.keys().join("cluster.secret"),
+            master_key_file: Some(self.keys().join("master.key")),
             token_file: self.token_file(),
             guest_cgroup: Some(self.guests_cgroup(node)),
             bridge: Some("guests".into()),

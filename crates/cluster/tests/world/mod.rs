@@ -13,8 +13,8 @@ use log::Log;
 use pollux_base::config::PowerConfig;
 use pollux_base::guard::{Heartbeat, Network};
 use pollux_base::record::GroupSpec;
-use pollux_base::{Epoch, Generation, GroupId, Incarnation, Instant, NodeId, Order, VmId};
-use pollux_cluster::entry::{Change, NodeSpec};
+use pollux_base::{Epoch, Generation, GroupId, Incarnation, Instant, KeyId, NodeId, Order, Secret, VmId};
+use pollux_cluster::entry::{Change, NodeSpec, SealedKey};
 use pollux_cluster::{
     Answer, Cluster, EpochRecord, Input, Output, Refusal, Register, Setup, State, VmCommand, VmEvent, WitnessAnswer,
 };
@@ -67,6 +67,8 @@ pub struct Server {
     boots: u64,
     pub memory: u64,
     pub has_power_switch: bool,
+    /// Name of the master key that it has.
+    pub master: Option<KeyId>,
     pub power_switch_fails: bool,
 }
 
@@ -130,6 +132,7 @@ impl World {
             boots: 0,
             memory: 8 * GIB,
             has_power_switch: with_power,
+            master: Some(KeyId(1)),
             power_switch_fails: false,
         };
         World {
@@ -209,6 +212,7 @@ impl World {
             nodes: [(A, spec(A)), (B, spec(B))].into(),
             witness: self.with_witness,
             record: server.record.clone(),
+            master: server.master,
             run: node.0 * 1000 + server.boots,
             unix_ms: self.unix_ms(),
         }
@@ -335,7 +339,7 @@ impl World {
             disks: vec![pollux_base::ByteCount(GIB)],
             mac: String::new(),
         };
-        self.ask(node, Change::CreateVm { spec, node }).expect("created");
+        self.ask(node, Change::CreateVm { spec, node, keys: Vec::new() }).expect("created");
     }
 
     pub fn start_vm(&mut self, vm: &str) {
@@ -702,6 +706,12 @@ impl World {
                 }
             }
             Output::Data(order) => self.on_order(node, order),
+            Output::OpenKey(sealed) if self.servers[&node].master == Some(sealed.master) => {
+                self.orders.push((node, Order::VolumeKey { key: sealed.key, secret: Secret::new([0; 64]) }));
+            }
+            Output::OpenKey(SealedKey { key, .. }) => {
+                self.server(node).inbox.push((now, Input::KeyRefused { key, reason: "another master key".into() }));
+            }
             Output::Vm(VmCommand::Start { vm, incarnation, .. }) => {
                 let at = now.since(self.start);
                 self.starts.push((at, node, incarnation));

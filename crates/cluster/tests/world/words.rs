@@ -44,7 +44,9 @@ pub fn weighty(output: &Output) -> Option<String> {
             Change::WantVm { vm, wanted } => format!("proposes {vm} wanted {}", wanted.name()),
             _ => return None,
         },
-        Output::InitLog { .. } | Output::Answer { .. } | Output::Data(_) | Output::Fill { .. } => return None,
+        Output::InitLog { .. } | Output::Answer { .. } | Output::Data(_) | Output::OpenKey(_) | Output::Fill { .. } => {
+            return None;
+        }
     })
 }
 

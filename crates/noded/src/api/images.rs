@@ -73,8 +73,9 @@ pub async fn upload(api: Arc<Api>, query: ImageQuery, body: Body) -> Result<Acce
             format!("an image of {} bytes is too large", file.size.0),
         )));
     }
-    let created =
-        api.core.change(Change::CreateImage { name: query.name.clone(), size, node: api.config.node }).await?;
+    let key = api.make_key_if(query.encrypted)?;
+    let change = Change::CreateImage { name: query.name.clone(), size, node: api.config.node, key };
+    let created = api.core.change(change).await?;
     let Answer::Created { id } = created else {
         return Err(Refused(ApiError::new(ErrorCode::Internal, "the image has no id")));
     };

@@ -8,6 +8,7 @@ use crate::greet::Heard;
 use crate::link_keys::LinkKeys;
 use crate::log::engine::Log;
 use crate::peers::{CALL_BYTES_MAX, Gate};
+use crate::volume_keys::MasterKey;
 use crate::witness_client::WitnessClient;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::{JsonRejection, QueryRejection};
@@ -22,7 +23,8 @@ use pollux_api as resource;
 use pollux_api::{Accepted, ApiError, ErrorCode, TaskState};
 use pollux_base::config::NodeConfig;
 use pollux_base::{ByteCount, ImageId, NodeId, VmId, VolumeId};
-use pollux_cluster::entry::{Subject, VmSpec, Wanted};
+use pollux_cluster::entry::{SealedKey, Subject, VmSpec, Wanted};
+use pollux_cluster::requests::DISKS_MAX;
 use pollux_cluster::{Answer, Change, Cluster};
 use pollux_vm::Vms;
 use serde::Deserialize;
@@ -56,6 +58,7 @@ pub struct Api {
     pub link_keys: Arc<LinkKeys>,
     pub vms: Vms,
     pub witness: Option<Arc<WitnessClient>>,
+    pub master_key: Option<Arc<MasterKey>>,
     pub tasks: Tasks,
     pub token: blake3::Hash,
     pub peer_secret: blake3::Hash,
@@ -160,6 +163,22 @@ impl Api {
         };
         let task = self.tasks.watch(action, name, Some(id), goal(id))?;
         Ok(accepted(task, Some(id)))
+    }
+
+    /// New keys for so many volumes that are to be encrypted at rest.
+    pub(super) fn make_keys(&self, count: usize) -> Result<Vec<SealedKey>, ApiError> {
+        let Some(master) = &self.master_key else {
+            let text = "this node has no master key, without which nothing can be encrypted";
+            return Err(ApiError::new(ErrorCode::Conflict, text).with_hint(
+                "Make one of 32 random bytes, put it on every node, and name it there as `master_key_file`; keep a copy.",
+            ));
+        };
+        let keys = (0..count).map(|_| master.make_key()).collect::<anyhow::Result<_>>();
+        keys.map_err(|error| ApiError::new(ErrorCode::Internal, format!("no key could be made: {error:#}")))
+    }
+
+    pub(super) fn make_key_if(&self, is_encrypted: bool) -> Result<Option<SealedKey>, ApiError> {
+        Ok(if is_encrypted { self.make_keys(1)?.pop() } else { None })
     }
 
     /// Sends the client to another node.
@@ -328,7 +347,8 @@ async fn create_vm(State(api): In, body: Result<Json<resource::CreateVm>, JsonRe
         mac: String::new(),
     };
     // Node 0: the core chooses.
-    let change = Change::CreateVm { spec, node: NodeId(0) };
+    let keys = if request.encrypted { api.make_keys(spec.disks.len().min(DISKS_MAX))? } else { Vec::new() };
+    let change = Change::CreateVm { spec, node: NodeId(0), keys };
     api.create("vm create", &request.name, change, |id| Goal::VmReady(VmId(id))).await
 }
 
@@ -449,7 +469,8 @@ async fn volume(State(api): In, Path(name): Path<String>) -> Shown<resource::Vol
 async fn create_volume(State(api): In, body: Result<Json<resource::CreateVolume>, JsonRejection>) -> Taken {
     let Json(request) = body?;
     let size = ByteCount(request.size_bytes);
-    let change = Change::CreateVolume { name: request.name.clone(), size, node: NodeId(0) };
+    let key = api.make_key_if(request.encrypted)?;
+    let change = Change::CreateVolume { name: request.name.clone(), size, node: NodeId(0), key };
     api.create("volume create", &request.name, change, |_| Goal::Committed).await
 }
 
@@ -498,6 +519,8 @@ async fn images_list(State(api): In) -> Shown<Vec<resource::Image>> {
 pub struct ImageQuery {
     pub name: String,
     pub format: Option<String>,
+    #[serde(default)]
+    pub encrypted: bool,
 }
 
 async fn upload_image(State(api): In, query: Result<Query<ImageQuery>, QueryRejection>, body: Body) -> Taken {

@@ -197,7 +197,8 @@ pub fn group(cluster: &Cluster, here: NodeId, id: GroupId) -> Option<api::Group>
     let state = cluster.state();
     let group = state.groups.get(&id)?;
     let report = cluster.group_reports().find(|report| report.group == id);
-    let (word, reason) = group_state(state, group, report, here);
+    let refused_key = |volume| cluster.refused_key(volume).map(str::to_owned);
+    let (word, reason) = group_state(state, group, report, here, refused_key);
     let names = |nodes: &std::collections::BTreeSet<NodeId>| nodes.iter().map(|node| state.node_name(*node)).collect();
     let resync = report.and_then(|report| report.resync.iter().next()).map(|(node, progress)| api::Resync {
         node: state.node_name(*node),
@@ -318,6 +319,7 @@ fn group_state(
     group: &Group,
     report: Option<&GroupReport>,
     here: NodeId,
+    refused_key: impl Fn(VolumeId) -> Option<String>,
 ) -> (GroupState, Option<String>) {
     let name = |node: NodeId| state.node_name(node);
     let trails = |node: &NodeId| group.modes.get(node) == Some(&Mode::Async);
@@ -340,7 +342,7 @@ fn group_state(
             GroupState::Failed,
             Some(format!("the replica on {} holds writes that the truth lacks; a human must choose", name(here))),
         ),
-        ReplicaState::Frozen { reason } => (GroupState::Frozen, Some(freeze_text(state, reason))),
+        ReplicaState::Frozen { reason } => (GroupState::Frozen, Some(freeze_text(state, reason, refused_key))),
         ReplicaState::Opening => (GroupState::Frozen, Some(format!("the pool on {} is being opened", name(here)))),
         ReplicaState::Serving if !report.resync.is_empty() => {
             let targets: Vec<String> = report.resync.keys().map(|node| name(*node)).collect();
@@ -374,7 +376,7 @@ fn group_state(
     }
 }
 
-fn freeze_text(state: &State, reason: &FreezeReason) -> String {
+fn freeze_text(state: &State, reason: &FreezeReason, refused_key: impl Fn(VolumeId) -> Option<String>) -> String {
     match reason {
         FreezeReason::OldPrimaryLease { node } => {
             format!("the lease given to {} has not run out yet", state.node_name(*node))
@@ -392,7 +394,9 @@ fn freeze_text(state: &State, reason: &FreezeReason) -> String {
         FreezeReason::PoolFull => "the pool is full".into(),
         FreezeReason::NoKey { volume } => {
             let name = state.volumes.get(volume).map_or_else(|| volume.to_string(), |volume| volume.name.clone());
-            format!("`{name}` is encrypted, and its key is not here")
+            let why =
+                refused_key(*volume).unwrap_or_else(|| "this node has not handed it to its data plane yet".into());
+            format!("`{name}` is encrypted, and its key is not here: {why}")
         }
     }
 }
@@ -456,6 +460,7 @@ pub fn volume(cluster: &Cluster, config: &NodeConfig, id: VolumeId) -> Option<ap
         scrub: shown.scrub,
         primary: shown.primary,
         snapshot: volume.snapshot.map(|snapshot| state.snapshot_name(snapshot)),
+        encrypted: volume.key.is_some(),
         vm: (kind == GroupKind::Vm).then(|| owner.clone()),
         image: (kind == GroupKind::Image).then_some(owner),
         uris: if volume.exported { uris(config, group.record.primary, &volume.name) } else { Vec::new() },
@@ -499,7 +504,8 @@ pub fn images(cluster: &Cluster) -> Vec<api::Image> {
 }
 
 pub fn image(cluster: &Cluster, id: ImageId) -> Option<api::Image> {
-    let image = cluster.state().images.get(&id)?;
+    let state = cluster.state();
+    let image = state.images.get(&id)?;
     Some(api::Image {
         id: id.0,
         name: image.name.clone(),
@@ -508,6 +514,7 @@ pub fn image(cluster: &Cluster, id: ImageId) -> Option<api::Image> {
         sha256: image.sha256.clone(),
         group: image.group.0,
         volume: image.volume.0,
+        encrypted: state.volumes.get(&image.volume).is_some_and(|volume| volume.key.is_some()),
     })
 }
 
@@ -614,7 +621,7 @@ mod tests {
     }
 
     fn word(group: &Group, report: Option<GroupReport>, here: NodeId) -> GroupState {
-        group_state(&State::default(), group, report.as_ref(), here).0
+        group_state(&State::default(), group, report.as_ref(), here, |_| None).0
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let alone = BTreeSet::from([NodeId(1)]);
     let init = Change::Init { name: "lab".into(), nodes, witness: true };
     let size = ByteCount(1 << 30);
-    let volume = Change::CreateVolume { name: "disk".into(), size, node: NodeId(1) };
+    let volume = Change::CreateVolume { name: "disk".into(), size, node: NodeId(1), key: None };
     let reason = "lost".to_owned();
     let set = Change::SetGroup { group, expect: first, primary: NodeId(1), in_sync: alone, reason };
     let stories = [
@@ -75,14 +75,14 @@ pub fn seeds() -> Vec<Vec<u8>> {
         ],
         vec![
             init.clone(),
-            Change::CreateVm { spec: vm, node: NodeId(2) },
+            Change::CreateVm { spec: vm, node: NodeId(2), keys: Vec::new() },
             Change::WantVm { vm: VmId(1), wanted: Wanted::Running },
             Change::VmFilled { vm: VmId(1) },
             Change::DeleteVm { vm: VmId(1) },
         ],
         vec![
             init,
-            Change::CreateImage { name: "debian".into(), size, node: NodeId(1) },
+            Change::CreateImage { name: "debian".into(), size, node: NodeId(1), key: None },
             Change::Awake { node: NodeId(1), run: 9 },
             Change::VmPhase {
                 vm: VmId(1),

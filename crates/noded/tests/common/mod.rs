@@ -2,6 +2,8 @@
 
 #![allow(dead_code)]
 
+pub mod guard;
+
 use pollux_api::Client;
 use pollux_base::config::{
     Accelerator, Encryption, NodeAddresses, NodeConfig, PathUse, PoolConfig, TlsFiles, WitnessConfig,
@@ -162,6 +164,7 @@ impl Site {
             replication_encryption: Encryption::On,
             replication_paths: PathUse::Failover,
             secret_file: self.path("secret"),
+            master_key_file: None,
             token_file: self.path("token"),
             guest_cgroup: None,
             bridge: None,
