@@ -5,7 +5,8 @@
 mod world;
 
 use pollux_base::order::{FreezeReason, ReplicaState};
-use pollux_base::{BlockIndex, Data, Op, Order, Reply, VolumeSecret};
+use pollux_base::record::{GroupRecord, GroupSpec, Lineage, Snapshots};
+use pollux_base::{BlockIndex, ByteCount, Data, GroupId, Op, Order, Reply, VolumeId, VolumeSecret};
 use pollux_replica::wire::Frame;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -129,6 +130,49 @@ fn a_snapshot_has_the_key_of_its_volume_and_rolling_back_needs_no_other() {
 }
 
 #[test]
+fn a_clone_reads_what_it_shares_and_writes_with_the_same_key() {
+    const CLONE: VolumeId = VolumeId(900);
+    let mut world = World::encrypted(6, &[A, B]);
+    world.until_serving(A);
+    world.write_done(A, 10, 3, 7);
+    let frozen = world.take_snapshot();
+    world.until_taken();
+    world.run_for(ms(50));
+    let key = world.spec.keys[&VOLUME];
+    let mut lineage = Lineage::default();
+    lineage.push(stamp(1, 1));
+    let born = GroupSpec {
+        group: GroupId(901),
+        volumes: [(CLONE, ByteCount(BLOCKS * 4096))].into(),
+        keys: [(CLONE, key)].into(),
+        snapshots: Snapshots { minted: 901, origins: [(CLONE, frozen)].into(), ..Snapshots::default() },
+        record: GroupRecord { stamp: stamp(1, 1), primary: A, in_sync: [A, B].into() },
+        lineage,
+        ..world.spec.clone()
+    };
+    for node in [A, B] {
+        world.order(node, Order::Group(born.clone()));
+    }
+    world.run_for(ms(50));
+    // The volume goes, its key stays with the clone.
+    let patch = Op::Patch { block: BlockIndex(11), offset: 0, data: blocks(8, 1).slice(0..512), fua: false };
+    let patched = world.request_of(A, CLONE, patch);
+    world.until("it is patched", |world| world.answer(patched).is_some());
+    for node in [A, B] {
+        world.order(node, Order::Forget { group: GROUP });
+    }
+    world.run_for(ms(50));
+    let id = world.request_of(A, CLONE, Op::Read { range: range(10, 2) });
+    world.until("it is read", |world| world.answer(id).is_some());
+    let Some(Reply::Data(data)) = world.answer(id) else { panic!("{:?}", world.answer(id)) };
+    assert_eq!(values_of(&data.as_slice()[..4096]), [7; 8]);
+    assert_eq!(values_of(&data.as_slice()[4096..]), [8, 7, 7, 7, 7, 7, 7, 7]);
+    for node in [A, B] {
+        assert!(!holds(&world, node, &blocks(7, 1).as_slice()[..512]), "{node}");
+    }
+}
+
+#[test]
 fn a_key_is_kept_until_its_last_group_is_gone() {
     let mut world = World::encrypted(5, &[A, B]);
     world.until_serving(A);
@@ -136,7 +180,7 @@ fn a_key_is_kept_until_its_last_group_is_gone() {
     world.order(A, Order::Forget { group: GROUP });
     world.run_for(ms(100));
     // Ids are not used twice, so a group of another number asks for the key: as if the first had never been.
-    world.spec.group = pollux_base::GroupId(2);
+    world.spec.group = GroupId(2);
     world.order(A, Order::Group(world.spec.clone()));
     world.order(B, Order::Group(world.spec.clone()));
     world.until("it is missing", |world| state(world, A) == Some(NO_KEY));
