@@ -1,5 +1,5 @@
 //! What a mirrored 4 KiB write costs the cores of both nodes, and the wire's codec between them, in one thread and without
-//! a kernel: `cargo run --release -p pollux-replica --example write_cost [WRITES]`. Under callgrind its instructions are the same
+//! a kernel: `cargo run --release -p pollux-replica --example write_cost [WRITES [encrypted]]`. Under callgrind its instructions are the same
 //! on a busy machine as on a quiet one.
 //!
 //! 32 writes are under way; what is begun in one round has ended by the next, so that as much comes at once as under load.
@@ -31,7 +31,9 @@ struct Node {
 
 fn main() {
     let writes: u64 = std::env::args().nth(1).map_or(200_000, |arg| arg.parse().expect("a number of writes"));
-    let mut world = World::pair(1);
+    let is_encrypted = std::env::args().nth(2).is_some_and(|arg| arg == "encrypted");
+    let mut world = if is_encrypted { World::encrypted(1, &[A, B]) } else { World::new(1, &[A, B]) };
+    world.until_serving(A);
     let hot: Vec<u64> = (0..BLOCKS).collect();
     for start in hot.chunks(64) {
         world.write_done(A, start[0], start.len() as u64, 1);

@@ -58,6 +58,9 @@ pub struct BenchArgs {
     /// Whether what Pollux' nodes send each other is encrypted: on or off
     #[arg(long, default_value = "on")]
     replication_encryption: String,
+    /// Volumes of Pollux are encrypted at rest.
+    #[arg(long)]
+    encrypted_volume: bool,
     /// Size of the volume and of the plain files, in MiB
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(64..=1 << 20))]
     size_mib: u64,
@@ -173,7 +176,7 @@ impl Servers {
                 "pollux" => {
                     // The rows that need more volumes than one need no more space than that.
                     let bytes = (2 * size_bytes).max(size_bytes + (args.wide_mib << 20));
-                    let mut pair = Pair::start(scratch, bytes, args.encryption()?, cgroup)?;
+                    let mut pair = Pair::start(scratch, bytes, args.encryption()?, args.encrypted_volume, cgroup)?;
                     let volume = pair.create(size_bytes)?;
                     servers.pair = Some((pair, volume));
                 }
@@ -277,8 +280,13 @@ impl Servers {
 fn memory() -> Result<()> {
     const SIZE_BYTES: u64 = 1 << 40;
     let servers = Servers::none()?;
-    let mut pair =
-        Pair::start(&servers.scratch.0, SIZE_BYTES + SIZE_BYTES / 64, Encryption::On, servers.cgroup("pollux")?)?;
+    let mut pair = Pair::start(
+        &servers.scratch.0,
+        SIZE_BYTES + SIZE_BYTES / 64,
+        Encryption::On,
+        false,
+        servers.cgroup("pollux")?,
+    )?;
     let before = quiet::memory_mib(&pair)?;
     let volume = pair.create(SIZE_BYTES)?;
     let mut client = pair.client(&volume)?;

@@ -7,7 +7,9 @@ use anyhow::{Context, Result, ensure};
 use pollux_base::config::{Accelerator, Encryption, NodeAddresses, NodeConfig, PathUse, PoolConfig, TlsFiles};
 use pollux_base::order::Offer;
 use pollux_base::record::{GroupRecord, GroupSpec, LagBound, Lineage, Stamp};
-use pollux_base::{ByteCount, ClusterId, Epoch, Generation, GroupId, NodeId, Order, PoolId, Secret, VolumeId};
+use pollux_base::{
+    ByteCount, ClusterId, Epoch, Generation, GroupId, KeyId, NodeId, Order, PoolId, Secret, VolumeId, VolumeSecret,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read, Write};
@@ -24,6 +26,8 @@ pub struct Pair {
     pub nodes: [Node; 2],
     exports: BTreeMap<String, Offer>,
     volumes_made: u64,
+    /// Volumes are encrypted at rest with this.
+    key: Option<(KeyId, VolumeSecret)>,
     _cgroup: Cgroup,
 }
 
@@ -35,7 +39,13 @@ pub struct Node {
 
 impl Pair {
     /// With pools (sparse files) that hold so many bytes of volumes.
-    pub fn start(scratch: &Path, bytes: u64, encryption: Encryption, cgroup: Cgroup) -> Result<Pair> {
+    pub fn start(
+        scratch: &Path,
+        bytes: u64,
+        encryption: Encryption,
+        encrypted_volumes: bool,
+        cgroup: Cgroup,
+    ) -> Result<Pair> {
         let mut held = Vec::new();
         let mut addresses = Vec::new();
         for node in 1..=2u8 {
@@ -51,7 +61,9 @@ impl Pair {
             Node::start(config, pool_bytes, &cgroup)
         };
         let nodes = [start(1)?, start(2)?];
-        let mut pair = Pair { nodes, exports: BTreeMap::new(), volumes_made: 0, _cgroup: cgroup };
+        let secret = VolumeSecret::new(std::array::from_fn(|index| index as u8));
+        let key = encrypted_volumes.then(|| (KeyId::of(&secret), secret));
+        let mut pair = Pair { nodes, exports: BTreeMap::new(), volumes_made: 0, key, _cgroup: cgroup };
         if encryption == Encryption::On {
             let secret = Secret::new(std::array::from_fn(|index| index as u8));
             for (node, peer) in [(0, 2), (1, 1)] {
@@ -72,13 +84,17 @@ impl Pair {
         lineage.push(stamp);
         let both = BTreeSet::from([NodeId(1), NodeId(2)]);
         let id = VolumeId(number);
+        // With each anew: it is forgotten with the last volume that has it.
+        if let Some((key, secret)) = self.key.clone() {
+            self.order(&Order::VolumeKey { key, secret })?;
+        }
         self.order(&Order::Group(GroupSpec {
             group: volume.group,
             replicas: both.clone(),
             modes: BTreeMap::new(),
             lag: LagBound::default(),
             volumes: BTreeMap::from([(id, ByteCount(size_bytes))]),
-            keys: BTreeMap::new(),
+            keys: self.key.iter().map(|(key, _)| (id, *key)).collect(),
             snapshots: Default::default(),
             record: GroupRecord { stamp, primary: NodeId(1), in_sync: both },
             lineage,
