@@ -5,7 +5,7 @@
 //! the log and the disks but not this file reads nothing. Who loses it on all nodes loses every encrypted volume.
 //!
 //! An opened key goes to `blockd` at once and is kept by neither this process nor any file: a `blockd` that was restarted
-//! waits for its `noded` anyway, because without orders it serves nothing.
+//! waits for its `noded` anyway, because without orders it offers nothing to anybody.
 
 use anyhow::{Context, Result, bail};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
