@@ -3,6 +3,7 @@
 //! A site has fixed addresses, so there is one at a time: `Lab::up` waits for its turn.
 
 use serde_json::Value;
+use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -92,6 +93,22 @@ impl Lab {
         found
     }
 
+    /// Whether a sector full of this value lies anywhere in the node's pool.
+    pub fn pool_holds(&self, node: &str, value: u8) -> bool {
+        let path = format!("/var/lib/pollux-lab/node-{node}/pool");
+        let mut file = std::fs::File::open(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let mut buffer = vec![0; 4 << 20];
+        loop {
+            let len = file.read(&mut buffer).expect("the lab's pools are files");
+            if len == 0 {
+                return false;
+            }
+            if buffer[..len].chunks(512).any(|sector| sector.iter().all(|byte| *byte == value)) {
+                return true;
+            }
+        }
+    }
+
     /// SIGKILL to the one program of this name on the node; waits until its supervisor has started another.
     pub fn kill_daemon(&self, node: &str, program: &str) {
         let before = self.pids(node, program);
@@ -121,7 +138,7 @@ pub fn turn() -> MutexGuard<'static, ()> {
 
 /// Sends bytes to an address, if it answers, and lets the other side end the connection or keep it.
 pub fn throw(address: SocketAddr, bytes: &[u8]) {
-    use std::io::{Read, Write};
+    use std::io::Write;
     let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_secs(2)) else { return };
     let _ = stream.set_read_timeout(Some(Duration::from_millis(300)));
     let _ = stream.write_all(bytes);

@@ -177,3 +177,55 @@ fn the_demo_holds() {
     assert_eq!(figures["summary"]["lost"], 0, "no acknowledged write was lost: {figures}");
     assert!(figures["summary"]["acknowledged"].as_u64() > Some(0), "something was counted: {figures}");
 }
+
+/// Guards: what is stored of an encrypted volume is on no disk as it was written, on either node, and comes back through
+/// the death of every daemon, a snapshot, a clone, and the loss of a node.
+#[test]
+fn an_encrypted_volume_is_read_by_clients_and_from_no_disk() {
+    let lab = Lab::up();
+    wait_until("the site is protected", || is_protected(&lab));
+    lab.ok(&["volume", "create", "open", "--size", "64M"]);
+    lab.ok(&["volume", "create", "secret", "--size", "64M", "--encrypted"]);
+    let is_encrypted = |volume: &str| lab.json(&["volume", "show", volume])["encrypted"] == true;
+    assert!(is_encrypted("secret") && !is_encrypted("open"));
+    let primary = |volume: &str| lab.json(&["volume", "show", volume])["primary"].as_str().expect("a node").to_owned();
+    let uri = |volume: &str| unix_uri(&lab, volume, &primary(volume));
+    for (volume, pattern) in [("open", "0x5a"), ("secret", "0xa5")] {
+        let commands = [format!("write -P {pattern} 1M 1M"), format!("write -P {pattern} 4195000 700"), "flush".into()];
+        let written = qemu_io(&uri(volume), &commands.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(written.status.success(), "{}", String::from_utf8_lossy(&written.stderr));
+    }
+    lab.ok(&["volume", "snapshot", "secret", "one"]);
+    lab.ok(&["volume", "clone", "secret@one", "copy"]);
+    assert!(is_encrypted("secret@one") && is_encrypted("copy"));
+    for node in ["a", "b"] {
+        lab.kill_daemon(node, "noded");
+        lab.kill_daemon(node, "blockd");
+    }
+    wait_until("the site is protected again", || is_protected(&lab));
+    let is_read = |volume: &str| {
+        let mut command = Command::new("qemu-io");
+        for words in ["read -P 0xa5 1M 1M", "read -P 0xa5 4195000 700", "read -P 0 4195700 1000"] {
+            command.args(["-c", words]);
+        }
+        // A snapshot is read only.
+        let output = command.args(["-r", "-f", "raw", &uri(volume)]).output().expect("qemu-io is installed");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(!text.contains("verification failed"), "{volume}: {text}");
+        output.status.success()
+    };
+    for volume in ["secret", "secret@one", "copy"] {
+        wait_until(volume, || is_read(volume));
+    }
+    for node in ["a", "b"] {
+        assert!(
+            lab.pool_holds(node, 0x5a) && !lab.pool_holds(node, 0xa5),
+            "only the volume in the clear can be read from the pool of {node}"
+        );
+    }
+    let lost = primary("secret");
+    lab.ok(&["lab", "pull", &lost]);
+    wait_until("the other node serves it", || primary("secret") != lost && is_read("secret"));
+    lab.ok(&["lab", "return", &lost]);
+    wait_until("the returned node is in sync", || is_protected(&lab));
+}
