@@ -60,7 +60,7 @@ impl Scenario {
         let witness = !luck.one_in(10);
         let mut faults = plan(&mut luck, &nodes, vms.len(), witness, length);
         // Of its own luck, so that what else a seed stands for stays the same.
-        let disks = seed % 3 == 0;
+        let disks = seed.is_multiple_of(3);
         if disks {
             faults.extend(disk_plan(&mut Luck::new(seed ^ 0xd15c << 48), &nodes, witness, length));
         }
