@@ -3,7 +3,7 @@
 
 use crate::id::{DiskId, GroupId, KeyId, NodeId, SnapshotId, VolumeId};
 use crate::pool::PoolReport;
-use crate::record::{GroupSpec, Stamp};
+use crate::record::{GroupNames, GroupSpec, Stamp};
 use crate::secret::{Secret, VolumeSecret};
 use crate::unit::{BlockRange, ExtentIndex, Generation};
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,8 @@ use std::path::PathBuf;
 pub enum Order {
     /// The group as the cluster log has it. A record of an older generation than the newest known is ignored (W2).
     Group(GroupSpec),
+    /// What people call the group and its volumes: kept on the pool, for whoever has nothing but its disks.
+    Names { group: GroupId, names: GroupNames },
     /// The group is deleted from the log: its volumes and note are erased here.
     Forget { group: GroupId },
     /// This node's power was read back as off, so no process of it serves anything: a promise given to it binds no longer
@@ -323,7 +325,9 @@ mod tests {
         let add = DiskCommand::Add { path: "/dev/x".into(), may_overwrite: true };
         let drain = DiskCommand::Drain { disk: DiskId(7) };
         let [add, drain] = [add, drain].map(|change| Order::Disk { id: 9, change });
-        for order in [Order::Group(group), Order::Peers { addresses }, key, volume_key, add, drain] {
+        let volumes = BTreeMap::from([(VolumeId(9), "vm/web1/disk0".to_string())]);
+        let names = Order::Names { group: GroupId(7), names: GroupNames { owner: "web1".to_string(), volumes } };
+        for order in [Order::Group(group), Order::Peers { addresses }, key, volume_key, add, drain, names] {
             let text = serde_json::to_string(&order).expect("an order always becomes text");
             assert_eq!(serde_json::from_str::<Order>(&text).map_err(|error| error.to_string()), Ok(order));
         }

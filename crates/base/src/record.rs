@@ -100,6 +100,14 @@ impl Default for LagBound {
     }
 }
 
+/// What people call a group and its volumes, those of its snapshots among them. It decides nothing and may be out of date.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupNames {
+    /// Of the VM, image or volume that it is for.
+    pub owner: String,
+    pub volumes: BTreeMap<VolumeId, String>,
+}
+
 /// The snapshots that a group has, or is to have.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshots {

@@ -56,6 +56,7 @@ impl Directory {
             | Order::LinkKey { .. }
             | Order::VolumeKey { .. }
             | Order::Discard { .. }
+            | Order::Names { .. }
             | Order::Scrub { .. }
             | Order::Compare { .. }
             | Order::Disk { .. }

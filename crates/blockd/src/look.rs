@@ -2,11 +2,12 @@
 
 use crate::disk_list;
 use pollux_base::config::NodeConfig;
+use pollux_base::record::GroupNames;
 use pollux_base::unit::{BLOCK_BYTES, BlockRange};
 use pollux_base::{ByteCount, Data, GroupId, VolumeId};
 use pollux_host::disk::OpenDiskError;
 use pollux_host::reading::DiskReader;
-use pollux_replica::{Newer, Noted, noted};
+use pollux_replica::{Newer, Noted, names, noted};
 use pollux_store::verify::{Export, Finding, Progress, ReadDisk, Rescue, RescuedVolume, Verified};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -23,8 +24,10 @@ pub enum LookError {
     Disk(OpenDiskError),
     #[error("{path} is in use: stop blockd first, or look at it as it runs: `pollux volume scrub`", path = .0.display())]
     InUse(PathBuf),
-    #[error("the pool has no volume {0}; `pollux pool rescue` without --export lists them")]
-    NoVolume(VolumeId),
+    #[error("the pool has no volume `{0}`; `pollux pool rescue` without --export lists them")]
+    NoVolume(String),
+    #[error("the pool has several volumes of the name `{0}`, {1}: give the number of the one that is meant")]
+    Ambiguous(String, String),
     #[error("{path}: {cause}", path = path.display())]
     Output { path: PathBuf, cause: io::Error },
     #[error("the list of disks that joined: {0}")]
@@ -131,11 +134,35 @@ pub struct Rescued {
     pub pool: Option<String>,
     pub node: Option<u64>,
     pub groups: BTreeMap<GroupId, Option<Noted>>,
-    pub volumes: Vec<RescuedVolume>,
+    /// What each group is called: its VM, image or volume. Names may be out of date, and help people only.
+    pub owners: BTreeMap<GroupId, String>,
+    pub volumes: Vec<NamedVolume>,
     /// Of each group that both pools have: which one is newer.
     pub compared: BTreeMap<GroupId, Newer>,
     pub missing: Vec<String>,
     pub findings: Vec<Finding>,
+}
+
+#[derive(Serialize)]
+pub struct NamedVolume {
+    #[serde(flatten)]
+    pub volume: RescuedVolume,
+    pub name: Option<String>,
+}
+
+/// The names that the pool's disks tell, of volumes whose groups they are.
+fn names_of(rescue: &Rescue) -> BTreeMap<GroupId, GroupNames> {
+    let notes = rescue.notes();
+    names(notes.iter().map(|(note, bytes)| (*note, bytes.as_slice())))
+}
+
+fn named_volumes(rescue: &Rescue) -> Vec<NamedVolume> {
+    let names = names_of(rescue);
+    let named = |volume: RescuedVolume| {
+        let name = names.get(&volume.group).and_then(|names| names.volumes.get(&volume.volume)).cloned();
+        NamedVolume { volume, name }
+    };
+    rescue.volumes().into_iter().map(named).collect()
 }
 
 /// Lists what is in a pool; `peer`: the disks of another node's pool, to be compared with.
@@ -154,7 +181,8 @@ pub fn rescue(paths: &[PathBuf], peer: &[PathBuf]) -> Result<Rescued, LookError>
         pool: identity.map(|identity| identity.pool.to_string()),
         node: identity.map(|identity| identity.node.0),
         groups,
-        volumes: rescue.volumes(),
+        owners: names_of(&rescue).into_iter().map(|(group, names)| (group, names.owner)).collect(),
+        volumes: named_volumes(&rescue),
         compared,
         missing: rescue.missing.iter().map(|(disk, path)| format!("{disk}, last seen at {path}")).collect(),
         findings: rescue.findings,
@@ -183,7 +211,8 @@ pub fn text_of_rescued(rescued: &Rescued, paths: &[PathBuf]) -> String {
                 format!("stale: in sync up to {}, knew of {}", stamp(held), stamp(newest))
             }
         };
-        lines.push(format!("group {group}: {standing}"));
+        let owner = rescued.owners.get(group).map(|owner| format!(" `{owner}`")).unwrap_or_default();
+        lines.push(format!("group {group}{owner}: {standing}"));
         if let Some(newer) = rescued.compared.get(group) {
             let text = match newer {
                 Newer::First => "newer than the other pool's",
@@ -193,11 +222,12 @@ pub fn text_of_rescued(rescued: &Rescued, paths: &[PathBuf]) -> String {
             };
             lines.push(format!("  {text}"));
         }
-        for volume in rescued.volumes.iter().filter(|volume| volume.group == *group) {
+        for NamedVolume { volume, name } in rescued.volumes.iter().filter(|known| known.volume.group == *group) {
             let lies_on: Vec<String> = volume.lies_on.iter().map(VolumeId::to_string).collect();
             let on = if lies_on.is_empty() { String::new() } else { format!(", on {}", lies_on.join(", ")) };
             let (size, held) = (volume.size.0 >> 20, volume.extents * 4);
-            lines.push(format!("  {}: {size} MiB, up to {held} MiB of it written{on}", volume.volume));
+            let name = name.as_ref().map(|name| format!(" `{name}`")).unwrap_or_default();
+            lines.push(format!("  {}{name}: {size} MiB, up to {held} MiB of it written{on}", volume.volume));
         }
     }
     lines.join("\n")
@@ -207,13 +237,31 @@ fn stamp(stamp: &pollux_base::Stamp) -> String {
     format!("epoch {} generation {}", stamp.epoch.0, stamp.generation.0)
 }
 
-/// Writes a volume's content to a new file, raw and sparse.
-pub fn export(paths: &[PathBuf], volume: VolumeId, to: &Path) -> Result<Export, LookError> {
+/// Which volume is meant by `v7`, `7` or a name.
+fn find<'a>(volumes: &'a [NamedVolume], meant: &str) -> Result<&'a RescuedVolume, LookError> {
+    let number = meant.strip_prefix('v').unwrap_or(meant).parse().ok().map(VolumeId);
+    if let Some(known) = volumes.iter().find(|known| Some(known.volume.volume) == number) {
+        return Ok(&known.volume);
+    }
+    let named: Vec<&RescuedVolume> =
+        volumes.iter().filter(|known| known.name.as_deref() == Some(meant)).map(|known| &known.volume).collect();
+    match named.as_slice() {
+        [only] => Ok(only),
+        [] => Err(LookError::NoVolume(meant.to_owned())),
+        several => {
+            let numbers: Vec<String> = several.iter().map(|known| known.volume.to_string()).collect();
+            Err(LookError::Ambiguous(meant.to_owned(), numbers.join(", ")))
+        }
+    }
+}
+
+/// Writes a volume's content to a new file, raw and sparse. It is named by its number or its name.
+pub fn export(paths: &[PathBuf], meant: &str, to: &Path) -> Result<Export, LookError> {
     let mut disks = open(paths)?;
     let mut readers = readers(&mut disks);
     let rescue = Rescue::of(&mut readers);
-    let size = rescue.volumes().iter().find(|known| known.volume == volume).map(|known| known.size);
-    let size = size.ok_or(LookError::NoVolume(volume))?;
+    let volumes = named_volumes(&rescue);
+    let RescuedVolume { volume, size, .. } = *find(&volumes, meant)?;
     let output = |cause| LookError::Output { path: to.to_owned(), cause };
     // Never over something that is there: it may be one of the disks.
     let file = OpenOptions::new().write(true).create_new(true).open(to).map_err(output)?;
@@ -224,14 +272,14 @@ pub fn export(paths: &[PathBuf], volume: VolumeId, to: &Path) -> Result<Export, 
         failed.is_none()
     };
     let export = rescue.export(&mut readers, volume, &mut write, &mut progress("exported"));
-    let export = export.ok_or(LookError::NoVolume(volume))?;
+    let export = export.ok_or_else(|| LookError::NoVolume(meant.to_owned()))?;
     match failed.map_or_else(|| file.sync_all(), Err) {
         Ok(()) => Ok(export),
         Err(cause) => Err(output(cause)),
     }
 }
 
-pub fn text_of_export(export: &Export, volume: VolumeId, to: &Path) -> String {
+pub fn text_of_export(export: &Export, volume: &str, to: &Path) -> String {
     let mut lines: Vec<String> = export.bad.iter().map(|range| format!("lost: {}", bytes(*range))).collect();
     if export.is_incomplete {
         lines.push("a disk is missing: what was on it reads as zeros".into());

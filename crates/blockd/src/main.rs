@@ -5,7 +5,7 @@
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use pollux_base::config::NodeConfig;
-use pollux_base::{ByteCount, PoolId, VolumeId};
+use pollux_base::{ByteCount, PoolId};
 use pollux_blockd::daemon::{Daemon, Ended};
 use pollux_blockd::look;
 use pollux_blockd::pool::{self, PoolError};
@@ -56,9 +56,9 @@ enum Command {
         /// A disk of another node's pool, to be compared with; may be given several times.
         #[arg(long, value_name = "DISK")]
         peer: Vec<PathBuf>,
-        /// The number of a volume that is to be written out, such as v7.
-        #[arg(long, value_name = "VOLUME", value_parser = parse_volume, requires = "to")]
-        export: Option<VolumeId>,
+        /// The number or the name of a volume that is to be written out, such as v7.
+        #[arg(long, value_name = "VOLUME", requires = "to")]
+        export: Option<String>,
         /// A file that is to be made.
         #[arg(long, value_name = "FILE", requires = "export")]
         to: Option<PathBuf>,
@@ -131,10 +131,10 @@ fn looked(arguments: &Arguments, disks: &[PathBuf], is_json: bool) -> anyhow::Re
             (text, verified.findings.is_empty())
         }
         Some(Command::Rescue { export: Some(volume), to: Some(to), .. }) => {
-            let export = look::export(&paths, *volume, to)?;
+            let export = look::export(&paths, volume, to)?;
             let text = match is_json {
                 true => json(serde_json::to_string_pretty(&export))?,
-                false => look::text_of_export(&export, *volume, to),
+                false => look::text_of_export(&export, volume, to),
             };
             (text, export.bad.is_empty() && !export.is_incomplete)
         }
@@ -150,12 +150,6 @@ fn looked(arguments: &Arguments, disks: &[PathBuf], is_json: bool) -> anyhow::Re
     };
     println!("{text}");
     Ok(ExitCode::from(u8::from(!is_clean)))
-}
-
-/// `v7`, or `7`.
-fn parse_volume(text: &str) -> Result<VolumeId, String> {
-    let number = text.strip_prefix('v').unwrap_or(text).parse();
-    number.map(VolumeId).map_err(|_| format!("`{text}` is not the number of a volume, such as v7"))
 }
 
 fn run(config: &NodeConfig) -> Result<(), (u8, anyhow::Error)> {

@@ -4,7 +4,8 @@ mod site;
 
 use pollux_base::Report;
 use pollux_base::order::Order;
-use site::{Outcome, Site, exports, group, qemu_io};
+use pollux_base::record::GroupNames;
+use site::{GROUP, Outcome, Site, VOLUME, exports, group, qemu_io};
 use std::path::Path;
 use std::process::Output;
 
@@ -16,6 +17,8 @@ fn said(output: &Output) -> String {
 fn used(site: &mut Site, value: u8) -> Outcome {
     let mut node = site.start(1)?;
     node.order(&group(1, 1, &[1]))?;
+    let names = GroupNames { owner: "web1".into(), volumes: [(VOLUME, "vm/web1/disk0".into())].into() };
+    node.order(&Order::Names { group: GROUP, names })?;
     node.order(&exports())?;
     node.wait_until_serving(1)?;
     qemu_io(&node.uri(), &[&format!("write -P {value} 0 1M"), &format!("write -P {value} 4M 64k"), "flush"])?;
@@ -43,10 +46,11 @@ fn a_pool_is_verified_and_its_volumes_are_rescued_without_being_touched() -> Out
     assert_eq!((clean.status.code(), said(&clean).contains("clean")), (Some(0), true), "{}", said(&clean));
     let path = pool.display().to_string();
     let listed = site.blockd(1, &["rescue", &path])?;
-    assert!(listed.status.success() && said(&listed).contains("v7: 64 MiB"), "{}", said(&listed));
+    assert!(listed.status.success() && said(&listed).contains("v7 `vm/web1/disk0`: 64 MiB"), "{}", said(&listed));
+    assert!(said(&listed).contains("group g1 `web1`: in sync"), "{}", said(&listed));
     let to = pool.with_file_name("rescued");
     let to_text = to.display().to_string();
-    let exported = site.blockd(1, &["rescue", "--export", "v7", "--to", &to_text])?;
+    let exported = site.blockd(1, &["rescue", "--export", "vm/web1/disk0", "--to", &to_text])?;
     assert!(exported.status.success(), "{}", said(&exported));
     let content = std::fs::read(&to)?;
     assert!(
@@ -73,6 +77,8 @@ fn a_pool_is_verified_and_its_volumes_are_rescued_without_being_touched() -> Out
     assert!(site.blockd(1, &["rescue", "--export", "7", "--to", &to_text])?.status.success());
     assert!(std::fs::read(&to)? == content);
 
+    let unknown = site.blockd(1, &["rescue", "--export", "web2", "--to", &to_text])?;
+    assert!(unknown.status.code() == Some(2) && said(&unknown).contains("no volume `web2`"), "{}", said(&unknown));
     let missing = site.blockd(1, &["verify", "/nowhere"])?;
     assert_eq!(missing.status.code(), Some(2), "{}", said(&missing));
     Ok(())

@@ -11,7 +11,7 @@ use crate::seam::Output;
 use crate::state::{Event, Owner};
 use pollux_base::order::{GroupReport, Offer, PathReport, PathState, ReplicaState};
 use pollux_base::pool::{PoolLevel, PoolReport};
-use pollux_base::record::GroupSpec;
+use pollux_base::record::{GroupNames, GroupSpec};
 use pollux_base::{Epoch, Generation, GroupId, Instant, KeyId, NodeId, Order, Report, SnapshotId, Stamp};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -46,6 +46,7 @@ pub(crate) struct Groups {
 #[derive(Default)]
 struct Sent {
     groups: BTreeMap<GroupId, GroupSpec>,
+    names: BTreeMap<GroupId, GroupNames>,
     exports: Option<BTreeMap<String, Offer>>,
     fenced: BTreeSet<(NodeId, Epoch)>,
     forgotten: BTreeSet<GroupId>,
@@ -328,6 +329,11 @@ impl Cluster {
                 keys.extend(spec.keys.values().filter(|key| self.groups.sent.keys.insert(**key)));
                 orders.push(Order::Group(spec));
             }
+            let names = self.state.group_names(group);
+            if self.groups.sent.names.get(id) != Some(&names) {
+                self.groups.sent.names.insert(*id, names.clone());
+                orders.push(Order::Names { group: *id, names });
+            }
         }
         // Ids are never minted twice, so what the log does not know but must have minted is deleted. What it can not have
         // minted is none of ours to erase.
@@ -336,6 +342,7 @@ impl Cluster {
             known.copied().filter(|id| !self.state.groups.contains_key(id) && id.0 <= self.state.last_id).collect();
         for group in gone {
             self.groups.sent.groups.remove(&group);
+            self.groups.sent.names.remove(&group);
             self.groups.reports.remove(&group);
             if self.groups.sent.forgotten.insert(group) {
                 orders.push(Order::Forget { group });

@@ -5,7 +5,7 @@
 
 use crate::entry::{FenceProof, Holder, NodePhase, NodeSpec, Proof, SealedKey, Subject, VmPhase, VmSpec, Wanted};
 use crate::scrubs::Scrubs;
-use pollux_base::record::{GroupSpec, LagBound, Lineage, Mode, Snapshots};
+use pollux_base::record::{GroupNames, GroupSpec, LagBound, Lineage, Mode, Snapshots};
 use pollux_base::{
     ByteCount, Epoch, GroupId, GroupRecord, ImageId, Incarnation, KeyId, NodeId, SnapshotId, Stamp, VmId, VolumeId,
 };
@@ -229,6 +229,14 @@ impl State {
             record: found.record.clone(),
             lineage: found.lineage.clone(),
         })
+    }
+
+    /// What people call the group and its volumes.
+    pub fn group_names(&self, group: &Group) -> GroupNames {
+        let of_snapshots = group.snapshots.volumes().map(|(volume, _)| volume);
+        let volumes = group.volumes.keys().copied().chain(of_snapshots);
+        let named = |volume| Some((volume, self.volumes.get(&volume)?.name.clone()));
+        GroupNames { owner: self.group_name(group), volumes: volumes.filter_map(named).collect() }
     }
 
     /// History of these subjects, oldest first.

@@ -10,6 +10,7 @@ use crate::note::Note;
 use crate::primary::MemberState;
 use crate::secondary::Asker;
 use crate::space::{Seen, Space};
+use crate::verdict::Verdict;
 use crate::wire::{Frame, Message};
 use crate::{Config, Input, Output};
 use pollux_base::pool::PoolReport;
@@ -444,6 +445,14 @@ impl DataPlane {
                 group.on_record(&mut self.node, spec, true);
                 self.touched.insert(id);
                 self.index_volumes(id);
+            }
+            Order::Names { group: id, names } => {
+                if let Some(group) = self.groups.get_mut(&id) {
+                    group.names = Some(names);
+                    if group.acting().is_some() && group.verdict != Verdict::Absent {
+                        group.put_names(&mut self.node);
+                    }
+                }
             }
             Order::Forget { group: id } => {
                 self.forgotten.insert(id);

@@ -160,6 +160,7 @@ pub fn note(bytes: &[u8]) {
         Ok(note) => assert_eq!(Note::decode(&note.encode()), Ok(note)),
         Err(error) => assert!(!error.to_string().is_empty()),
     }
+    crate::names::fuzz(bytes);
 }
 
 fn note_seeds() -> Vec<Vec<u8>> {
@@ -185,5 +186,5 @@ fn note_seeds() -> Vec<Vec<u8>> {
         trails: Some(stamp(3, 7)),
         ..born
     };
-    vec![born.encode(), full.encode()]
+    vec![born.encode(), full.encode(), crate::names::fuzz_seed()]
 }

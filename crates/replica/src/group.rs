@@ -19,7 +19,7 @@ use crate::verdict::{Verdict, verdict};
 use crate::wire::{Frame, Message, Sequence};
 use crate::{Output, report};
 use pollux_base::order::{Finding, ScrubReport};
-use pollux_base::record::GroupSpec;
+use pollux_base::record::{GroupNames, GroupSpec};
 use pollux_base::unit::{BLOCK_BYTES, VOLUME_BYTES_MAX};
 use pollux_base::{ByteCount, Generation, GroupId, Instant, KeyId, NodeId, Session, Stamp, VolumeId};
 use pollux_store::{StoreError, StoreOp};
@@ -90,6 +90,9 @@ pub(crate) struct Group {
     pub dropping: BTreeSet<VolumeId>,
     /// A record is adopted as soon as nothing is under way at the store.
     pub awaits_rest: bool,
+    /// What people call it and its volumes, and the notes of that which the store was asked to keep.
+    pub names: Option<GroupNames>,
+    pub names_asked: Option<BTreeMap<GroupId, Vec<u8>>>,
 }
 
 impl Group {
@@ -122,6 +125,8 @@ impl Group {
             diff: None,
             dropping: BTreeSet::new(),
             awaits_rest: false,
+            names: None,
+            names_asked: None,
         }
     }
 
@@ -434,6 +439,9 @@ impl Group {
         if self.is_member(node) {
             self.drop_kept(node);
         }
+        if self.verdict != Verdict::Absent {
+            self.put_names(node);
+        }
         for volume in self.deleted_snapshots(node) {
             node.request(self.id, Purpose::Background, StoreOp::Delete { volume });
         }
@@ -543,6 +551,7 @@ impl Group {
             node.request(self.id, Purpose::Background, StoreOp::Delete { volume });
         }
         node.request(self.id, Purpose::Background, StoreOp::PutNote { group: self.id, note: None });
+        self.erase_names(node);
     }
 
     /// Things due by now.

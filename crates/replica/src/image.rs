@@ -10,6 +10,7 @@
 //! *Not seen:* an image that lacks no more than what was told last: some `LEASE_RENEW` of writes, or `SAVE_AFTER` when both nodes
 //! lost power at once.
 
+use crate::names::is_names;
 use crate::node::{Node, Purpose};
 use crate::note::Note;
 use crate::wire::Message;
@@ -27,9 +28,9 @@ const OPENINGS_MAX: usize = 16;
 /// What peers say is made durable at least so often; it costs a write of the catalog.
 const SAVE_AFTER: Duration = Duration::from_secs(60);
 
-/// Whether a note is the node's own, and not of a group.
+/// Whether a note is the node's own or holds names, and is not how a group's replica stands.
 pub(crate) fn is_own(group: GroupId) -> bool {
-    group >= PEERS
+    group >= PEERS || is_names(group)
 }
 
 /// How far a pool has come.
@@ -243,6 +244,6 @@ mod tests {
         let longest =
             Openings { taken: u32::MAX, each: vec![(u32::MAX, u128::MAX, at(u64::MAX, u64::MAX)); OPENINGS_MAX] };
         assert!(encode(&longest).len() <= pollux_store::NOTE_BYTES_MAX, "{}", encode(&longest).len());
-        assert!(is_own(OPENINGS) && is_own(PEERS) && !is_own(GroupId(1)) && !is_own(GroupId(u64::MAX >> 1)));
+        assert!(is_own(OPENINGS) && is_own(PEERS) && !is_own(GroupId(1)) && !is_own(GroupId((1 << 48) - 1)));
     }
 }

@@ -21,6 +21,7 @@ pub mod links;
 mod local;
 mod loss;
 mod memory;
+mod names;
 mod node;
 mod note;
 mod pace;
@@ -42,6 +43,7 @@ pub mod wire;
 
 pub use data_plane::DataPlane;
 pub use image::{Mark, take_as_stale};
+pub use names::names;
 pub use note::{Newer, Noted, noted};
 
 use pollux_base::{

@@ -259,6 +259,15 @@ impl Catalog {
     /// Whether it fits into its place on disk with `note_bytes` more of notes, or another volume with its layer. Reckons
     /// the longest form of each number.
     pub fn fits(&self, note_bytes: usize) -> bool {
+        self.reckoned() + note_bytes <= CATALOG_BYTES - BLOCK
+    }
+
+    /// Bytes of notes that it can hold besides another volume.
+    pub fn room(&self) -> usize {
+        (CATALOG_BYTES - BLOCK).saturating_sub(self.reckoned())
+    }
+
+    fn reckoned(&self) -> usize {
         const VOLUME_BYTES: usize = 40;
         const LAYER_BYTES: usize = 56;
         const REPLACED_BYTES: usize = 10;
@@ -271,7 +280,7 @@ impl Catalog {
         let notes: usize = self.notes.values().map(Vec::len).sum();
         let members: usize = self.members.values().map(|member| MEMBER_BYTES + member.path.len()).sum();
         let lost: usize = self.lost.values().map(|ranges| VOLUME_BYTES + ranges.len() * REPLACED_BYTES).sum();
-        entries + notes + members + lost + note_bytes <= CATALOG_BYTES - BLOCK
+        entries + notes + members + lost
     }
 
     fn replaced_ranges(&self) -> usize {

@@ -168,6 +168,11 @@ impl Store {
         self.pool().map_or((0, 0), |pool| (pool.checksum_errors, pool.io_errors))
     }
 
+    /// Bytes of notes for which there is room.
+    pub(crate) fn catalog_room(&self) -> usize {
+        self.pool().map_or(0, |pool| pool.catalog.room())
+    }
+
     /// Notes of the caller, by group.
     pub fn notes(&self) -> impl Iterator<Item = (GroupId, &[u8])> {
         self.pool().into_iter().flat_map(|pool| pool.catalog.notes.iter().map(|(group, note)| (*group, &note[..])))

@@ -28,7 +28,7 @@ pub struct RescueArgs {
     /// A disk of another node's pool, to see which one is newer; may be given several times
     #[arg(long, value_name = "DISK")]
     peer: Vec<PathBuf>,
-    /// The number of a volume that is to be written out, such as v7
+    /// The number or the name of a volume that is to be written out, such as v7 or vm/web1/disk0
     #[arg(long, value_name = "VOLUME", requires = "to")]
     export: Option<String>,
     /// A file that is to be made: raw and sparse

@@ -415,6 +415,11 @@ impl Disks {
         self.failed.is_some() && self.changing == 0 && self.members().next().is_some()
     }
 
+    /// Bytes of notes for which there is room on every disk.
+    pub fn catalog_room(&self) -> usize {
+        self.members().map(|(_, disk)| disk.store.catalog_room()).min().unwrap_or(0)
+    }
+
     pub fn notes(&self) -> impl Iterator<Item = (GroupId, &[u8])> {
         self.first().notes()
     }

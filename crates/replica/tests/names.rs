@@ -1,0 +1,57 @@
+//! What people call volumes is on every replica's pool, follows changes, and goes with the replica.
+#![allow(clippy::unwrap_used)]
+
+mod world;
+
+use pollux_base::record::GroupNames;
+use pollux_base::{GroupId, NodeId, Order};
+use std::collections::BTreeMap;
+use world::*;
+
+fn named(name: &str) -> GroupNames {
+    GroupNames { owner: name.into(), volumes: [(VOLUME, format!("vm/{name}/disk0"))].into() }
+}
+
+/// As the disks of the node tell it.
+fn told(world: &World, node: NodeId) -> BTreeMap<GroupId, GroupNames> {
+    pollux_replica::names(world.machines[&node].plane.as_ref().unwrap().store().notes())
+}
+
+#[test]
+fn names_lie_on_the_pools_beside_the_record_follow_it_and_go_with_the_replica() {
+    let mut world = World::pair(1);
+    world.write_done(A, 0, 1, 1);
+    for node in [A, B] {
+        world.order(node, Order::Names { group: GROUP, names: named("web1") });
+    }
+    world
+        .until("written down", |world| [A, B].iter().all(|node| told(world, *node) == [(GROUP, named("web1"))].into()));
+    // A node that comes back is told anew; what it knew it has, and nothing is written twice.
+    world.power_cut(B);
+    world.start(B);
+    world.until_healthy();
+    assert_eq!(told(&world, B)[&GROUP], named("web1"));
+    let position = |world: &World| world.machines[&B].plane.as_ref().unwrap().store().position().unwrap().2.changes;
+    let before = position(&world);
+    world.order(B, Order::Names { group: GROUP, names: named("web1") });
+    world.run_for(ms(100));
+    assert_eq!(position(&world), before, "what is known is not written again");
+    world.order(B, Order::Names { group: GROUP, names: named("mail") });
+    world.until("renamed", |world| told(world, B)[&GROUP] == named("mail"));
+    world.order(B, Order::Forget { group: GROUP });
+    world.until("gone", |world| told(world, B).is_empty());
+    assert_eq!(told(&world, A)[&GROUP], named("web1"), "the other is for itself");
+}
+
+#[test]
+fn names_that_come_before_the_record_is_durable_are_written_behind_it() {
+    let mut world = World::pair(2);
+    world.kill(B);
+    world.start(B);
+    // Right after the start: neither the pool is open nor the group known.
+    world.input(B, pollux_replica::Input::Order(Box::new(Order::Group(world.spec.clone()))));
+    world.input(B, pollux_replica::Input::Order(Box::new(Order::Names { group: GROUP, names: named("web1") })));
+    world.until("written down", |world| told(world, B) == [(GROUP, named("web1"))].into());
+    world.write_done(A, 0, 1, 1);
+    world.same(&[A, B]);
+}
