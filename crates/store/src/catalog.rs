@@ -287,6 +287,11 @@ impl Catalog {
         self.layers.values().filter_map(|layer| layer.replaced.as_ref()).map(|replaced| replaced.extents.len()).sum()
     }
 
+    /// Bytes of the body.
+    pub fn encoded_len(&self) -> usize {
+        self.body().len()
+    }
+
     /// Header block, then the body.
     pub fn encode(&self, sequence: u64, pool: PoolId) -> Data {
         let body = self.body();

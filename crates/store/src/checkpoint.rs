@@ -41,6 +41,17 @@ pub struct Checkpoint {
     restated: bool,
 }
 
+impl Checkpoint {
+    /// Whether this block of the table is one of those that it writes.
+    pub fn writes(&self, block: u32) -> bool {
+        self.blocks.binary_search_by_key(&block, |(block, _)| *block).is_ok()
+    }
+
+    pub fn writes_anchor(&self) -> bool {
+        matches!(self.step, Step::AnchorFirst | Step::AnchorSecond)
+    }
+}
+
 impl Pool {
     pub fn begin_checkpoint(&mut self) {
         let blocks = self.table.take_dirty(self.pool_id());

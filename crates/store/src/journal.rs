@@ -90,6 +90,9 @@ impl<T> Journal<T> {
         }
     }
 
+    pub fn tail(&self) -> u64 {
+        self.tail
+    }
     pub fn written(&self) -> u64 {
         self.written
     }
@@ -245,6 +248,21 @@ impl<T> Journal<T> {
         assert!(self.tail <= tail && tail <= durable && durable <= self.durable, "the tail moves over durable blocks");
         self.tail = tail;
         self.recorded = self.recorded.max(durable);
+    }
+
+    /// What a block of this life, as read, tells; `None`: it is not what was written there.
+    pub fn records_of(&self, number: u64, block: Option<&[u8]>) -> Option<Vec<Record>> {
+        let (header, _) = unseal(block?, BlockKind::Journal, Some(self.pool)).ok()?;
+        if (header.sequence, header.one) != (number, self.life) {
+            return None;
+        }
+        let (mut records, mut bytes) = (Vec::new(), &block?[BLOCK - crate::layout::PAYLOAD_BYTES..][..header.len]);
+        while !bytes.is_empty() {
+            let (record, rest) = Record::decode(bytes)?;
+            records.push(record);
+            bytes = rest;
+        }
+        Some(records)
     }
 
     pub fn check(&self) {

@@ -140,6 +140,7 @@ impl Pool {
             | StoreOp::PutMembers { .. }
             | StoreOp::PutArriving { .. }
             | StoreOp::Adopt(_)
+            | StoreOp::Look { .. }
             | StoreOp::Flush => (Vec::new(), None, false),
         };
         let held = &mut self.held;

@@ -147,6 +147,9 @@ pub enum StoreOp {
     Adopt(CatalogCopy),
     /// Everything that ended before this was asked survives a power cut.
     Flush,
+    /// Verifies a piece of the metadata of one disk while the pool is used; ends in `Looked`, which names the next one. Waits for
+    /// nothing and holds up nothing. One piece of a disk at a time (asserted). `NoVolume`: the pool has no such disk (any more).
+    Look { disk: DiskIndex, piece: verify::Piece },
     /// Stored checksums of a whole extent, for comparing replicas. Ends in `Checksums`; `LOST_CHECKSUM` stands for one
     /// that is damaged itself.
     Checksums { volume: VolumeId, extent: ExtentIndex },
@@ -176,6 +179,7 @@ pub enum StoreReply {
     },
     /// `EXTENT_BLOCKS` entries.
     Checksums(Vec<BlockChecksum>),
+    Looked(Box<verify::Looked>),
 }
 
 /// Why a request failed.

@@ -24,6 +24,7 @@ use crate::space::{Space, Ticket};
 use crate::superblock::{Anchor, Superblock};
 use crate::transfer::{Part, PartId, Request, RequestId, Work};
 use crate::units::{NO_UNIT, Units};
+use crate::verify::Looking;
 use crate::{Output, Position, StoreError, StoreOp, StoreReply, StoreRequestId};
 use pollux_base::unit::BlockRange;
 use pollux_base::{Data, DiskDone, DiskError, DiskOp, DiskOpId, DiskOpKind, ExtentIndex, Generation, PoolId, VolumeId};
@@ -52,6 +53,8 @@ pub enum DiskThen {
     Table,
     Anchor,
     Catalog,
+    /// Blocks from this place on were read, so many bytes, because somebody looks at the metadata.
+    Look(u64, usize),
     /// The space of units was given back.
     Discard(u32, u32, Ticket),
 }
@@ -190,6 +193,7 @@ pub struct Pool {
     pub anchor: Anchor,
     /// Where it was when it was opened.
     pub found_at: Position,
+    pub looking: Looking,
     counter: u64,
 }
 
@@ -263,6 +267,7 @@ impl Pool {
             checkpoint: None,
             anchor,
             found_at,
+            looking: Looking::default(),
             counter: 0,
         }
     }
@@ -330,6 +335,10 @@ impl Pool {
                 Ok(())
             }
             StoreOp::Checksums { volume, extent } => self.begin_checksums(id, volume, extent),
+            StoreOp::Look { piece, .. } => {
+                self.begin_look(id, piece);
+                Ok(())
+            }
         };
         if let Err(error) = begun {
             self.end(id, Err(error));
@@ -345,6 +354,7 @@ impl Pool {
                 | DiskThen::LeafBlock(..)
                 | DiskThen::Rebuild(..)
                 | DiskThen::MergeRead(..)
+                | DiskThen::Look(..)
         );
         let read_error = done.result.as_ref().err().filter(|_| reads).cloned();
         self.on_disk_ended(then, done);
@@ -363,6 +373,7 @@ impl Pool {
             DiskThen::LeafBlock(key, part) => self.on_leaf_block(key, part, done.result.ok().flatten()),
             DiskThen::Rebuild(key, first, count) => self.on_rebuilt(key, first, count, done.result.ok().flatten()),
             DiskThen::Discard(first, count, ticket) => self.on_discarded(first, count, ticket),
+            DiskThen::Look(offset, len) => self.on_look_read(offset, len, done.result.ok().flatten()),
             DiskThen::MergeRead(part, first, count) => {
                 self.on_merge_read(part, first, count, done.result.ok().flatten());
             }
@@ -402,6 +413,7 @@ impl Pool {
             | DiskThen::Leaf(_)
             | DiskThen::LeafBlock(..)
             | DiskThen::Rebuild(..)
+            | DiskThen::Look(..)
             | DiskThen::Discard(..) => unreachable!("told apart by the caller"),
         }
     }

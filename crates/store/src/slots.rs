@@ -299,6 +299,22 @@ impl SlotTable {
         dirty.into_iter().map(|block| (block, self.encode_block(block, pool))).collect()
     }
 
+    /// Whether the block differs from the disk.
+    pub fn is_dirty(&self, block: u32) -> bool {
+        self.dirty.contains(&block)
+    }
+
+    /// Whether these are the slots of a block. Of a free one nothing else counts.
+    pub fn says(&self, block: u32, slots: &[Slot]) -> bool {
+        let unused = Slot::default();
+        let known =
+            self.geometry.slots_of_block(block).map(|number| self.slots.get(number as usize).unwrap_or(&unused));
+        let same = |(known, told): (&Slot, &Slot)| {
+            known == told || known.state == SlotState::Free && told.state == SlotState::Free
+        };
+        known.zip(slots).all(same)
+    }
+
     /// Makes a table block be written back although nothing of it was changed since it was read.
     pub fn mark_dirty(&mut self, block: u32) {
         self.dirty.insert(block);

@@ -91,7 +91,7 @@ impl Space {
         self.roomy.len()
     }
 
-    fn is_taken(&self, unit: u32) -> bool {
+    pub fn is_taken(&self, unit: u32) -> bool {
         self.taken[unit as usize / 64] & 1 << (unit % 64) != 0
     }
 
@@ -312,6 +312,22 @@ impl Space {
         assert!(self.free_of[..self.whole_from].iter().all(|free| usize::from(*free) < UNITS), "none lies below");
         assert!(self.free_of[self.top..].iter().all(|free| *free == 0), "none lies above");
         assert!(self.leaf_units.keys().all(|unit| self.is_taken(*unit)), "leaves lie in taken units");
+    }
+
+    /// Whether leaves lie in the unit.
+    pub fn holds_leaves(&self, unit: u32) -> bool {
+        self.leaf_units.contains_key(&unit)
+    }
+
+    /// Whether the place is one of a leaf.
+    pub fn has_leaf(&self, place: LeafPlace) -> bool {
+        self.leaf_units.get(&place.unit).is_some_and(|taken| taken & place.bits() == place.bits())
+    }
+
+    /// Whether the counts are those of the bitmap: 4 MiB of it for each TiB, some 200 us.
+    pub fn adds_up(&self) -> bool {
+        let taken: u32 = self.taken.iter().map(|word| word.count_ones()).sum();
+        taken == self.taken_units() && self.free_of.iter().map(|free| u32::from(*free)).sum::<u32>() == self.free
     }
 
     /// Which units are taken; for tests of the whole.

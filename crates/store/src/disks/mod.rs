@@ -301,6 +301,11 @@ impl Disks {
         (0..).map(DiskIndex).zip(&self.disks).filter(|(_, disk)| disk.is_in)
     }
 
+    /// Numbers and ids of the disks that are in use.
+    pub fn in_use(&self) -> impl Iterator<Item = (DiskIndex, DiskId)> {
+        self.members().map(|(index, disk)| (index, disk.id))
+    }
+
     /// Any disk of the pool: they know the same of volumes and notes.
     fn first(&self) -> &Store {
         let first = self.members().next().map(|(_, disk)| &disk.store);

@@ -2,6 +2,7 @@
 
 use super::{Column, Disks};
 use crate::lanes::FamilyId;
+use crate::verify::Looked;
 use crate::{StoreError, StoreOp, StoreReply, StoreRequestId};
 use pollux_base::data::Buffer;
 use pollux_base::unit::{BLOCK_BYTES, BlockRange};
@@ -20,6 +21,7 @@ pub struct Fan {
     reading: Option<Reading>,
     /// For `Checksums`.
     checksums: Option<Vec<BlockChecksum>>,
+    looked: Option<Box<Looked>>,
     columns: Vec<Column>,
     is_change: bool,
     /// For a flush: up to which change it makes the disks' last.
@@ -46,6 +48,7 @@ impl Fan {
             corrupt: Vec::new(),
             reading: None,
             checksums: None,
+            looked: None,
             columns: Vec::new(),
             is_change: false,
             flushes: Vec::new(),
@@ -66,6 +69,9 @@ impl Fan {
         if let Some(checksums) = self.checksums {
             return Ok(StoreReply::Checksums(checksums));
         }
+        if let Some(looked) = self.looked {
+            return Ok(StoreReply::Looked(looked));
+        }
         let Some(reading) = self.reading else { return Ok(StoreReply::Done) };
         let mut buffer = Buffer::zeroed(reading.checksums.len() * BLOCK);
         for (at, data) in reading.parts {
@@ -85,6 +91,8 @@ enum Kind {
     Turn,
     /// Of all disks, in no order.
     All,
+    /// Of one disk, and nothing to anybody else.
+    One(DiskIndex),
 }
 
 fn kind(op: &StoreOp) -> Kind {
@@ -106,6 +114,7 @@ fn kind(op: &StoreOp) -> Kind {
         | StoreOp::PutMembers { .. }
         | StoreOp::PutArriving { .. }
         | StoreOp::Adopt(_) => Kind::Change,
+        StoreOp::Look { disk, .. } => Kind::One(*disk),
         StoreOp::Snapshot { .. } | StoreOp::Rollback { .. } => Kind::Turn,
         StoreOp::Remark { .. } | StoreOp::Reap { .. } | StoreOp::Flush => Kind::All,
     }
@@ -151,6 +160,7 @@ impl Disks {
     fn must_wait(&self, kind: &Kind) -> bool {
         let turn_waits = self.held.iter().any(|(_, op)| matches!(self::kind(op), Kind::Turn));
         match kind {
+            Kind::One(_) => false,
             // Nothing that was asked for after a turn may be done before it.
             _ if turn_waits || self.is_settling() => true,
             Kind::Data(volume, extents) => {
@@ -203,6 +213,8 @@ impl Disks {
                 fan.flushes.iter().map(|(disk, _)| (*disk, op.clone())).collect()
             }
             Kind::All => self.on_all(&op),
+            Kind::One(disk) if self.members().any(|(member, _)| member == disk) => vec![(disk, op)],
+            Kind::One(_) => return self.end(id, Err(StoreError::NoVolume)),
             Kind::Data(volume, extents) => {
                 if self.family(volume).is_none() {
                     return self.end(id, Err(StoreError::NoVolume));
@@ -257,6 +269,7 @@ impl Disks {
         match result {
             Ok(StoreReply::Done) => self.disks[disk.index()].ended += u64::from(fan.flushes.is_empty()),
             Ok(StoreReply::Checksums(checksums)) => fan.checksums = Some(checksums),
+            Ok(StoreReply::Looked(looked)) => fan.looked = Some(looked),
             Ok(StoreReply::Read { data, checksums }) => {
                 let reading = fan.reading.as_mut().expect("only a read is answered like this");
                 let at = reading.places[place as usize];

@@ -3,6 +3,7 @@
 use super::code::Code;
 use super::inspect::Inspected;
 use super::{Counts, Findings, ReadDisk, Watch};
+use crate::catalog::Catalog;
 use crate::hot::{Base, Recovered};
 use crate::lanes::Key;
 use crate::layout::{BLOCK, UNIT_BLOCKS, UNIT_BYTES};
@@ -178,12 +179,15 @@ impl Inspected {
         }
     }
 
-    /// An extent, as whoever reads of it can find it: by the volumes that show it.
-    fn name(&self, (layer, extent): Key) -> String {
-        let catalog = &self.found.catalog;
-        let shows = |volume: &crate::catalog::Volume| catalog.chain(volume.layer).any(|beneath| beneath == layer);
-        let volumes = catalog.volumes.iter().filter(|(_, known)| shows(known)).map(|(volume, _)| volume.to_string());
-        let volumes: Vec<String> = volumes.take(4).collect();
-        format!("extent {} of {}", extent.0, volumes.join(", "))
+    fn name(&self, key: Key) -> String {
+        name(&self.found.catalog, key)
     }
+}
+
+/// An extent, as whoever reads of it can find it: by the volumes that show it.
+pub(super) fn name(catalog: &Catalog, (layer, extent): Key) -> String {
+    let shows = |volume: &crate::catalog::Volume| catalog.chain(volume.layer).any(|beneath| beneath == layer);
+    let volumes = catalog.volumes.iter().filter(|(_, known)| shows(known)).map(|(volume, _)| volume.to_string());
+    let volumes: Vec<String> = volumes.take(4).collect();
+    format!("extent {} of {}", extent.0, volumes.join(", "))
 }

@@ -8,11 +8,14 @@ mod blocks;
 mod code;
 mod inspect;
 mod members;
+mod online;
 mod rescue;
 #[cfg(test)]
 mod tests;
 
 pub use code::{Code, Severity};
+pub(crate) use online::Looking;
+pub use online::{Looked, Piece};
 pub use rescue::{Export, Rescue, RescuedVolume};
 
 use crate::faulty_disk::FaultyDisk;

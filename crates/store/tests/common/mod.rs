@@ -10,6 +10,7 @@ use pollux_base::{
     Generation, GroupId, Instant, NodeId, PoolId, VolumeId,
 };
 use pollux_store::faulty_disk::{FaultyDisk, Luck};
+use pollux_store::verify::{Finding, Piece};
 use pollux_store::{
     DiskChange, Disks, Input, OpenError, Output, PoolIdentity, Store, StoreError, StoreOp, StoreReply, StoreRequestId,
 };
@@ -22,6 +23,9 @@ pub const IDENTITY: PoolIdentity = PoolIdentity { cluster: CLUSTER, node: NODE, 
 pub const GROUP: GroupId = GroupId(1);
 pub const VOLUME: VolumeId = VolumeId(1);
 pub const BLOCK: usize = 4096;
+
+/// Requests of whoever watches have this in their numbers.
+const WATCH: u64 = 1 << 40;
 
 pub type Ended = Result<StoreReply, StoreError>;
 
@@ -68,7 +72,21 @@ pub struct Rig {
     pub issued: Vec<DiskOpKind>,
     /// Whether all invariants are checked after every step, which takes long when a thousand extents are hot.
     pub thorough: bool,
+    /// Somebody verifies the metadata all the time, as fast as it goes.
+    pub watch: Option<Watch>,
+    watch_answers: BTreeMap<StoreRequestId, Ended>,
     next_id: u64,
+}
+
+/// A verification that goes on beside everything else.
+#[derive(Default)]
+pub struct Watch {
+    asked: Option<StoreRequestId>,
+    disk: usize,
+    piece: Piece,
+    /// Disks that were looked at from beginning to end.
+    pub ended: u64,
+    pub findings: Vec<Finding>,
 }
 
 impl Rig {
@@ -94,6 +112,8 @@ impl Rig {
             closed: BTreeSet::new(),
             issued: Vec::new(),
             thorough: true,
+            watch: None,
+            watch_answers: BTreeMap::new(),
             next_id: 0,
         };
         rig.drain();
@@ -143,6 +163,7 @@ impl Rig {
                 Output::Opened(result) => self.opened = Some(result),
                 Output::Changed(id, result) => drop(self.changed.insert(id, result)),
                 Output::Close(disk) => drop(self.closed.insert(disk)),
+                Output::Ended(id, result) if id.0 > WATCH => drop(self.watch_answers.insert(id, result)),
                 Output::Ended(id, result) => {
                     assert!(self.ended.insert(id, result).is_none(), "{id:?} ended twice");
                 }
@@ -168,7 +189,60 @@ impl Rig {
         if self.thorough {
             self.store.check();
         }
+        self.step_watch();
         true
+    }
+    /// Asks for the next piece when the one before has ended.
+    fn step_watch(&mut self) {
+        let Some(watch) = &mut self.watch else { return };
+        if let Some(asked) = watch.asked {
+            let Some(ended) = self.watch_answers.remove(&asked) else { return };
+            watch.asked = None;
+            let looked = match ended {
+                Ok(StoreReply::Looked(looked)) => *looked,
+                // The disk has left, or failed.
+                Err(StoreError::NoVolume | StoreError::Disk(_)) => {
+                    (watch.piece, watch.disk) = (Piece::default(), watch.disk + 1);
+                    return;
+                }
+                other => panic!("{other:?}"),
+            };
+            // What is said of a disk that has left meanwhile is said of no pool.
+            if self.store.in_use().any(|(disk, _)| disk.index() == watch.disk) {
+                watch.findings.extend(looked.findings);
+            }
+            watch.piece = looked.next.unwrap_or_default();
+            if looked.next.is_none() {
+                watch.ended += 1;
+                watch.disk += 1;
+            }
+        }
+        let disks: Vec<DiskIndex> = self.store.in_use().map(|(disk, _)| disk).collect();
+        if self.store.failed().is_some() || disks.is_empty() || self.opened != Some(Ok(())) && self.opened.is_some() {
+            return;
+        }
+        let disk = disks.iter().copied().find(|disk| disk.index() >= watch.disk).unwrap_or(disks[0]);
+        watch.disk = disk.index();
+        self.next_id += 1;
+        let id = StoreRequestId(WATCH + self.next_id);
+        watch.asked = Some(id);
+        let piece = watch.piece;
+        self.store.handle(Instant(0), Input::Request(id, StoreOp::Look { disk, piece }));
+        self.drain();
+    }
+    /// Looks at all metadata of the first disk.
+    pub fn look(&mut self) -> Vec<Finding> {
+        let (mut piece, mut findings) = (Piece::default(), Vec::new());
+        loop {
+            let Ok(StoreReply::Looked(looked)) = self.end(StoreOp::Look { disk: DiskIndex(0), piece }) else {
+                panic!("a look ends in what was seen")
+            };
+            findings.extend(looked.findings);
+            match looked.next {
+                Some(next) => piece = next,
+                None => return findings,
+            }
+        }
     }
     pub fn settle(&mut self) {
         while self.step() {}
