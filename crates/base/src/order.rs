@@ -2,7 +2,7 @@
 //! as plain values in the simulator. Orders state what is to hold, not steps: giving one twice changes nothing.
 
 use crate::id::{DiskId, GroupId, KeyId, NodeId, SnapshotId, VolumeId};
-use crate::pool::PoolReport;
+use crate::pool::{PoolReport, VerifyReport};
 use crate::record::{GroupNames, GroupSpec, Stamp};
 use crate::secret::{Secret, VolumeSecret};
 use crate::unit::{BlockRange, ExtentIndex, Generation};
@@ -47,6 +47,9 @@ pub enum Order {
         #[serde(flatten)]
         change: DiskCommand,
     },
+    /// The metadata of this node's pool is to be verified while it is used. Told of by `Verified` with the same number; a run
+    /// under way begins anew.
+    Verify { id: u64 },
     /// Report everything anew; sent after (re)connecting.
     ReportAll,
 }
@@ -108,6 +111,8 @@ pub enum Report {
     Snapshot { group: GroupId, generation: Generation, snapshot: SnapshotId, result: Result<(), String> },
     /// The answer to `Compare`: a page of it, or why there is none.
     Compared { id: u64, result: Result<Differences, String> },
+    /// How far a verification is, once a second, and its end. Not told anew by `ReportAll`.
+    Verified(Box<VerifyReport>),
     /// A change of the pool's disks is done, or why it is not.
     DiskChanged { id: u64, result: Result<(), String> },
     /// The pool cannot be used; nothing is served from it.

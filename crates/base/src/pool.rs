@@ -5,6 +5,7 @@
 
 use crate::id::DiskId;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Less free than this share of the pool is `Low`: on common pools days of growth.
 const LOW_PERCENT: u64 = 20;
@@ -32,6 +33,37 @@ pub struct PoolReport {
     pub failed: Option<String>,
     #[serde(default)]
     pub disks: Vec<DiskReport>,
+}
+
+/// How far a verification of a pool in use has come, and what it has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyReport {
+    /// As it was ordered.
+    pub id: u64,
+    pub is_done: bool,
+    /// Why it was given up.
+    pub failed: Option<String>,
+    /// Of all disks, in thousandths.
+    pub permille: u32,
+    /// Of each code the first few.
+    pub findings: Vec<VerifyFinding>,
+    /// How many there are of each code.
+    pub counts: BTreeMap<String, u64>,
+    pub disks: u64,
+    pub volumes: u64,
+    pub extents: u64,
+}
+
+/// Something that is wrong with a pool's metadata. The codes are those of `docs/operating/pools.md`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyFinding {
+    pub code: String,
+    /// Something is lost, or contradicts itself; else of two copies one is gone.
+    pub is_error: bool,
+    /// Where the disk was found.
+    pub disk: String,
+    pub what: String,
+    pub fix: String,
 }
 
 /// A disk of a pool as it is now.

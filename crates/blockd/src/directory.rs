@@ -60,6 +60,7 @@ impl Directory {
             | Order::Scrub { .. }
             | Order::Compare { .. }
             | Order::Disk { .. }
+            | Order::Verify { .. }
             | Order::ReportAll => return false,
         }
         self.renew()

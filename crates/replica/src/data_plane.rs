@@ -11,6 +11,7 @@ use crate::primary::MemberState;
 use crate::secondary::Asker;
 use crate::space::{Seen, Space};
 use crate::verdict::Verdict;
+use crate::verifying::Verifying;
 use crate::wire::{Frame, Message};
 use crate::{Config, Input, Output};
 use pollux_base::pool::PoolReport;
@@ -33,6 +34,7 @@ const EARLY_MAX: usize = 65536;
 pub struct DataPlane {
     pub(crate) node: Node,
     pub(crate) changes: Changes,
+    pub(crate) verifying: Option<Verifying>,
     groups: BTreeMap<GroupId, Group>,
     /// Whose volume it is, of the groups whose records are known.
     volumes: BTreeMap<VolumeId, GroupId>,
@@ -62,6 +64,7 @@ impl DataPlane {
         let mut plane = DataPlane {
             node: Node::new(now, config.node, config.boot, store),
             changes: Changes::default(),
+            verifying: None,
             groups: BTreeMap::new(),
             volumes: BTreeMap::new(),
             wakes: BTreeMap::new(),
@@ -145,7 +148,8 @@ impl DataPlane {
         });
         let leases = self.node.links.values().filter(|link| link.lease_held).map(|link| link.lease.until());
         let own = self.node.store.deadline().into_iter().chain(self.node.pace.deadline());
-        groups.chain(links).chain(leases).chain(self.space.due()).chain(own).min()
+        let looks = self.verifying.as_ref().and_then(Verifying::due);
+        groups.chain(links).chain(leases).chain(self.space.due()).chain(own).chain(looks).min()
     }
 
     /// Asserts the invariants; called by tests and debug builds after every step.
@@ -252,6 +256,9 @@ impl DataPlane {
         if let Err(StoreError::Disk(reason)) = &result {
             node.fail_pool(reason);
         }
+        if purpose == Purpose::Look {
+            return self.on_looked(result);
+        }
         if purpose == Purpose::Opening {
             if result.is_err() {
                 node.image.on_not_noted();
@@ -297,7 +304,7 @@ impl DataPlane {
                 group.on_peer_snapshot(node, asker, result.map(|_| ()));
             }
             Purpose::Cool { reap } => group.on_cooled(node, reap),
-            Purpose::Background | Purpose::Opening => {}
+            Purpose::Background | Purpose::Opening | Purpose::Look => {}
         }
     }
 
@@ -504,6 +511,7 @@ impl DataPlane {
                     self.node.report(Report::Compared { id, result });
                 }
             },
+            Order::Verify { id } => self.on_verify_order(id),
             Order::ReportAll => {
                 if let Some(reason) = self.node.pool_failed.clone() {
                     self.node.report(Report::PoolFailed { reason });
@@ -561,6 +569,7 @@ impl DataPlane {
                 self.ask_lease(peer);
             }
         }
+        self.step_verifying();
         let due: Vec<GroupId> = self.wakes.iter().filter(|(_, wake)| **wake <= now).map(|(group, _)| *group).collect();
         for id in due {
             if let Some(group) = self.groups.get_mut(&id) {

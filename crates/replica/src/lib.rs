@@ -39,6 +39,7 @@ mod spool;
 mod trail;
 mod trailing;
 mod verdict;
+mod verifying;
 pub mod wire;
 
 pub use data_plane::DataPlane;

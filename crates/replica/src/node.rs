@@ -51,6 +51,8 @@ pub(crate) enum Purpose {
         sequence: Sequence,
         stamp: Stamp,
     },
+    /// A piece of the pool's metadata, for whoever verifies it.
+    Look,
     /// That the pool was opened.
     Opening,
     /// Nobody waits for its end.

@@ -297,16 +297,22 @@ impl Pace {
 
     /// What a scrub began has ended, with so many bytes read; it rests in proportion.
     pub(crate) fn end_scrub(&mut self, now: Instant, bytes: u64) {
-        let share = if self.is_quiet(now) { SHARE_WHOLE } else { self.share };
-        let scrub = &mut self.scrub;
-        let Some(began) = scrub.began.take() else { return };
+        let Some(began) = self.scrub.began.take() else { return };
         let took = now.since(began);
+        let rest = self.rest(now, took);
+        let scrub = &mut self.scrub;
         scrub.ended = now;
-        scrub.next = now + took * (SCRUB_PART * SHARE_WHOLE / share - 1) as u32;
+        scrub.next = now + rest;
         if !took.is_zero() {
             let rate = (u128::from(bytes) * 1_000_000_000 / took.as_nanos()) as u64;
             scrub.rate = rate.max(scrub.rate - scrub.rate / 8);
         }
+    }
+
+    /// How long whoever looks at the disks beside all of this rests after something that took so long: in proportion, like a scrub.
+    pub(crate) fn rest(&self, now: Instant, took: Duration) -> Duration {
+        let share = if self.is_quiet(now) { SHARE_WHOLE } else { self.share };
+        took * (SCRUB_PART * SHARE_WHOLE / share - 1) as u32
     }
 
     pub(crate) fn check(&self) {
