@@ -9,8 +9,8 @@ use crate::request::{
     LetGoDisk, MoveReplica, Promote, ResizeVolume, ScrubVolume, SetLag, SetMode,
 };
 use crate::resource::{
-    ConfirmToken, Event, Group, Image, Node, Pool, PromoteToken, Snapshot, SnapshotDiff, Status, Task, TaskState, Vm,
-    Volume, Witness,
+    ConfirmToken, Event, Group, Image, Node, Pool, PoolVerification, PromoteToken, Snapshot, SnapshotDiff, Status,
+    Task, TaskState, Vm, Volume, Witness,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -149,6 +149,12 @@ impl Client {
     }
     pub fn pool(&self, node: &str) -> Result<Pool, ClientError> {
         self.get(&format!("/v1/pools/{}", escape(node)))
+    }
+    pub fn verify_pool(&self, node: &str) -> Result<Accepted, ClientError> {
+        self.post_empty(&format!("/v1/pools/{}/verify", escape(node)))
+    }
+    pub fn pool_verification(&self, node: &str) -> Result<PoolVerification, ClientError> {
+        self.get(&format!("/v1/pools/{}/verify", escape(node)))
     }
     pub fn add_disk(&self, node: &str, request: &AddDisk) -> Result<Accepted, ClientError> {
         self.post(&format!("/v1/pools/{}/disks", escape(node)), request)

@@ -160,6 +160,16 @@ pub const ENDPOINTS: &[Endpoint] = &[
     get("/v1/pools", "The pools of all nodes.", Many("Pool")),
     get("/v1/pools/{node}", "The pool of one node, with its disks.", One("Pool")),
     post(
+        "/v1/pools/{node}/verify",
+        "Verify the pool's metadata while it is used; a run under way begins anew. Redirects (307) to the node.",
+        Nothing,
+    ),
+    get(
+        "/v1/pools/{node}/verify",
+        "What the verification that was asked for last has found so far. Redirects (307) to the node.",
+        One("PoolVerification"),
+    ),
+    post(
         "/v1/pools/{node}/disks",
         "A disk joins the node's pool. `409` when it is in use, not blank, too small, or belongs to a pool. Redirects (307) to the node.",
         One("AddDisk"),

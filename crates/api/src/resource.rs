@@ -1,6 +1,7 @@
 //! What can be looked at. Ids are numbers of the cluster log; nodes, VMs, volumes and images are also known by name.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 use utoipa::ToSchema;
 
@@ -152,6 +153,47 @@ pub struct Pool {
     /// Blocks that did not match their checksums and were healed from a peer, since the data plane started.
     pub healed_blocks: u64,
     pub disks: Vec<PoolDisk>,
+}
+
+/// The verification of a pool's metadata, while it is used.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PoolVerification {
+    pub node: String,
+    pub done: bool,
+    /// Why it was given up.
+    pub failed: Option<String>,
+    pub percent: f64,
+    /// Of each code the first few.
+    pub findings: Vec<PoolFinding>,
+    /// How many there are of each code; none: the pool is clean, as far as it was looked at.
+    pub counts: BTreeMap<String, u64>,
+    /// Disks that were looked at from beginning to end.
+    pub disks: u64,
+    /// Volumes and snapshots, and extents that hold anything.
+    pub volumes: u64,
+    pub extents: u64,
+}
+
+/// Something that is wrong with a pool's metadata.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PoolFinding {
+    /// Keeps its meaning for good; all are in `docs/operating/pools.md`.
+    pub code: String,
+    pub severity: Severity,
+    /// Path of the disk.
+    pub disk: String,
+    pub what: String,
+    /// What to do about it.
+    pub fix: String,
+}
+
+words! {
+    Severity {
+        /// Something is lost, or contradicts itself.
+        Error = "error",
+        /// Nothing is lost: of two copies one is gone, or something is to be known.
+        Warning = "warning",
+    }
 }
 
 /// A disk of a pool.

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 pub enum LookError {
     #[error(transparent)]
     Disk(OpenDiskError),
-    #[error("{path} is in use: stop blockd first, or look at it as it runs: `pollux volume scrub`", path = .0.display())]
+    #[error("{path} is in use: stop blockd first, or have it verified as it runs: `pollux pool verify --node NODE`", path = .0.display())]
     InUse(PathBuf),
     #[error("the pool has no volume `{0}`; `pollux pool rescue` without --export lists them")]
     NoVolume(String),

@@ -119,7 +119,9 @@ fn run(cli: Cli) -> Outcome {
     let noun = match cli.noun {
         Noun::Lab(command) => return lab::run(command, &output),
         // The cluster may be gone: that is what they are for.
-        Noun::Pool(PoolCommand::Verify(arguments)) => return pool_look::verify(&arguments, &output),
+        Noun::Pool(PoolCommand::Verify(arguments)) if arguments.node.is_none() => {
+            return pool_look::verify(&arguments, &output);
+        }
         Noun::Pool(PoolCommand::Rescue(arguments)) => return pool_look::rescue(&arguments, &output),
         noun => noun,
     };

@@ -3,8 +3,8 @@
 use crate::output::{Table, day_and_time, fields, list, or_dash, time_of_day};
 use crate::size::show as size;
 use pollux_api::{
-    Event, Group, GroupState, Image, Lag, Node, Pool, PoolDiskState, Resync, Scrub, Snapshot, SnapshotDiff, Status,
-    Task, Vm, Volume, Witness,
+    Event, Group, GroupState, Image, Lag, Node, Pool, PoolDiskState, PoolFinding, PoolVerification, Resync, Scrub,
+    Snapshot, SnapshotDiff, Status, Task, Vm, Volume, Witness,
 };
 use std::fmt::Write;
 
@@ -327,6 +327,27 @@ pub fn pool(pool: &Pool) -> String {
         ("healed", format!("{} blocks since the data plane started", pool.healed_blocks)),
     ]);
     format!("{shown}\n\n{}", disks(pool))
+}
+
+/// Findings, the worst first, then what was looked at.
+pub fn verification(verified: &PoolVerification) -> String {
+    let mut findings: Vec<&PoolFinding> = verified.findings.iter().collect();
+    findings.sort_by_key(|finding| finding.severity);
+    let line = |finding: &&PoolFinding| {
+        let PoolFinding { code, severity, disk, what, fix } = finding;
+        format!("{code}  {severity}  {disk}: {what}\n      Hint: {fix}")
+    };
+    let mut lines: Vec<String> = findings.iter().map(line).collect();
+    for (code, count) in &verified.counts {
+        let told = verified.findings.iter().filter(|finding| finding.code == *code).count() as u64;
+        if told < *count {
+            lines.push(format!("{code}  and {} more of these", count - told));
+        }
+    }
+    let PoolVerification { disks, volumes, extents, node, .. } = verified;
+    lines.push(format!("pool on {node}: {disks} disks, {volumes} volumes and snapshots, {extents} extents"));
+    lines.push(if verified.counts.is_empty() { "clean".into() } else { "not clean".into() });
+    lines.join("\n")
 }
 
 /// The disks of a pool; each that needs something is followed by what mends it.

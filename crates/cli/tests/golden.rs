@@ -283,6 +283,32 @@ fn one_of_each_is_shown_as_reviewed() {
         })
         .into(),
     };
+    let finding = |code: &str, severity, what: &str, fix: &str| PoolFinding {
+        code: code.into(),
+        severity,
+        disk: "/dev/disk/by-id/wwn-1".into(),
+        what: what.into(),
+        fix: fix.into(),
+    };
+    let verification = PoolVerification {
+        node: "a".into(),
+        done: true,
+        failed: None,
+        percent: 100.0,
+        findings: vec![
+            finding("V001", Severity::Warning, "copy 1 of superblock is damaged", "nothing"),
+            finding(
+                "V070",
+                Severity::Error,
+                "checksums of extent 3 of v7 are damaged",
+                "`pollux volume scrub` copies them",
+            ),
+        ],
+        counts: [("V001".into(), 1), ("V070".into(), 60)].into(),
+        disks: 2,
+        volumes: 12,
+        extents: 4000,
+    };
     let snapshot = Snapshot {
         id: 9,
         name: "web1@before-upgrade".into(),
@@ -319,6 +345,7 @@ fn one_of_each_is_shown_as_reviewed() {
         table::snapshot(&snapshot),
         table::pools(std::slice::from_ref(&pool)),
         table::pool(&pool),
+        table::verification(&verification),
         table::images(&[image.clone(), filling]),
         table::image(&image),
         table::events(&[event]),

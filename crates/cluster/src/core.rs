@@ -135,6 +135,7 @@ impl Cluster {
             Input::ConfirmDown { request, node, token } => self.on_confirm_down(now, request, node, &token),
             Input::Disk { request, command, accepts_loss } => self.on_disk_command(request, command, accepts_loss),
             Input::KeyRefused { key, reason } => self.on_key_refused(key, reason),
+            Input::Verify { request } => self.on_verify(request),
             Input::Compare { request, group, one, two, from } => self.on_compare(request, group, one, two, from),
             Input::Tick { unix_ms } => self.clock = (now, unix_ms),
         }

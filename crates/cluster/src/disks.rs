@@ -5,7 +5,7 @@ use crate::core::Cluster;
 use crate::entry::{Change, Subject};
 use crate::seam::{Answer, Output, Refusal};
 use pollux_base::order::DiskCommand;
-use pollux_base::pool::{DiskReport, DiskState, PoolReport};
+use pollux_base::pool::{DiskReport, DiskState, PoolReport, VerifyReport};
 use pollux_base::{Instant, NodeId, Order};
 use std::collections::BTreeMap;
 
@@ -53,6 +53,29 @@ impl Cluster {
             );
             Refusal::Unsafe(text)
         })
+    }
+
+    pub(crate) fn on_verify(&mut self, request: u64) {
+        if !self.groups.is_connected {
+            let text = "this node's data plane does not run; with it stopped, `pollux pool verify` looks at the disks on the server \
+                        itself";
+            return self.output(Output::Answer { request, result: Err(Refusal::Conflict(text.into())) });
+        }
+        self.groups.verified = Some(VerifyReport { id: request, ..VerifyReport::default() });
+        self.output(Output::Data(Order::Verify { id: request }));
+        self.output(Output::Answer { request, result: Ok(Answer::Created { id: request }) });
+    }
+
+    /// Of a run that nobody asked for any more nothing is kept.
+    pub(crate) fn on_verified(&mut self, report: VerifyReport) {
+        if let Some(known) = self.groups.verified.as_mut().filter(|known| known.id == report.id) {
+            *known = report;
+        }
+    }
+
+    /// How far the verification of this node's pool is that was asked for last, since its data plane is connected.
+    pub fn verified(&self) -> Option<&VerifyReport> {
+        self.groups.verified.as_ref()
     }
 
     fn command_text(&self, command: &DiskCommand) -> String {

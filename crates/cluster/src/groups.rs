@@ -10,7 +10,7 @@ use crate::scrubs::SentScrubs;
 use crate::seam::Output;
 use crate::state::{Event, Owner};
 use pollux_base::order::{GroupReport, Offer, PathReport, PathState, ReplicaState};
-use pollux_base::pool::{PoolLevel, PoolReport};
+use pollux_base::pool::{PoolLevel, PoolReport, VerifyReport};
 use pollux_base::record::{GroupNames, GroupSpec};
 use pollux_base::{Epoch, Generation, GroupId, Instant, KeyId, NodeId, Order, Report, SnapshotId, Stamp};
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,6 +32,8 @@ pub(crate) struct Groups {
     /// The primary here writes to these too: they may enter the in-sync set.
     current: BTreeMap<(GroupId, NodeId), (Generation, u64)>,
     pub disk_commands: DiskCommands,
+    /// The verification of this node's pool that was asked for last.
+    pub verified: Option<VerifyReport>,
     /// Comparisons that the data plane was asked for.
     pub comparing: BTreeSet<u64>,
     /// Snapshots of which the primary here says how they ended.
@@ -88,6 +90,7 @@ impl Cluster {
                 self.groups.snapshots.clear();
                 self.forget_comparisons();
                 self.forget_disk_commands();
+                self.groups.verified = None;
             }
             Some(Report::Group(report)) if report.state == ReplicaState::Absent => {
                 self.groups.reports.remove(&report.group);
@@ -107,6 +110,7 @@ impl Cluster {
                 self.groups.snapshots.insert(snapshot, result);
             }
             Some(Report::Compared { id, result }) => self.on_compared(id, result),
+            Some(Report::Verified(report)) => self.on_verified(*report),
             Some(Report::DiskChanged { id, result }) => self.on_disk_changed(id, result),
             Some(Report::PoolFailed { reason }) => self.groups.pool_failure = Some(reason),
             Some(Report::Pool(report)) => self.groups.pool = Some(report),

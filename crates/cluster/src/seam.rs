@@ -134,6 +134,11 @@ pub enum Input {
         key: KeyId,
         reason: String,
     },
+    /// The metadata of this node's pool is to be verified while it is used. Answered like a request, with the number of the run, as
+    /// soon as it is ordered; `Cluster::verified` tells how far it is.
+    Verify {
+        request: u64,
+    },
     /// In which blocks do these two volumes of snapshots differ, from this extent on? Answered like a request.
     Compare {
         request: u64,

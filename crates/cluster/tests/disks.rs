@@ -5,7 +5,7 @@
 mod world;
 
 use pollux_base::order::{DiskCommand, Report};
-use pollux_base::pool::{DiskReport, DiskState, PoolReport};
+use pollux_base::pool::{DiskReport, DiskState, PoolReport, VerifyReport};
 use pollux_base::{DiskId, Order};
 use pollux_cluster::entry::Subject;
 use pollux_cluster::{Answer, Input, Refusal};
@@ -124,4 +124,21 @@ fn a_disk_that_failed_is_missing_or_makes_errors_is_told_with_what_mends_it() {
     assert_eq!(alerts(&world, "can not be drained further: no room").len(), 1);
     say(&mut world, vec![disk(DiskState::Healthy)]);
     assert!(alerts(&world, "disk").is_empty());
+}
+
+#[test]
+fn a_verification_is_told_of_by_its_number_and_forgotten_with_the_data_plane() {
+    let mut world = World::with_vm(true, true, A);
+    let report = |id, is_done| Report::Verified(Box::new(VerifyReport { id, is_done, ..VerifyReport::default() }));
+    world.give(A, Input::Verify { request: 70 });
+    assert_eq!(world.answers.get(&70), Some(&Ok(Answer::Created { id: 70 })));
+    assert!(world.orders.contains(&(A, Order::Verify { id: 70 })));
+    world.give(A, Input::Data(Some(report(69, true))));
+    assert!(!world.core(A).verified().unwrap().is_done, "an earlier run");
+    world.give(A, Input::Data(Some(report(70, true))));
+    assert!(world.core(A).verified().unwrap().is_done);
+    world.give(A, Input::Data(None));
+    assert_eq!(world.core(A).verified(), None);
+    world.give(A, Input::Verify { request: 71 });
+    assert!(matches!(world.answers.get(&71), Some(Err(Refusal::Conflict(text))) if text.contains("does not run")));
 }

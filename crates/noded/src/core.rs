@@ -184,6 +184,16 @@ impl Core {
         self.request(|request| Input::Disk { request, command, accepts_loss }).await
     }
 
+    /// Has the metadata of this node's pool verified while it is used; gives the number of the run.
+    pub async fn verify(&self) -> Result<u64, ApiError> {
+        match self.request(|request| Input::Verify { request }).await? {
+            Answer::Created { id } => Ok(id),
+            Answer::Done | Answer::Differ(_) => {
+                Err(ApiError::new(ErrorCode::Internal, "a verification was answered with something else"))
+            }
+        }
+    }
+
     /// A human confirms that a node is down.
     pub async fn confirm_down(&self, node: NodeId, token: String) -> Result<Answer, ApiError> {
         self.request(|request| Input::ConfirmDown { request, node, token }).await

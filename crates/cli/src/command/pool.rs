@@ -55,8 +55,8 @@ pub enum PoolCommand {
         #[command(flatten)]
         wait: WaitArgs,
     },
-    /// Check the disks of a pool on this machine that is not in use; nothing is written to them. Ends with 0 if they are clean, 1 if
-    /// something was found, 2 if they could not be looked at
+    /// Check the disks of a pool on this machine that is not in use, or with --node the pool that a node uses; nothing is written to
+    /// them. Ends with 0 if they are clean, 1 if something was found, 2 if they could not be looked at
     Verify(VerifyArgs),
     /// List what is in a pool on this machine that is not in use, from its disks alone, or write a volume's content to a file
     Rescue(RescueArgs),
@@ -64,7 +64,10 @@ pub enum PoolCommand {
 
 pub fn run(command: PoolCommand, client: &Client, output: &Output) -> Outcome {
     match command {
-        PoolCommand::Verify(arguments) => pool_look::verify(&arguments, output),
+        PoolCommand::Verify(arguments) => match &arguments.node {
+            Some(node) => pool_look::verify_node(&arguments, node, client, output),
+            None => pool_look::verify(&arguments, output),
+        },
         PoolCommand::Rescue(arguments) => pool_look::rescue(&arguments, output),
         PoolCommand::List => output.show(&client.pools().map_err(from_client)?, |pools| table::pools(pools)),
         PoolCommand::Show { node } => output.show(&client.pool(&node).map_err(from_client)?, table::pool),

@@ -1,11 +1,16 @@
 //! `pollux pool verify` and `rescue`: a pool's disks on this machine, while its `blockd` does not run. No cluster is needed for
-//! this: `blockd` knows the disks' format and does it; this only finds that program and passes everything on.
+//! this: `blockd` knows the disks' format and does it; this only finds that program and passes everything on. With `--node` the
+//! node's own `blockd` verifies the pool that it uses.
 
+use crate::context::from_client;
 use crate::failure::{Code, Failure, Outcome};
 use crate::output::Output;
+use crate::table;
+use pollux_api::{Client, PoolVerification, TaskState};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct VerifyArgs {
@@ -18,6 +23,12 @@ pub struct VerifyArgs {
     /// The node's configuration
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// The pool of this node, while it is used: its metadata, at a pace that guests allow
+    #[arg(long, value_name = "NODE", conflicts_with_all = ["disks", "data", "config"])]
+    pub node: Option<String>,
+    /// With --node: longest time to wait, in seconds; it goes on all the same
+    #[arg(long, default_value_t = 3600, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
+    timeout: u64,
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -45,6 +56,32 @@ pub fn verify(arguments: &VerifyArgs, output: &Output) -> Outcome {
         command.arg("--data");
     }
     become_it(command.args(&arguments.disks))
+}
+
+/// Of a node's pool in use; ends with the same codes as a look at disks.
+pub fn verify_node(arguments: &VerifyArgs, node: &str, client: &Client, output: &Output) -> Outcome {
+    let verification =
+        ask_node(arguments, node, client, output).map_err(|failure| Failure { code: Code::Usage, ..failure })?;
+    output.show(&verification, table::verification)?;
+    match verification.counts.values().sum::<u64>() {
+        0 => Ok(()),
+        found => Err(Failure::other(format!("{found} findings in the pool on {node}"))
+            .hint("docs/operating/pools.md tells of each code")),
+    }
+}
+
+fn ask_node(arguments: &VerifyArgs, node: &str, client: &Client, output: &Output) -> Outcome<PoolVerification> {
+    let accepted = client.verify_pool(node).map_err(from_client)?;
+    output.progress(&format!("task {}", accepted.task));
+    let mut last = String::new();
+    let watched = client.wait_task(&accepted.task, Duration::from_secs(arguments.timeout), |task| {
+        if task.detail != last && task.state == TaskState::Running {
+            output.progress(&format!("  {}", task.detail));
+            last.clone_from(&task.detail);
+        }
+    });
+    watched.map_err(from_client)?;
+    client.pool_verification(node).map_err(from_client)
 }
 
 pub fn rescue(arguments: &RescueArgs, output: &Output) -> Outcome {

@@ -7,7 +7,7 @@ use axum::extract::rejection::JsonRejection;
 use axum::extract::{OriginalUri, Path, State};
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use pollux_api as resource;
 use pollux_api::{Accepted, ApiError, ErrorCode};
@@ -21,6 +21,7 @@ const ID_DIGITS_MIN: usize = 4;
 
 pub fn routes() -> Router<Arc<Api>> {
     Router::new()
+        .route("/v1/pools/{node}/verify", get(verification).post(verify))
         .route("/v1/pools/{node}/disks", post(add))
         .route("/v1/pools/{node}/disks/{disk}", delete(remove))
         .route("/v1/pools/{node}/disks/{disk}/drain", post(drain))
@@ -95,6 +96,29 @@ async fn add(
     let command = DiskCommand::Add { path: request.path.clone().into(), may_overwrite: request.overwrite };
     let asked = Asked { action: "pool add-disk", uri: &uri, node: name, accepts_loss: false };
     asked.run(&api, command, &request.path, Goal::Committed).await
+}
+
+async fn verify(State(api): In, OriginalUri(uri): OriginalUri, Path(name): Path<String>) -> Answered {
+    let node = api.node_id(name.clone()).await?;
+    if node != api.config.node {
+        return api.redirect(node, &uri);
+    }
+    let id = api.core.verify().await?;
+    let task = api.tasks.watch("pool verify", &name, None, Goal::PoolVerified(id))?;
+    Ok((StatusCode::ACCEPTED, Json(Accepted { task, id: None })).into_response())
+}
+
+async fn verification(State(api): In, OriginalUri(uri): OriginalUri, Path(name): Path<String>) -> Answered {
+    let node = api.node_id(name.clone()).await?;
+    if node != api.config.node {
+        return api.redirect(node, &uri);
+    }
+    let found = api.look(move |cluster, _| super::view::verification(cluster, node)).await?;
+    let none = || {
+        let text = format!("the pool on {name} was not verified since its node or its data plane was started");
+        ApiError::new(ErrorCode::NotFound, text).with_hint(format!("`pollux pool verify --node {name}` does it."))
+    };
+    Ok(Json(found.ok_or_else(|| Refused(none()))?).into_response())
 }
 
 async fn drain(State(api): In, OriginalUri(uri): OriginalUri, Path((node, disk)): Path<(String, String)>) -> Answered {

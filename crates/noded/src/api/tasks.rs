@@ -54,6 +54,8 @@ pub enum Goal {
     NodeDown(NodeId),
     /// Nothing is left on this disk of the node's pool.
     DiskDrained(NodeId, DiskId),
+    /// This node's pool was verified, by the run of this number.
+    PoolVerified(u64),
 }
 
 /// How far a goal is.
@@ -151,6 +153,15 @@ pub fn progress(goal: Goal, cluster: &Cluster) -> Progress {
                 },
             }
         }
+        Goal::PoolVerified(id) => match cluster.verified() {
+            None => Failed("the node's data plane was restarted; ask again".into()),
+            Some(report) if report.id != id => Failed("somebody else asked, too: look at that one".into()),
+            Some(report) => match &report.failed {
+                Some(reason) => Failed(reason.clone()),
+                None if report.is_done => Done(view::verified_text(report)),
+                None => Waiting(format!("{} % is looked at", report.permille / 10)),
+            },
+        },
         Goal::NodeDown(node) => match state.nodes.get(&node).map(|node| node.phase) {
             Some(NodePhase::Fenced) | None => Done("is down; its VMs restart elsewhere".into()),
             Some(_) => Waiting("this node takes over".into()),

@@ -7,7 +7,7 @@ use pollux_api as api;
 use pollux_api::{GroupKind, GroupState, NodeState, PoolState, Protection, SnapshotState, SubjectKind, VmState};
 use pollux_base::config::{NbdTls, NodeConfig};
 use pollux_base::order::{FreezeReason, GroupReport, PathReport, PathState, ReplicaState};
-use pollux_base::pool::{DiskReport, DiskState, PoolLevel, PoolReport};
+use pollux_base::pool::{DiskReport, DiskState, PoolLevel, PoolReport, VerifyFinding, VerifyReport};
 use pollux_base::record::{AtBound, Mode};
 use pollux_base::{GroupId, ImageId, NodeId, SnapshotId, VmId, VolumeId};
 use pollux_cluster::entry::{NodePhase, Subject, VmPhase, Wanted};
@@ -125,6 +125,38 @@ fn fence_text(proof: &pollux_cluster::entry::FenceProof) -> String {
 
 pub fn pools(cluster: &Cluster) -> Vec<api::Pool> {
     cluster.state().nodes.keys().filter_map(|id| pool(cluster, *id)).collect()
+}
+
+/// In a line: how a verification ended.
+pub fn verified_text(report: &VerifyReport) -> String {
+    match report.counts.values().sum::<u64>() {
+        0 => "is clean".into(),
+        1 => "one thing was found".into(),
+        count => format!("{count} things were found"),
+    }
+}
+
+/// The verification of this node's pool that was asked for last.
+pub fn verification(cluster: &Cluster, node: NodeId) -> Option<api::PoolVerification> {
+    let report = cluster.verified()?;
+    let finding = |finding: &VerifyFinding| api::PoolFinding {
+        code: finding.code.clone(),
+        severity: if finding.is_error { api::Severity::Error } else { api::Severity::Warning },
+        disk: finding.disk.clone(),
+        what: finding.what.clone(),
+        fix: finding.fix.clone(),
+    };
+    Some(api::PoolVerification {
+        node: cluster.state().node_name(node),
+        done: report.is_done,
+        failed: report.failed.clone(),
+        percent: f64::from(report.permille) / 10.0,
+        findings: report.findings.iter().map(finding).collect(),
+        counts: report.counts.clone(),
+        disks: report.disks,
+        volumes: report.volumes,
+        extents: report.extents,
+    })
 }
 
 pub fn pool(cluster: &Cluster, id: NodeId) -> Option<api::Pool> {
