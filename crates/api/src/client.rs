@@ -9,8 +9,8 @@ use crate::request::{
     LetGoDisk, MoveReplica, Promote, ResizeVolume, ScrubVolume, SetLag, SetMode,
 };
 use crate::resource::{
-    ConfirmToken, Event, Group, Image, Node, Pool, PoolVerification, PromoteToken, Snapshot, SnapshotDiff, Status,
-    Task, TaskState, Vm, Volume, Witness,
+    ConfirmToken, Event, Group, Image, Kept, Node, Pool, PoolVerification, PromoteToken, Snapshot, SnapshotDiff,
+    Status, Task, TaskState, Vm, Volume, Witness,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -149,6 +149,18 @@ impl Client {
     }
     pub fn pool(&self, node: &str) -> Result<Pool, ClientError> {
         self.get(&format!("/v1/pools/{}", escape(node)))
+    }
+    pub fn kept(&self) -> Result<Vec<Kept>, ClientError> {
+        self.get("/v1/kept")
+    }
+    pub fn kept_one(&self, node: &str, kept: &str) -> Result<Kept, ClientError> {
+        self.get(&format!("/v1/pools/{}/kept/{}", escape(node), escape(kept)))
+    }
+    pub fn export_kept(&self, node: &str, kept: &str, exported: bool) -> Result<Accepted, ClientError> {
+        self.post(&format!("/v1/pools/{}/kept/{}/export", escape(node), escape(kept)), &ExportVolume { exported })
+    }
+    pub fn delete_kept(&self, node: &str, kept: &str) -> Result<Accepted, ClientError> {
+        self.delete(&format!("/v1/pools/{}/kept/{}", escape(node), escape(kept)))
     }
     pub fn verify_pool(&self, node: &str) -> Result<Accepted, ClientError> {
         self.post_empty(&format!("/v1/pools/{}/verify", escape(node)))

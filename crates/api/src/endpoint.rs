@@ -1,7 +1,7 @@
 //! Every endpoint in one table: the OpenAPI text and a test of `noded`'s router are made from it.
 //!
 //! All but `/v1/openapi.json` need the header `Authorization: Bearer TOKEN`. `{vm}`, `{volume}`, `{image}`, `{group}` and `{node}`
-//! take a name or an id, `{disk}` an id, the first digits of one, or a path. Every error has the shape of `ApiError`. Changing requests answer `202` with `Accepted` when
+//! take a name or an id, `{disk}` an id, the first digits of one, or a path, `{kept}` what it is called in a list. Every error has the shape of `ApiError`. Changing requests answer `202` with `Accepted` when
 //! the change is committed; the task says when the state that was asked for is reached.
 
 /// One operation.
@@ -157,6 +157,18 @@ pub const ENDPOINTS: &[Endpoint] = &[
         "A human makes the answering node's trailing replica the truth.",
         One("Promote"),
     ),
+    get(
+        "/v1/kept",
+        "What nodes keep of replicas that are or were overwritten, as far as they are heard of.",
+        Many("Kept"),
+    ),
+    get("/v1/pools/{node}/kept/{kept}", "One of them. Redirects (307) to the node.", One("Kept")),
+    post(
+        "/v1/pools/{node}/kept/{kept}/export",
+        "Offer it over NBD, to be read, or cease to; until the node's `noded` is restarted. Redirects (307) to the node.",
+        One("ExportVolume"),
+    ),
+    delete("/v1/pools/{node}/kept/{kept}", "Delete it for good. Redirects (307) to the node."),
     get("/v1/pools", "The pools of all nodes.", Many("Pool")),
     get("/v1/pools/{node}", "The pool of one node, with its disks.", One("Pool")),
     post(

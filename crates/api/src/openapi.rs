@@ -88,6 +88,7 @@ fn schemas() -> BTreeMap<String, Value> {
     add::<resource::Status>(&mut schemas);
     add::<resource::Volume>(&mut schemas);
     add::<resource::Pool>(&mut schemas);
+    add::<resource::Kept>(&mut schemas);
     add::<resource::PoolVerification>(&mut schemas);
     add::<resource::PoolFinding>(&mut schemas);
     add::<resource::Snapshot>(&mut schemas);

@@ -155,6 +155,33 @@ pub struct Pool {
     pub disks: Vec<PoolDisk>,
 }
 
+/// A state of a volume's replica that a node keeps, for itself alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Kept {
+    /// What it is called: `v7-before-resync`, `v7-evidence-1`.
+    pub kept: String,
+    pub node: String,
+    /// Name of the volume that it was.
+    pub volume: String,
+    /// The volume's group, by id.
+    pub group: u64,
+    pub reason: KeptReason,
+    /// Size of the volume; it shares its space with the volume as far as both hold the same.
+    pub size_bytes: u64,
+    /// NBD addresses while it is exported, as far as the answering node knows: its own node does.
+    pub uris: Vec<String>,
+}
+
+words! {
+    /// Why it is kept.
+    KeptReason {
+        /// The last state before it fell out, while it is brought up to date; goes by itself then, and when space is needed.
+        BeforeResync = "before_resync",
+        /// What a diverged replica held that a human gave up; stays until it is deleted, or the replica is removed.
+        Evidence = "evidence",
+    }
+}
+
 /// The verification of a pool's metadata, while it is used.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct PoolVerification {

@@ -47,6 +47,8 @@ pub enum Order {
         #[serde(flatten)]
         change: DiskCommand,
     },
+    /// A human needs this no more that is kept of a replica (`Kept`). Answered by `DiskChanged` with the same number.
+    DropKept { id: u64, volume: VolumeId },
     /// The metadata of this node's pool is to be verified while it is used. Told of by `Verified` with the same number; a run
     /// under way begins anew.
     Verify { id: u64 },
@@ -113,7 +115,7 @@ pub enum Report {
     Compared { id: u64, result: Result<Differences, String> },
     /// How far a verification is, once a second, and its end. Not told anew by `ReportAll`.
     Verified(Box<VerifyReport>),
-    /// A change of the pool's disks is done, or why it is not.
+    /// A change of the pool's disks, or of what is kept on them, is done, or why it is not.
     DiskChanged { id: u64, result: Result<(), String> },
     /// The pool cannot be used; nothing is served from it.
     PoolFailed { reason: String },

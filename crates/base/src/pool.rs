@@ -3,7 +3,7 @@
 //! Volumes are thin and may be promised more than there is (over-commit). That is safe as long as people hear in time that
 //! space runs out, so the levels are set here, once, for alerts, headline, API and tables.
 
-use crate::id::DiskId;
+use crate::id::{DiskId, GroupId, VolumeId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -33,6 +33,18 @@ pub struct PoolReport {
     pub failed: Option<String>,
     #[serde(default)]
     pub disks: Vec<DiskReport>,
+    /// States of replicas that are kept here; the first some hundred.
+    #[serde(default)]
+    pub kept: Vec<KeptReport>,
+}
+
+/// A state of a volume's replica that a node keeps for itself alone (`Kept`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptReport {
+    /// The volume that holds it.
+    pub volume: VolumeId,
+    pub group: GroupId,
+    pub size_bytes: u64,
 }
 
 /// How far a verification of a pool in use has come, and what it has found.

@@ -14,7 +14,7 @@ use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use pollux_base::config::{NbdTls, NodeConfig};
-use pollux_base::{DiskOp, Instant, Order, Report};
+use pollux_base::{DiskOp, Instant, Kept, Order, Report};
 use pollux_frontend::nbd::{Pem, Reach, TlsServer};
 use pollux_host::clock;
 use pollux_host::link::{Socket, listen_tcp, listen_unix};
@@ -170,7 +170,7 @@ impl Daemon {
                         match &report {
                             Report::PoolFailed { reason } => error!(reason, "the pool cannot be used"),
                             Report::DiskChanged { id, result } => {
-                                info!(?result, "a change of the pool's disks has ended");
+                                info!(?result, "a change of the pool has ended");
                                 self.disk_orders.on_ended(&self.keeper, *id, result.is_ok());
                             }
                             _ => {}
@@ -181,7 +181,14 @@ impl Daemon {
                     Output::Reply(id, reply) => self.clients.on_reply(&mut turn, id, reply, self.directory.exports()),
                     Output::Served { volume, served } => {
                         info!(%volume, served, "served here");
-                        if self.directory.on_served(volume, served) {
+                        let is_changed = match Kept::in_volume(volume) {
+                            None => self.directory.on_served(volume, served),
+                            Some(_) => {
+                                let size = self.plane.store().volumes().find(|(known, ..)| *known == volume);
+                                self.directory.on_kept(volume, size.map(|(.., size)| size).filter(|_| served))
+                            }
+                        };
+                        if is_changed {
                             self.clients.on_exports(&mut turn, self.directory.exports());
                         }
                     }

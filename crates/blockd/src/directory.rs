@@ -15,6 +15,8 @@ pub struct Directory {
     names: Option<BTreeMap<String, Offer>>,
     groups: BTreeMap<GroupId, GroupSpec>,
     served: BTreeSet<VolumeId>,
+    /// Sizes of what this node keeps for itself alone: no record names them.
+    kept: BTreeMap<VolumeId, ByteCount>,
     exports: Exports,
 }
 
@@ -30,6 +32,7 @@ impl Directory {
             names: None,
             groups: BTreeMap::new(),
             served: BTreeSet::new(),
+            kept: BTreeMap::new(),
             exports: Exports::default(),
         }
     }
@@ -61,6 +64,7 @@ impl Directory {
             | Order::Compare { .. }
             | Order::Disk { .. }
             | Order::Verify { .. }
+            | Order::DropKept { .. }
             | Order::ReportAll => return false,
         }
         self.renew()
@@ -76,6 +80,15 @@ impl Directory {
         self.renew()
     }
 
+    /// What this node keeps for itself alone is there, or (without a size) is not any more.
+    pub fn on_kept(&mut self, volume: VolumeId, size: Option<ByteCount>) -> bool {
+        match size {
+            Some(size) => self.kept.insert(volume, size),
+            None => self.kept.remove(&volume),
+        };
+        self.renew()
+    }
+
     fn renew(&mut self) -> bool {
         let Some(names) = &self.names else { return false };
         let offer = names.iter().map(|(name, offer)| (name.clone(), self.export(*offer))).collect();
@@ -88,6 +101,9 @@ impl Directory {
     fn export(&self, offer: Offer) -> Export {
         let Offer { volume, is_public, is_read_only } = offer;
         let export = |size, place| Export { volume, size, is_read_only, is_public, place };
+        if let Some(size) = self.kept.get(&volume) {
+            return export(*size, Place::Here);
+        }
         let known = self.groups.values().find_map(|spec| Some((spec.record.primary, spec.size(volume)?)));
         // Orders come in any order: the group of a volume that has a name is about to be told.
         let Some((primary, size)) = known else { return export(ByteCount(0), Place::Soon) };
@@ -117,6 +133,7 @@ mod tests {
             names: None,
             groups: BTreeMap::new(),
             served: BTreeSet::new(),
+            kept: BTreeMap::new(),
             exports: Exports::default(),
         }
     }
@@ -140,6 +157,20 @@ mod tests {
     fn names() -> Order {
         let offer = Offer { volume: VolumeId(7), is_public: false, is_read_only: false };
         Order::Exports { names: BTreeMap::from([("disk".to_owned(), offer)]) }
+    }
+
+    #[test]
+    fn what_a_node_keeps_for_itself_is_served_as_long_as_it_is_there() {
+        let mut directory = directory();
+        let volume = pollux_base::Kept::BeforeResync { of: VolumeId(7) }.volume();
+        let offer = Offer { volume, is_public: true, is_read_only: true };
+        directory.on_order(&Order::Exports { names: BTreeMap::from([("kept/v7-before-resync".to_owned(), offer)]) });
+        assert!(matches!(directory.exports().find("kept/v7-before-resync", true), Found::Soon(_)));
+        assert!(directory.on_kept(volume, Some(ByteCount(1 << 20))));
+        assert!(matches!(directory.exports().find("kept/v7-before-resync", true),
+            Found::Here(export) if export.is_read_only && export.size == ByteCount(1 << 20)));
+        assert!(directory.on_kept(volume, None));
+        assert!(!matches!(directory.exports().find("kept/v7-before-resync", true), Found::Here(_)));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::disk_list;
 use pollux_base::config::NodeConfig;
 use pollux_base::record::GroupNames;
 use pollux_base::unit::{BLOCK_BYTES, BlockRange};
-use pollux_base::{ByteCount, Data, GroupId, VolumeId};
+use pollux_base::{ByteCount, Data, GroupId, Kept, VolumeId};
 use pollux_host::disk::OpenDiskError;
 use pollux_host::reading::DiskReader;
 use pollux_replica::{Newer, Noted, names, noted};
@@ -159,8 +159,10 @@ fn names_of(rescue: &Rescue) -> BTreeMap<GroupId, GroupNames> {
 fn named_volumes(rescue: &Rescue) -> Vec<NamedVolume> {
     let names = names_of(rescue);
     let named = |volume: RescuedVolume| {
-        let name = names.get(&volume.group).and_then(|names| names.volumes.get(&volume.volume)).cloned();
-        NamedVolume { volume, name }
+        // What is kept of a replica goes by the name that it has with `pollux kept`.
+        let kept = Kept::in_volume(volume.volume).map(|kept| kept.to_string());
+        let name = || names.get(&volume.group).and_then(|names| names.volumes.get(&volume.volume)).cloned();
+        NamedVolume { name: kept.or_else(name), volume }
     };
     rescue.volumes().into_iter().map(named).collect()
 }

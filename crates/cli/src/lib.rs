@@ -17,7 +17,7 @@ pub mod table;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use command::pool::PoolCommand;
-use command::{event, group, image, node, pool, pool_look, raw, snapshot, status, task, vm, volume, witness};
+use command::{event, group, image, kept, node, pool, pool_look, raw, snapshot, status, task, vm, volume, witness};
 use context::ContextArgs;
 use failure::{Failure, Outcome};
 use output::{Format, Output};
@@ -72,6 +72,9 @@ enum Noun {
     /// The space that nodes give to volumes
     #[command(subcommand)]
     Pool(pool::PoolCommand),
+    /// What nodes keep of replicas that are or were overwritten
+    #[command(subcommand)]
+    Kept(kept::KeptCommand),
     /// Volumes that stay consistent together, and their replicas
     #[command(subcommand)]
     Group(group::GroupCommand),
@@ -142,6 +145,7 @@ fn run_once(noun: Noun, client: &Arc<Client>, ca: &Path, output: &Output) -> Out
         Noun::Volume(command) => volume::run(command, client, ca, output),
         Noun::Snapshot(command) => snapshot::run(command, client, output),
         Noun::Pool(command) => pool::run(command, client, output),
+        Noun::Kept(command) => kept::run(command, client, ca, output),
         Noun::Group(command) => group::run(command, client, output),
         Noun::Image(command) => image::run(command, client, output),
         Noun::Witness(command) => witness::run(command, client, output),
@@ -170,8 +174,8 @@ impl Noun {
     /// Whether it changes nothing and ends at once, so that it may be done again and again.
     fn only_shows(&self) -> bool {
         use command::{
-            group::GroupCommand, image::ImageCommand, node::NodeCommand, snapshot::SnapshotCommand, task::TaskCommand,
-            vm::VmCommand, volume::VolumeCommand,
+            group::GroupCommand, image::ImageCommand, kept::KeptCommand, node::NodeCommand, snapshot::SnapshotCommand,
+            task::TaskCommand, vm::VmCommand, volume::VolumeCommand,
         };
         match self {
             Noun::Status | Noun::Event(_) | Noun::Witness(_) => true,
@@ -179,6 +183,7 @@ impl Noun {
             Noun::Node(command) => matches!(command, NodeCommand::List | NodeCommand::Show { .. }),
             Noun::Vm(command) => matches!(command, VmCommand::List | VmCommand::Show { .. } | VmCommand::Why { .. }),
             Noun::Volume(command) => matches!(command, VolumeCommand::List | VolumeCommand::Show { .. }),
+            Noun::Kept(command) => matches!(command, KeptCommand::List { .. } | KeptCommand::Show { .. }),
             Noun::Group(command) => matches!(command, GroupCommand::List | GroupCommand::Show { .. }),
             Noun::Snapshot(command) => {
                 matches!(command, SnapshotCommand::List | SnapshotCommand::Show { .. } | SnapshotCommand::Diff { .. })

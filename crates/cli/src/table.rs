@@ -3,8 +3,8 @@
 use crate::output::{Table, day_and_time, fields, list, or_dash, time_of_day};
 use crate::size::show as size;
 use pollux_api::{
-    Event, Group, GroupState, Image, Lag, Node, Pool, PoolDiskState, PoolFinding, PoolVerification, Resync, Scrub,
-    Snapshot, SnapshotDiff, Status, Task, Vm, Volume, Witness,
+    Event, Group, GroupState, Image, Kept, Lag, Node, Pool, PoolDiskState, PoolFinding, PoolVerification, Resync,
+    Scrub, Snapshot, SnapshotDiff, Status, Task, Vm, Volume, Witness,
 };
 use std::fmt::Write;
 
@@ -327,6 +327,26 @@ pub fn pool(pool: &Pool) -> String {
         ("healed", format!("{} blocks since the data plane started", pool.healed_blocks)),
     ]);
     format!("{shown}\n\n{}", disks(pool))
+}
+
+pub fn kept_list(kept: &[Kept]) -> String {
+    let mut table = Table::new(&["KEPT", "NODE", "VOLUME", "REASON", "SIZE"]);
+    for kept in kept {
+        let Kept { kept: name, node, volume, reason, size_bytes, .. } = kept;
+        table.row([name.clone(), node.clone(), volume.clone(), reason.to_string(), size(*size_bytes)]);
+    }
+    table.to_string()
+}
+
+pub fn kept(kept: &Kept) -> String {
+    fields(&[
+        ("kept", kept.kept.clone()),
+        ("node", kept.node.clone()),
+        ("volume", kept.volume.clone()),
+        ("reason", kept.reason.to_string()),
+        ("size", size(kept.size_bytes)),
+        ("exported", list(&kept.uris)),
+    ])
 }
 
 /// Findings, the worst first, then what was looked at.

@@ -309,6 +309,21 @@ fn one_of_each_is_shown_as_reviewed() {
         volumes: 12,
         extents: 4000,
     };
+    let evidence = Kept {
+        kept: "v7-evidence-1".into(),
+        node: "b".into(),
+        volume: "vm/web1/disk0".into(),
+        group: 3,
+        reason: KeptReason::Evidence,
+        size_bytes: 10 << 30,
+        uris: vec!["nbds://10.75.0.2:10809/kept/v7-evidence-1".into()],
+    };
+    let before = Kept {
+        kept: "v7-before-resync".into(),
+        reason: KeptReason::BeforeResync,
+        uris: Vec::new(),
+        ..evidence.clone()
+    };
     let snapshot = Snapshot {
         id: 9,
         name: "web1@before-upgrade".into(),
@@ -346,6 +361,8 @@ fn one_of_each_is_shown_as_reviewed() {
         table::pools(std::slice::from_ref(&pool)),
         table::pool(&pool),
         table::verification(&verification),
+        table::kept_list(&[before, evidence.clone()]),
+        table::kept(&evidence),
         table::images(&[image.clone(), filling]),
         table::image(&image),
         table::events(&[event]),

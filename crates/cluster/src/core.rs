@@ -134,6 +134,7 @@ impl Cluster {
             Input::Vm(event) => self.on_vm_event(now, event),
             Input::ConfirmDown { request, node, token } => self.on_confirm_down(now, request, node, &token),
             Input::Disk { request, command, accepts_loss } => self.on_disk_command(request, command, accepts_loss),
+            Input::Kept { request, command } => self.on_kept_command(request, command),
             Input::KeyRefused { key, reason } => self.on_key_refused(key, reason),
             Input::Verify { request } => self.on_verify(request),
             Input::Compare { request, group, one, two, from } => self.on_compare(request, group, one, two, from),

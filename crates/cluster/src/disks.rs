@@ -34,8 +34,13 @@ impl Cluster {
             return self.output(Output::Answer { request, result: Err(refusal) });
         }
         let text = self.command_text(&command);
+        self.ask_disks(request, text, Order::Disk { id: request, change: command });
+    }
+
+    /// Orders what a human wants done to this node's pool; `text` is told when it is.
+    pub(crate) fn ask_disks(&mut self, request: u64, text: String, order: Order) {
         self.groups.disk_commands.asked.insert(request, text);
-        self.output(Output::Data(Order::Disk { id: request, change: command }));
+        self.output(Output::Data(order));
     }
 
     /// What is on a disk that is let go must be in sync elsewhere.

@@ -12,7 +12,7 @@ use crate::state::{Event, Owner};
 use pollux_base::order::{GroupReport, Offer, PathReport, PathState, ReplicaState};
 use pollux_base::pool::{PoolLevel, PoolReport, VerifyReport};
 use pollux_base::record::{GroupNames, GroupSpec};
-use pollux_base::{Epoch, Generation, GroupId, Instant, KeyId, NodeId, Order, Report, SnapshotId, Stamp};
+use pollux_base::{Epoch, Generation, GroupId, Instant, Kept, KeyId, NodeId, Order, Report, SnapshotId, Stamp};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Default)]
@@ -32,6 +32,8 @@ pub(crate) struct Groups {
     /// The primary here writes to these too: they may enter the in-sync set.
     current: BTreeMap<(GroupId, NodeId), (Generation, u64)>,
     pub disk_commands: DiskCommands,
+    /// What of what this node keeps is offered, until this process ends.
+    pub kept_exports: BTreeSet<Kept>,
     /// The verification of this node's pool that was asked for last.
     pub verified: Option<VerifyReport>,
     /// Comparisons that the data plane was asked for.
@@ -394,6 +396,7 @@ impl Cluster {
                 names.insert(volume.name.clone(), Offer { volume: *id, is_public, is_read_only });
             }
         }
+        names.extend(self.kept_offers());
         names
     }
 }

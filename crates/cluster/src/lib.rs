@@ -12,6 +12,7 @@ pub mod entry;
 mod fencing;
 mod groups;
 pub mod headline;
+mod kept;
 mod keys;
 mod moves;
 mod peers;
@@ -29,6 +30,7 @@ mod witness;
 pub use self::core::Cluster;
 pub use entry::{Change, Entry};
 pub use headline::{Headline, Protection, Sight};
+pub use kept::KeptCommand;
 pub use seam::{
     Answer, EpochRecord, Input, Output, PeerHello, Refusal, Register, Setup, VmCommand, VmEvent, WitnessAnswer,
 };

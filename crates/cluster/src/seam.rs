@@ -1,6 +1,7 @@
 //! What goes into the core and what comes out: the seam that `noded` and the simulator both carry.
 
 use crate::entry::{Change, Entry, NodeSpec, SealedKey, VmSpec};
+use crate::kept::KeptCommand;
 use pollux_base::config::PowerConfig;
 use pollux_base::guard::{GuardCommand, GuardView};
 use pollux_base::order::{Differences, DiskCommand};
@@ -133,6 +134,11 @@ pub enum Input {
     KeyRefused {
         key: KeyId,
         reason: String,
+    },
+    /// A human wants something of what this node keeps of replicas. Answered like a request.
+    Kept {
+        request: u64,
+        command: KeptCommand,
     },
     /// The metadata of this node's pool is to be verified while it is used. Answered like a request, with the number of the run, as
     /// soon as it is ordered; `Cluster::verified` tells how far it is.

@@ -8,7 +8,7 @@ use pollux_api::{ApiError, ErrorCode};
 use pollux_base::guard::GuardView;
 use pollux_base::order::{Differences, DiskCommand};
 use pollux_base::{ExtentIndex, GroupId, Instant, NodeId, VolumeId};
-use pollux_cluster::{Answer, Change, Cluster, Input, Output, PeerHello, Refusal};
+use pollux_cluster::{Answer, Change, Cluster, Input, KeptCommand, Output, PeerHello, Refusal};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -182,6 +182,11 @@ impl Core {
     /// A human changes the disks of this node's pool; answered when the data plane has done so or refused.
     pub async fn change_disks(&self, command: DiskCommand, accepts_loss: bool) -> Result<Answer, ApiError> {
         self.request(|request| Input::Disk { request, command, accepts_loss }).await
+    }
+
+    /// A human wants something of what this node keeps of replicas.
+    pub async fn change_kept(&self, command: KeptCommand) -> Result<Answer, ApiError> {
+        self.request(|request| Input::Kept { request, command }).await
     }
 
     /// Has the metadata of this node's pool verified while it is used; gives the number of the run.

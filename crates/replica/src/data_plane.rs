@@ -4,6 +4,7 @@
 use crate::disks::Changes;
 use crate::group::Group;
 use crate::image::{self, OPENINGS};
+use crate::kept::Shelf;
 use crate::local::Origin;
 use crate::node::{Node, Purpose};
 use crate::note::Note;
@@ -17,7 +18,7 @@ use crate::{Config, Input, Output};
 use pollux_base::pool::PoolReport;
 use pollux_base::timing::{LEASE_RENEW, REPLICA_LOST};
 use pollux_base::{
-    BlockError, GroupId, Instant, KeyId, NodeId, Order, Reply, Report, Request, Session, Stamp, VolumeId,
+    BlockError, GroupId, Instant, Kept, KeyId, NodeId, Order, Reply, Report, Request, Session, Stamp, VolumeId,
 };
 use pollux_store::{Disks, StoreError, StoreReply};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -35,6 +36,7 @@ pub struct DataPlane {
     pub(crate) node: Node,
     pub(crate) changes: Changes,
     pub(crate) verifying: Option<Verifying>,
+    pub(crate) shelf: Shelf,
     groups: BTreeMap<GroupId, Group>,
     /// Whose volume it is, of the groups whose records are known.
     volumes: BTreeMap<VolumeId, GroupId>,
@@ -65,6 +67,7 @@ impl DataPlane {
             node: Node::new(now, config.node, config.boot, store),
             changes: Changes::default(),
             verifying: None,
+            shelf: Shelf::default(),
             groups: BTreeMap::new(),
             volumes: BTreeMap::new(),
             wakes: BTreeMap::new(),
@@ -256,14 +259,17 @@ impl DataPlane {
         if let Err(StoreError::Disk(reason)) = &result {
             node.fail_pool(reason);
         }
-        if purpose == Purpose::Look {
-            return self.on_looked(result);
-        }
-        if purpose == Purpose::Opening {
-            if result.is_err() {
-                node.image.on_not_noted();
+        match purpose {
+            Purpose::Look => return self.on_looked(result),
+            Purpose::ReadKept(id) => return self.on_kept_read(id, result),
+            Purpose::DropKept(id) => return self.on_kept_dropped(id, result),
+            Purpose::Opening => {
+                if result.is_err() {
+                    node.image.on_not_noted();
+                }
+                return self.begin();
             }
-            return self.begin();
+            _ => {}
         }
         let Some(group) = self.groups.get_mut(&id) else { return };
         self.touched.insert(id);
@@ -304,7 +310,10 @@ impl DataPlane {
                 group.on_peer_snapshot(node, asker, result.map(|_| ()));
             }
             Purpose::Cool { reap } => group.on_cooled(node, reap),
-            Purpose::Background | Purpose::Opening | Purpose::Look => {}
+            Purpose::Background => {}
+            Purpose::Opening | Purpose::Look | Purpose::ReadKept(_) | Purpose::DropKept(_) => {
+                unreachable!("told apart before")
+            }
         }
     }
 
@@ -511,6 +520,7 @@ impl DataPlane {
                     self.node.report(Report::Compared { id, result });
                 }
             },
+            Order::DropKept { id, volume } => self.on_drop_kept(id, volume),
             Order::Verify { id } => self.on_verify_order(id),
             Order::ReportAll => {
                 if let Some(reason) = self.node.pool_failed.clone() {
@@ -534,6 +544,9 @@ impl DataPlane {
     }
 
     fn on_request(&mut self, request: Request) {
+        if Kept::in_volume(request.volume).is_some() {
+            return self.on_kept_request(request);
+        }
         let group = self.volumes.get(&request.volume).and_then(|id| self.groups.get_mut(id));
         match group {
             Some(group) => {
@@ -639,6 +652,9 @@ impl DataPlane {
             }
             self.drain_store();
             if self.touched.is_empty() && (self.node.pool_failed.is_none() || self.pool_failure_told) {
+                if self.is_open {
+                    self.refresh_kept();
+                }
                 self.report_space();
                 return self.report_changes();
             }
@@ -656,6 +672,7 @@ impl DataPlane {
             disks: self.node.store.state_word(),
             free,
             errors: self.node.store.errors(),
+            kept: self.shelf.revision,
         };
         if !self.is_open || !self.space.is_news(now, seen) {
             return;
@@ -669,6 +686,7 @@ impl DataPlane {
             healed_blocks: self.groups.values().map(|group| group.healed).sum(),
             failed: self.node.pool_failed.clone(),
             disks: self.node.store.disks(),
+            kept: self.shelf.reports(),
         };
         let report = self.space.report(now, seen, present);
         self.node.report(report);

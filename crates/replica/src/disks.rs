@@ -12,6 +12,13 @@ pub(crate) struct Changes {
     ended: Vec<Report>,
 }
 
+impl Changes {
+    /// Something else that a human asked for of the pool has ended.
+    pub(crate) fn end(&mut self, id: u64, result: Result<(), String>) {
+        self.ended.push(Report::DiskChanged { id, result });
+    }
+}
+
 impl DataPlane {
     pub(crate) fn on_disk_change(&mut self, id: u64, change: DiskChange) {
         let request = StoreRequestId(self.node.next_number());
@@ -21,7 +28,7 @@ impl DataPlane {
 
     pub(crate) fn on_disks_changed(&mut self, request: StoreRequestId, result: Result<(), String>) {
         let id = self.changes.asked.remove(&request).expect("the store ends each change once");
-        self.changes.ended.push(Report::DiskChanged { id, result });
+        self.changes.end(id, result);
     }
 
     /// After the pool as it is now was told: whoever hears of the end knows what has come of it.

@@ -88,6 +88,8 @@ pub(crate) struct Group {
     pub diff: Option<Diff>,
     /// What was kept and is being deleted.
     pub dropping: BTreeSet<VolumeId>,
+    /// What a human gave up, and the evidence that is made of it.
+    pub keeping: Option<(Stamp, Vec<(VolumeId, VolumeId)>)>,
     /// A record is adopted as soon as nothing is under way at the store.
     pub awaits_rest: bool,
     /// What people call it and its volumes, and the notes of that which the store was asked to keep.
@@ -124,6 +126,7 @@ impl Group {
             served: BTreeSet::new(),
             diff: None,
             dropping: BTreeSet::new(),
+            keeping: None,
             awaits_rest: false,
             names: None,
             names_asked: None,

@@ -23,6 +23,8 @@ pub(crate) struct Seen {
     pub disks: u64,
     pub free: u64,
     pub errors: u64,
+    /// Another number when something else is kept.
+    pub kept: u64,
 }
 
 /// The pool as it was last reported, and how its space went.
@@ -38,7 +40,7 @@ impl Space {
     /// Whether there is something to report now. Cheap, because it is asked after every event.
     pub(crate) fn is_news(&mut self, now: Instant, seen: Seen) -> bool {
         let Some((at, known, growth)) = &self.reported else { return true };
-        let states = |seen: &Seen| (seen.is_full, seen.is_failed, seen.disks);
+        let states = |seen: &Seen| (seen.is_full, seen.is_failed, seen.disks, seen.kept);
         if states(known) != states(&seen) {
             return true;
         }
@@ -103,7 +105,7 @@ mod tests {
 
     fn look_at(space: &mut Space, now: Instant, pool: PoolReport, disks: u64, errors: u64) -> Option<u64> {
         let (is_full, is_failed, free) = (pool.is_full, pool.failed.is_some(), pool.free_bytes);
-        let seen = Seen { is_full, is_failed, disks, free, errors };
+        let seen = Seen { is_full, is_failed, disks, free, errors, kept: 0 };
         if !space.is_news(now, seen) {
             return None;
         }

@@ -4,6 +4,7 @@ pub mod console;
 pub mod event;
 pub mod group;
 pub mod image;
+pub mod kept;
 pub mod node;
 pub mod pool;
 pub mod pool_look;

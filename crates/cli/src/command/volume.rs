@@ -140,7 +140,7 @@ fn export(client: &Client, output: &Output, ca: &Path, volume: &str, exported: b
 }
 
 /// How a client gets in over TLS. `dir`: where its certificates lie already.
-fn certificates_hint(ca: &Path, dir: Option<&Path>) -> String {
+pub(super) fn certificates_hint(ca: &Path, dir: Option<&Path>) -> String {
     let own = match dir {
         Some(dir) => format!("{} holds them", dir.display()),
         None => "put them into a folder as ca-cert.pem, client-cert.pem and client-key.pem".to_string(),

@@ -3,6 +3,7 @@
 mod disks;
 mod groups;
 mod images;
+mod kept;
 mod peer;
 mod routes;
 mod snapshots;

@@ -234,6 +234,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/groups", get(groups))
         .merge(super::disks::routes())
         .merge(super::groups::routes())
+        .merge(super::kept::routes())
         .merge(super::snapshots::routes())
         .route("/v1/pools", get(pools))
         .route("/v1/pools/{node}", get(pool))

@@ -495,17 +495,23 @@ pub fn volume(cluster: &Cluster, config: &NodeConfig, id: VolumeId) -> Option<ap
         encrypted: volume.key.is_some(),
         vm: (kind == GroupKind::Vm).then(|| owner.clone()),
         image: (kind == GroupKind::Image).then_some(owner),
-        uris: if volume.exported { uris(config, group.record.primary, &volume.name) } else { Vec::new() },
+        uris: if volume.exported { uris_of_all(config, group.record.primary, &volume.name) } else { Vec::new() },
     })
 }
 
 /// Where other machines reach the volume: at its primary, and where it goes if that is lost.
-fn uris(config: &NodeConfig, primary: NodeId, name: &str) -> Vec<String> {
+/// Addresses of an export, the primary's node first.
+fn uris_of_all(config: &NodeConfig, primary: NodeId, name: &str) -> Vec<String> {
+    let mut nodes: Vec<NodeId> = config.nodes.iter().map(|node| node.node).collect();
+    nodes.sort_by_key(|node| *node != primary);
+    uris(config, &nodes, name)
+}
+
+/// Addresses of an export at these nodes.
+pub fn uris(config: &NodeConfig, at: &[NodeId], name: &str) -> Vec<String> {
     let scheme = if config.nbd_tls == NbdTls::Plain { "nbd" } else { "nbds" };
-    let mut nodes: Vec<_> = config.nodes.iter().collect();
-    nodes.sort_by_key(|node| node.node != primary);
-    nodes
-        .into_iter()
+    at.iter()
+        .filter_map(|node| config.nodes.iter().find(|known| known.node == *node))
         .flat_map(|node| node.nbd.iter())
         .map(|address| format!("{scheme}://{address}/{}", escape(name)))
         .collect()

@@ -28,6 +28,11 @@ impl Disks {
         self.pools().map(|pool| (pool.superblock.identity.disk, now(pool))).collect()
     }
 
+    /// Changes of the catalog so far: with another number there may be other volumes. None before it is open.
+    pub fn catalog_changes(&self) -> Option<u64> {
+        self.first().pool().map(|pool| pool.catalog.changes)
+    }
+
     /// Where the pool is: the disk with the lowest id stands for all, because they are opened together. Which disks there are
     /// changes only with the catalog, so this never falls either.
     pub fn position(&self) -> Option<(PoolId, DiskId, Position)> {
