@@ -104,6 +104,8 @@ pub struct Offer {
 pub enum Report {
     /// State of a group on this node; sent when it changes, progress at most once a second.
     Group(Box<GroupReport>),
+    /// Groups of which this node's pool holds anything, known by a record or not; after `ReportAll`.
+    Holds { groups: BTreeSet<GroupId> },
     /// The primary lost this member of the in-sync set and is frozen until a record without it is committed (W3).
     ReplicaLost { group: GroupId, generation: Generation, node: NodeId, reason: String },
     /// The primary has brought this replica up to date and completes writes only with it: a record with it may be

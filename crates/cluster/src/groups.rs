@@ -31,6 +31,8 @@ pub(crate) struct Groups {
     lost: BTreeMap<(GroupId, NodeId), (Generation, String)>,
     /// The primary here writes to these too: they may enter the in-sync set.
     current: BTreeMap<(GroupId, NodeId), (Generation, u64)>,
+    /// Groups of which the data plane held anything when it was connected: some may have been deleted while it was away.
+    held: BTreeSet<GroupId>,
     pub disk_commands: DiskCommands,
     /// What of what this node keeps is offered, until this process ends.
     pub kept_exports: BTreeSet<Kept>,
@@ -83,6 +85,7 @@ impl Cluster {
         match report {
             None => {
                 self.groups.is_connected = false;
+                self.groups.held.clear();
                 self.groups.sent = Sent::default();
                 self.groups.pool = None;
                 self.groups.paths.clear();
@@ -100,6 +103,7 @@ impl Cluster {
             Some(Report::Group(report)) => {
                 self.groups.reports.insert(report.group, *report);
             }
+            Some(Report::Holds { groups }) => self.groups.held = groups,
             Some(Report::ReplicaLost { group, generation, node, reason }) => {
                 self.groups.current.remove(&(group, node));
                 self.groups.lost.insert((group, node), (generation, reason));
@@ -343,7 +347,7 @@ impl Cluster {
         }
         // Ids are never minted twice, so what the log does not know but must have minted is deleted. What it can not have
         // minted is none of ours to erase.
-        let known = self.groups.reports.keys().chain(self.groups.sent.groups.keys());
+        let known = self.groups.reports.keys().chain(self.groups.sent.groups.keys()).chain(&self.groups.held);
         let gone: BTreeSet<GroupId> =
             known.copied().filter(|id| !self.state.groups.contains_key(id) && id.0 <= self.state.last_id).collect();
         for group in gone {

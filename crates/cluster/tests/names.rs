@@ -37,3 +37,19 @@ fn every_node_with_a_replica_is_told_the_names_of_volumes_and_snapshots() {
         assert_eq!(told(&world, node), [first.clone(), second.clone()]);
     }
 }
+
+/// Found by the simulator, which deletes clones while nodes are away: such a node was never told, and kept them for ever.
+#[test]
+fn what_was_deleted_while_a_data_plane_was_away_is_forgotten_when_it_is_back() {
+    let mut world = World::with_vm(true, true, A);
+    let (group, volume) = world.state(A).vm_named("web1").map(|(_, vm)| (vm.group, vm.volumes[0])).unwrap();
+    // All ids are of one counter: no group has this one.
+    let deleted = pollux_base::GroupId(volume.0);
+    let never_minted = pollux_base::GroupId(world.state(A).last_id + 1000);
+    world.orders.clear();
+    world.give(A, Input::Data(Some(pollux_base::Report::Holds { groups: [group, deleted, never_minted].into() })));
+    world.run(Duration::from_secs(1));
+    let forgotten = world.orders.iter().filter(|(_, order)| matches!(order, Order::Forget { .. }));
+    let forgotten: Vec<_> = forgotten.cloned().collect();
+    assert_eq!(forgotten, [(A, Order::Forget { group: deleted })], "and nothing that no log can have minted");
+}

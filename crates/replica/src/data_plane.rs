@@ -271,7 +271,13 @@ impl DataPlane {
             }
             _ => {}
         }
-        let Some(group) = self.groups.get_mut(&id) else { return };
+        let Some(group) = self.groups.get_mut(&id) else {
+            // What was being made for a record when its group was deleted is there now.
+            if matches!(purpose, Purpose::Adopt(_)) && self.forgotten.contains(&id) {
+                Group::new(id, None, node.boot).forget(node);
+            }
+            return;
+        };
         self.touched.insert(id);
         match purpose {
             Purpose::Adopt(round) => group.on_adopt_step(node, round, result.map(|_| ())),
@@ -472,11 +478,12 @@ impl DataPlane {
             }
             Order::Forget { group: id } => {
                 self.forgotten.insert(id);
-                if let Some(mut group) = self.groups.remove(&id) {
-                    let keys = group.keys();
-                    group.forget(&mut self.node);
-                    self.forget_keys(keys);
-                }
+                // Of one that was deleted while this node was away nothing is known but what lies here.
+                let known = self.groups.remove(&id);
+                let mut group = known.unwrap_or_else(|| Group::new(id, None, self.node.boot));
+                let keys = group.keys();
+                group.forget(&mut self.node);
+                self.forget_keys(keys);
                 self.touched.remove(&id);
                 self.full.remove(&id);
                 self.wakes.remove(&id);
@@ -527,6 +534,9 @@ impl DataPlane {
                     self.node.report(Report::PoolFailed { reason });
                 }
                 self.space.forget();
+                let stored = self.node.store.volumes().map(|(_, group, _)| group);
+                let groups = self.groups.keys().copied().chain(stored).collect();
+                self.node.report(Report::Holds { groups });
                 for (id, group) in &mut self.groups {
                     group.report_again(&mut self.node);
                     self.touched.insert(*id);

@@ -55,3 +55,45 @@ fn names_that_come_before_the_record_is_durable_are_written_behind_it() {
     world.write_done(A, 0, 1, 1);
     world.same(&[A, B]);
 }
+
+#[test]
+fn what_lies_on_the_pool_is_told_and_is_erased_by_order_also_when_no_record_of_it_came() {
+    let mut world = World::pair(3);
+    world.write_done(A, 0, 1, 1);
+    world.machine(B).is_deaf = true;
+    world.power_cut(B);
+    world.start(B);
+    world.cut(A, B);
+    world.input(B, pollux_replica::Input::Order(Box::new(Order::ReportAll)));
+    let told = |world: &World| {
+        let held = world.reports.iter().rev().find_map(|(_, from, report)| match report {
+            pollux_base::Report::Holds { groups } if *from == B => Some(groups.clone()),
+            _ => None,
+        });
+        held == Some([GROUP].into())
+    };
+    world.until("told", told);
+    world.input(B, pollux_replica::Input::Order(Box::new(Order::Forget { group: GROUP })));
+    let volumes = |world: &World| world.machines[&B].plane.as_ref().unwrap().store().volumes().count();
+    world.until("erased", |world| volumes(world) == 0);
+}
+
+/// Found by the simulator (seed 376): a data plane that stood still got the record of a group and its deletion in one go.
+#[test]
+fn what_is_being_made_when_its_group_is_deleted_does_not_stay() {
+    let mut world = World::pair(4);
+    let (group, volume) = (GroupId(800), pollux_base::VolumeId(801));
+    let spec = pollux_base::record::GroupSpec {
+        group,
+        volumes: [(volume, pollux_base::ByteCount(4 << 20))].into(),
+        ..world.spec.clone()
+    };
+    world.input(B, pollux_replica::Input::Order(Box::new(Order::Group(spec))));
+    world.input(B, pollux_replica::Input::Order(Box::new(Order::Forget { group })));
+    world.run_for(ms(500));
+    let store = world.machines[&B].plane.as_ref().unwrap().store();
+    assert_eq!(store.volumes().filter(|(_, of, _)| *of == group).count(), 0);
+    assert_eq!(store.notes().filter(|(of, _)| *of == group).count(), 0);
+    world.write_done(A, 0, 1, 1);
+    world.same(&[A, B]);
+}
