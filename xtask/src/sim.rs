@@ -92,7 +92,7 @@ pub fn sim(args: &SimArgs) -> Result<()> {
     let counts = &results.counts;
     println!(
         "sim: {} seeds, {:.0} s of virtual time in {:.1} s, {} steps; {} writes acknowledged, {} reads, {} records, {} runs, \
-         {} grants, {} fences, {} kills by guards, {} faults, {} snapshots, {} changes of disks, {} disks lost",
+         {} grants, {} fences, {} kills by guards, {} faults, {} snapshots, {} rollbacks, {} clones, {} changes of disks, {} disks lost",
         results.seeds,
         results.virtual_seconds,
         began.elapsed().as_secs_f64(),
@@ -106,6 +106,8 @@ pub fn sim(args: &SimArgs) -> Result<()> {
         counts.kills,
         counts.faults,
         counts.snapshots,
+        counts.rollbacks,
+        counts.clones,
         counts.disk_changes,
         counts.disks_lost,
     );
@@ -149,6 +151,8 @@ impl Results {
         own.grants += counts.grants;
         own.faults += counts.faults;
         own.snapshots += counts.snapshots;
+        own.rollbacks += counts.rollbacks;
+        own.clones += counts.clones;
         own.disk_changes += counts.disk_changes;
         own.disks_lost += counts.disks_lost;
     }

@@ -96,6 +96,14 @@ impl Block {
             }
         }
     }
+    /// The block holds this from now on, on stable storage; what was under way is never seen again.
+    fn go_back(&mut self, value: Value) {
+        self.held = vec![Held { value, order: 0, holders: BTreeSet::new(), cut: BTreeSet::new() }];
+        self.possible = vec![value];
+        self.under_way.clear();
+        self.version += 1;
+        self.newest_acked = value.0.into_iter().filter(|write| *write != Value::GARBAGE).max().unwrap_or(0);
+    }
     fn widen(&mut self, value: Value) {
         if !self.possible.contains(&value) {
             self.possible.push(value);
@@ -225,6 +233,16 @@ impl Blocks {
                         held.cut.insert(*node);
                     }
                     block.lose_what_nobody_holds();
+                }
+            }
+            Seen::RolledBack { volumes, values, .. } => {
+                for volume in volumes {
+                    for ((_, index), block) in self.blocks.range_mut((*volume, 0)..=(*volume, u64::MAX)) {
+                        block.go_back(values.get(&(*volume, *index)).copied().unwrap_or(Value::ZERO));
+                    }
+                }
+                for ((volume, index), value) in values {
+                    self.block(*volume, *index).go_back(*value);
                 }
             }
             Seen::Record { volumes, record, .. } => {

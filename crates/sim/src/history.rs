@@ -191,6 +191,21 @@ pub enum Seen {
         volume: VolumeId,
         block: u64,
     },
+    /// The log of some node says that the volumes went back: from now on they hold this, for certain. What is not named reads as
+    /// zeros. Numbers are of those of writes.
+    RolledBack {
+        rollback: u64,
+        group: GroupId,
+        volumes: Vec<VolumeId>,
+        values: BTreeMap<(VolumeId, u64), Value>,
+    },
+    /// All is healed and quiet: what a replica of a clone holds, and what the snapshot held of which it was made.
+    Clone {
+        node: NodeId,
+        volume: VolumeId,
+        expected: BTreeMap<u64, Value>,
+        found: BTreeMap<u64, Value>,
+    },
     /// What the disks of an in-sync replica and of one that is behind say at some moment: extents that differ, and those
     /// that a resync would compare.
     Behind {

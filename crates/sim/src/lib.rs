@@ -7,6 +7,7 @@
 
 pub mod blocks;
 mod content;
+mod copies;
 mod disks;
 pub mod faults;
 mod guest;

@@ -44,6 +44,7 @@ impl World {
             return;
         }
         self.operate_snapshots(id);
+        self.operate_copies(id);
         for index in 0..self.settings.vms.len() {
             let Some(noded) = &self.nodes[&id].noded else { return };
             let wanted = if self.operator.wanted[index] { Wanted::Running } else { Wanted::Stopped };

@@ -4,7 +4,9 @@ use crate::content::value_of;
 use crate::history::{Seen, Value};
 use crate::world::{CLUSTER, POOL_BYTES, World};
 use pollux_base::unit::{BLOCK_BYTES, BlockRange, EXTENT_BLOCKS};
-use pollux_base::{BlockChecksum, BlockCount, BlockIndex, ByteCount, ExtentIndex, Instant, NodeId, VolumeId};
+use pollux_base::{
+    BlockChecksum, BlockCount, BlockIndex, ByteCount, ExtentIndex, GroupId, Instant, NodeId, Stamp, VolumeId,
+};
 use pollux_replica::cipher::Cipher;
 use pollux_store::faulty_disk::FaultyDisk;
 use pollux_store::{Disks, Input, OpenError, Output, StoreError, StoreOp, StoreReply, StoreRequestId};
@@ -138,6 +140,12 @@ impl Peek {
         Ok(contents)
     }
 
+    /// The last record by which the replica of the group says that it holds everything.
+    fn held_at(&self, group: GroupId) -> Option<Stamp> {
+        let (_, note) = self.store.notes().find(|(noted, _)| *noted == group)?;
+        pollux_replica::noted(group, note)?.held
+    }
+
     pub fn known(&self, volume: VolumeId) -> bool {
         self.blocks_of(volume).is_some()
     }
@@ -162,7 +170,17 @@ impl World {
                 .find_map(|node| Some(node.noded.as_ref()?.core.state().groups.get(&group)?.volumes.clone()));
             for source in record.in_sync.iter().filter(|source| **source != behind) {
                 let Ok(mut other) = Peek::open(&self.nodes[source].disks, *source) else { continue };
-                for (volume, size) in volumes.clone().unwrap_or_default() {
+                // A copy that a replica has not made yet is nothing that another is behind.
+                let is_there = |(volume, _): &(VolumeId, ByteCount)| other.known(*volume);
+                let all: Vec<_> = volumes.clone().unwrap_or_default().into_iter().filter(is_there).collect();
+                for (volume, size) in all {
+                    // A record by which volumes went back, or are copies, counts at a replica when it has done so. One that
+                    // lacks the volume is compared from the beginning.
+                    let since = match (own.held_at(group), own.known(volume)) {
+                        (Some(held), true) if self.copies.went_back_since(group, held) => held.min(since),
+                        (_, true) => since,
+                        (_, false) => LEAST,
+                    };
                     let mut candidates = BTreeSet::new();
                     for peek in [&own, &other] {
                         if peek.known(volume) {
@@ -198,9 +216,13 @@ impl World {
             for (volume, group, _) in volumes {
                 let Some(record) = self.newest.get(&group) else { continue };
                 let in_sync = record.in_sync.contains(&id);
-                let origin = self.origin_of(volume);
+                let origin = self.told_by(volume);
                 match peek.contents(volume, origin, self.cipher_of(origin).as_deref(), self.rotted) {
-                    Ok(blocks) => self.see(Seen::Replica { node: id, volume, in_sync, blocks }),
+                    Ok(blocks) => {
+                        let values = blocks.iter().map(|(block, (value, _))| (*block, *value)).collect();
+                        self.see(Seen::Replica { node: id, volume, in_sync, blocks });
+                        self.look_at_clone(id, volume, values);
+                    }
                     Err(text) => self.fail("replicas_converge", format!("{id}: {text}")),
                 }
             }

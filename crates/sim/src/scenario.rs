@@ -69,6 +69,8 @@ pub fn named(seed: u64) -> Vec<Scenario> {
             vms: vec![vec![46 << 20]],
             think: Duration::from_millis(20),
             snapshots: false,
+            copies: false,
+            clones: false,
             disks: false,
             encrypted: seed.is_multiple_of(2),
             sabotage: None,

@@ -143,6 +143,7 @@ impl World {
             self.look_at_records(id);
             self.look_for_taken(id);
             self.look_for_keys(id);
+            self.look_for_copies(id);
         }
         self.drain_noded(id);
     }
@@ -382,7 +383,8 @@ impl World {
             None => None,
         };
         let event = event.unwrap_or_else(|| {
-            let sizes: Vec<(VolumeId, u64)> = volumes.iter().map(|volume| (*volume, self.blocks_of(*volume))).collect();
+            let sizes: Vec<(VolumeId, u64)> =
+                volumes.iter().map(|volume| (*volume, self.blocks_of(id, *volume))).collect();
             match volumes.first().and_then(|volume| self.group_of(*volume)) {
                 Some(group) => {
                     self.begin_guest(id, Guest::new(vm, incarnation, group, sizes));
@@ -397,11 +399,13 @@ impl World {
     fn state_with(&self, volume: VolumeId) -> Option<&pollux_cluster::state::Volume> {
         self.nodes.values().find_map(|node| node.noded.as_ref()?.core.state().volumes.get(&volume))
     }
-    fn group_of(&self, volume: VolumeId) -> Option<GroupId> {
+    pub fn group_of(&self, volume: VolumeId) -> Option<GroupId> {
         self.state_with(volume).map(|found| found.group)
     }
-    fn blocks_of(&self, volume: VolumeId) -> u64 {
-        self.state_with(volume).map_or(0, |found| found.size.0 / BLOCK_BYTES)
+    /// As large as the node knows it to be: it may have grown since.
+    fn blocks_of(&self, id: NodeId, volume: VolumeId) -> u64 {
+        let own = self.nodes[&id].noded.as_ref().and_then(|noded| noded.core.state().volumes.get(&volume));
+        own.or_else(|| self.state_with(volume)).map_or(0, |found| found.size.0 / BLOCK_BYTES)
     }
 }
 

@@ -4,6 +4,7 @@ use crate::history::Seen;
 use crate::peek::Peek;
 use crate::world::World;
 use pollux_base::{GroupId, NodeId, SnapshotId, VolumeId};
+use pollux_cluster::state::Owner;
 use pollux_cluster::{Change, Input};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,7 +19,8 @@ impl World {
             return;
         }
         let Some(noded) = &self.nodes[&id].noded else { return };
-        let groups = noded.core.state().groups.iter();
+        // Clones are for others to look at.
+        let groups = noded.core.state().groups.iter().filter(|(_, group)| matches!(group.owner, Owner::Vm(_)));
         let groups: Vec<(GroupId, Vec<SnapshotId>)> =
             groups.map(|(id, group)| (*id, group.snapshots.each.keys().copied().collect())).collect();
         for (group, snapshots) in groups {
@@ -41,7 +43,7 @@ impl World {
         self.ask(id, Change::CreateSnapshot { group, name });
     }
 
-    fn ask(&mut self, id: NodeId, change: Change) {
+    pub fn ask(&mut self, id: NodeId, change: Change) {
         let (request, unix_ms) = (self.number(), self.unix_ms(id));
         self.tell_core(id, Duration::ZERO, Input::Request { request, unix_ms, change: Box::new(change) });
     }

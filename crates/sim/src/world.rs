@@ -43,6 +43,9 @@ pub struct Settings {
     pub think: Duration,
     /// Somebody takes and deletes snapshots all the time.
     pub snapshots: bool,
+    /// Somebody rolls back, lets disks grow and (with `clones`) clones, too.
+    pub copies: bool,
+    pub clones: bool,
     /// Disks join pools and leave them, and some pools begin with two.
     pub disks: bool,
     /// The first VM's disks are encrypted at rest.
@@ -171,6 +174,7 @@ pub struct World {
     pub streams: Streams,
     pub witness: Witness,
     pub operator: crate::operator::Operator,
+    pub copies: crate::copies::Copies,
     /// Every record that was ever committed, and the newest.
     pub records: BTreeMap<(GroupId, Stamp), GroupRecord>,
     pub newest: BTreeMap<GroupId, GroupRecord>,
@@ -218,6 +222,8 @@ pub struct Counts {
     pub grants: u64,
     pub faults: u64,
     pub snapshots: u64,
+    pub rollbacks: u64,
+    pub clones: u64,
     /// Changes of disks that were asked for, and disks that pools went on without.
     pub disk_changes: u64,
     pub disks_lost: u64,
@@ -273,6 +279,7 @@ impl World {
             next_event: 0,
             next_number: 1,
             operator: crate::operator::Operator::new(settings.vms.len()),
+            copies: crate::copies::Copies::default(),
             settings,
             nodes,
             net: Net::new(),

@@ -3,6 +3,7 @@
 mod acked_writes_survive;
 mod block_reads_linearizable;
 mod candidates_cover_differences;
+mod clones_hold_what_they_are_of;
 mod encrypted_is_never_in_the_clear;
 mod guest_never_runs_twice;
 mod no_takeover_before_lease_end_or_proof;
@@ -27,6 +28,7 @@ pub fn all() -> Vec<Box<dyn Invariant>> {
         Box::new(acked_writes_survive::AckedWritesSurvive::default()),
         Box::new(block_reads_linearizable::BlockReadsLinearizable::default()),
         Box::new(candidates_cover_differences::CandidatesCoverDifferences),
+        Box::new(clones_hold_what_they_are_of::ClonesHoldWhatTheyAreOf),
         Box::new(encrypted_is_never_in_the_clear::EncryptedIsNeverInTheClear),
         Box::new(guest_never_runs_twice::GuestNeverRunsTwice::default()),
         Box::new(no_takeover_before_lease_end_or_proof::NoTakeoverBeforeLeaseEndOrProof::default()),

@@ -9,7 +9,7 @@ use super::Invariant;
 use crate::history::{SECTORS, Seen, Value};
 use crate::time::Time;
 use pollux_base::unit::BlockRange;
-use pollux_base::{GroupId, NodeId, VolumeId};
+use pollux_base::{BlockCount, BlockIndex, GroupId, NodeId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
@@ -17,7 +17,7 @@ struct Write {
     volume: VolumeId,
     range: BlockRange,
     sectors: Range<usize>,
-    zero: bool,
+    what: What,
     /// Acknowledgements of its group when it was asked for, and its own place in their order.
     asked: usize,
     acked: Option<usize>,
@@ -25,11 +25,26 @@ struct Write {
     cut: BTreeSet<NodeId>,
 }
 
+/// What a write leaves in its sectors.
+enum What {
+    Number,
+    Zeros,
+    /// Not a write: all volumes of the group went back. What is not named holds zeros.
+    Rollback(BTreeMap<(VolumeId, u64), Value>),
+}
+
 impl Write {
-    fn value(&self, number: u64) -> u64 {
-        if self.zero { 0 } else { number }
+    fn value(&self, number: u64, (volume, block, sector): Place) -> u64 {
+        match &self.what {
+            What::Number => number,
+            What::Zeros => 0,
+            What::Rollback(values) => values.get(&(volume, block)).map_or(0, |value| value.0[sector]),
+        }
     }
 }
+
+/// A sector.
+type Place = (VolumeId, u64, usize);
 
 /// Who holds the last write of a sector, and who of them lost power since.
 struct Last {
@@ -56,7 +71,7 @@ struct Snapshot {
 #[derive(Default)]
 pub struct SnapshotsAreOnePoint {
     writes: BTreeMap<u64, Write>,
-    sectors: BTreeMap<(VolumeId, u64, usize), Sector>,
+    sectors: BTreeMap<Place, Sector>,
     groups: BTreeMap<VolumeId, GroupId>,
     acked: BTreeMap<GroupId, usize>,
     snapshots: BTreeMap<(GroupId, String), Snapshot>,
@@ -81,6 +96,26 @@ impl SnapshotsAreOnePoint {
         }
     }
 
+    /// In the order of acknowledgements a rollback is one of all sectors, of the group's volumes, and nothing takes it back.
+    fn go_back(
+        &mut self,
+        number: u64,
+        group: GroupId,
+        volumes: &[VolumeId],
+        values: &BTreeMap<(VolumeId, u64), Value>,
+    ) {
+        let place = self.acked.entry(group).or_default();
+        *place += 1;
+        let (asked, acked) = (*place, Some(*place));
+        let Some(volume) = volumes.first().copied() else { return };
+        let (range, what) = (BlockRange::new(BlockIndex(0), BlockCount(0)), What::Rollback(values.clone()));
+        self.writes.insert(number, Write { volume, range, sectors: 0..0, what, asked, acked, cut: BTreeSet::new() });
+        for (_, sector) in self.sectors.iter_mut().filter(|((volume, ..), _)| volumes.contains(volume)) {
+            sector.writes.push(number);
+            sector.last = None;
+        }
+    }
+
     /// What only those held that are gone may be gone.
     fn lose(&mut self, is_of: impl Fn(VolumeId) -> bool, change: impl Fn(&mut Last)) {
         for ((volume, ..), sector) in self.sectors.iter_mut().filter(|((volume, ..), _)| is_of(*volume)) {
@@ -95,8 +130,15 @@ impl SnapshotsAreOnePoint {
     }
 
     /// After which counts of acknowledgements, among these, the sector may have held the value.
-    fn fitting(&self, sector: &Sector, value: u64, (asked, taken): (usize, usize), newest: u64) -> Vec<Range<usize>> {
-        let is_value = |number: &u64| self.writes[number].value(*number) == value;
+    fn fitting(
+        &self,
+        at: Place,
+        sector: &Sector,
+        value: u64,
+        (asked, taken): (usize, usize),
+        newest: u64,
+    ) -> Vec<Range<usize>> {
+        let is_value = |number: &u64| self.writes[number].value(*number, at) == value;
         let place = |number: &u64| self.writes[number].acked;
         let acked: Vec<(usize, u64)> = sector.writes.iter().filter_map(|n| Some((place(n)?, *n))).collect();
         let mut fitting = Vec::new();
@@ -143,7 +185,7 @@ impl SnapshotsAreOnePoint {
             }
             count += 1;
             let value = values.get(&(*volume, *block)).map_or(0, |value| value.0[*index]);
-            let fitting = self.fitting(sector, value, (snapshot.asked, taken), newest);
+            let fitting = self.fitting((*volume, *block, *index), sector, value, (snapshot.asked, taken), newest);
             if fitting.is_empty() {
                 return Err(format!("{volume} block {block} holds {value}, at no moment between asked and taken"));
             }
@@ -180,9 +222,11 @@ impl Invariant for SnapshotsAreOnePoint {
                 }
                 let group = self.groups.get(&volume);
                 let asked = group.and_then(|group| self.acked.get(group)).copied().unwrap_or(0);
+                let what = if zero { What::Zeros } else { What::Number };
                 self.writes
-                    .insert(*write, Write { volume, range, sectors, zero, asked, acked: None, cut: BTreeSet::new() });
+                    .insert(*write, Write { volume, range, sectors, what, asked, acked: None, cut: BTreeSet::new() });
             }
+            Seen::RolledBack { rollback, group, volumes, values } => self.go_back(*rollback, *group, volumes, values),
             Seen::WriteAcked { write, group, in_sync, .. } => self.ack(*write, *group, in_sync),
             Seen::PowerCut { node } => {
                 for write in self.writes.values_mut().filter(|write| write.acked.is_none()) {
