@@ -25,7 +25,7 @@ fn every_node_with_a_replica_is_told_the_names_of_volumes_and_snapshots() {
     };
     let first = GroupNames { owner: "web1".into(), volumes: [(volume, "vm/web1/disk0".into())].into() };
     for node in [A, B] {
-        assert_eq!(told(&world, node), [first.clone()], "once");
+        assert_eq!(told(&world, node), std::slice::from_ref(&first), "once");
     }
     let change = Change::CreateSnapshot { group, name: "monday".into() };
     world.give(A, Input::Request { request: 900, change: Box::new(change), unix_ms: 0 });

@@ -81,7 +81,7 @@ fn what_is_kept_is_told_can_be_read_and_not_written_and_is_deleted_by_order() {
     let evidence = Kept::Evidence { of: VOLUME, number: 0 };
     world.until("told", |world| told(world, A) == [evidence]);
     assert!(world.machines[&A].served.contains(&evidence.volume()), "whoever is let in is served");
-    let mut ask = |world: &mut World, op| {
+    let ask = |world: &mut World, op| {
         let id = world.request_of(A, evidence.volume(), op);
         world.until("answered", |world| world.answer(id).is_some());
         world.answer(id).cloned().unwrap()
