@@ -181,7 +181,7 @@ impl World {
             if !peek.known(frozen) {
                 continue;
             }
-            match peek.contents(frozen, of, false) {
+            match peek.contents(frozen, of, self.cipher_of(of).as_deref(), false) {
                 Ok(blocks) => return Some(blocks.into_iter().map(|(block, (value, _))| (block, value)).collect()),
                 Err(text) => self.trace.line(self.now, || format!("{node}: {text}")),
             }
