@@ -37,7 +37,7 @@ pub struct DataPlane {
     pub(crate) changes: Changes,
     pub(crate) verifying: Option<Verifying>,
     pub(crate) shelf: Shelf,
-    groups: BTreeMap<GroupId, Group>,
+    pub(crate) groups: BTreeMap<GroupId, Group>,
     /// Whose volume it is, of the groups whose records are known.
     volumes: BTreeMap<VolumeId, GroupId>,
     /// When each group is to be looked at again, as of when something last happened to it.
@@ -261,7 +261,7 @@ impl DataPlane {
         }
         match purpose {
             Purpose::Look => return self.on_looked(result),
-            Purpose::ReadKept(id) => return self.on_kept_read(id, result),
+            Purpose::ReadKept { id, start, key } => return self.on_kept_read(id, start, key, result),
             Purpose::DropKept(id) => return self.on_kept_dropped(id, result),
             Purpose::Opening => {
                 if result.is_err() {
@@ -317,7 +317,7 @@ impl DataPlane {
             }
             Purpose::Cool { reap } => group.on_cooled(node, reap),
             Purpose::Background => {}
-            Purpose::Opening | Purpose::Look | Purpose::ReadKept(_) | Purpose::DropKept(_) => {
+            Purpose::Opening | Purpose::Look | Purpose::ReadKept { .. } | Purpose::DropKept(_) => {
                 unreachable!("told apart before")
             }
         }

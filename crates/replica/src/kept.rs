@@ -15,7 +15,9 @@ use crate::note::Note;
 use pollux_base::kept::EVIDENCE_MAX;
 use pollux_base::pool::KeptReport;
 use pollux_base::unit::{BLOCK_BYTES, BlockRange};
-use pollux_base::{BlockError, ByteCount, Data, GroupId, Kept, Op, Reply, Report, Request, RequestId, VolumeId};
+use pollux_base::{
+    BlockError, BlockIndex, ByteCount, Data, GroupId, Kept, KeyId, Op, Reply, Report, Request, RequestId, VolumeId,
+};
 use pollux_store::{StoreError, StoreOp, StoreReply};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -136,13 +138,29 @@ impl DataPlane {
             }
             Op::Read { range } if range.count.0 == 0 => reply(Reply::Data(Data::zeroed(0))),
             Op::Status { range } => reply(Reply::Status(vec![(range, true)])),
-            Op::Read { range } => self.node.request(group, Purpose::ReadKept(id), StoreOp::Read { volume, range }),
+            Op::Read { range } => {
+                let spec = self.groups.get(&group).and_then(|group| group.spec.as_ref());
+                let key = Kept::in_volume(volume).and_then(|kept| spec?.key(kept.of()));
+                let purpose = Purpose::ReadKept { id, start: range.start, key };
+                self.node.request(group, purpose, StoreOp::Read { volume, range });
+            }
         }
     }
 
-    pub(crate) fn on_kept_read(&mut self, id: RequestId, result: Result<StoreReply, StoreError>) {
+    /// `key`: of a volume that is encrypted. Without it what is there cannot be read.
+    pub(crate) fn on_kept_read(
+        &mut self,
+        id: RequestId,
+        start: BlockIndex,
+        key: Option<KeyId>,
+        result: Result<StoreReply, StoreError>,
+    ) {
         let reply = match result {
-            Ok(StoreReply::Read { data, .. }) => Reply::Data(data),
+            Ok(StoreReply::Read { data, .. }) => match key.map(|key| self.node.keys.get(key)) {
+                None => Reply::Data(data),
+                Some(Some(cipher)) => Reply::Data(cipher.decrypt(start, &data)),
+                Some(None) => Reply::Failed(BlockError::Unreadable),
+            },
             Err(StoreError::NoVolume) => Reply::Failed(BlockError::NoVolume),
             // There is no other copy of it anywhere.
             Ok(_) | Err(_) => Reply::Failed(BlockError::Unreadable),

@@ -9,7 +9,7 @@ use crate::loss::ANSWER_LATE;
 use crate::pace::Pace;
 use crate::range_queue::Key;
 use crate::wire::{Frame, Message, Sequence};
-use pollux_base::{GroupId, Instant, NodeId, Report, RequestId, Session, SnapshotId, Stamp};
+use pollux_base::{BlockIndex, GroupId, Instant, KeyId, NodeId, Report, RequestId, Session, SnapshotId, Stamp};
 use pollux_store::{Disks, StoreOp, StoreRequestId};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -52,7 +52,11 @@ pub(crate) enum Purpose {
         stamp: Stamp,
     },
     /// For a client that reads what is kept, and for a human who needs it no more.
-    ReadKept(RequestId),
+    ReadKept {
+        id: RequestId,
+        start: BlockIndex,
+        key: Option<KeyId>,
+    },
     DropKept(u64),
     /// A piece of the pool's metadata, for whoever verifies it.
     Look,

@@ -13,7 +13,10 @@ use world::*;
 
 /// A went on alone under epoch 2 and acknowledged a write; the log's truth is B's, under epoch 3.
 fn split(seed: u64) -> World {
-    let mut world = World::pair(seed);
+    split_of(World::pair(seed))
+}
+
+fn split_of(mut world: World) -> World {
     world.write_done(A, 0, 1, 1);
     world.cut(A, B);
     world.machine(B).is_deaf = true;
@@ -73,7 +76,13 @@ fn ended(world: &World, id: u64) -> Option<Result<(), String>> {
 
 #[test]
 fn what_is_kept_is_told_can_be_read_and_not_written_and_is_deleted_by_order() {
-    let mut world = split(92);
+    is_kept_and_read(split(92));
+    let mut encrypted = World::encrypted(92, &[A, B]);
+    encrypted.until_serving(A);
+    is_kept_and_read(split_of(encrypted));
+}
+
+fn is_kept_and_read(mut world: World) {
     world.start(A);
     world.until("diverged", |world| matches!(world.state(A), Some(ReplicaState::Diverged { .. })));
     world.order(A, Order::Discard { group: GROUP, loser: stamp(2, 2) });
