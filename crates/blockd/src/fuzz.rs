@@ -105,8 +105,9 @@ fn again<T: Serialize + DeserializeOwned + PartialEq + Debug>(bytes: &[u8]) {
 
 fn json_seeds() -> Vec<Vec<u8>> {
     let texts = [
-        r#"{"order":"group","group":1,"replicas":[1,2],"modes":{"2":"async"},"lag":{"bytes":67108864,"ms":30000,"at_bound":"slow"},"volumes":{"11":8192},"snapshots":{"revision":3,"minted":12,"each":{"12":{"taken":300,"volumes":{"12":{"of":11,"size":8192}}}},"rollback":{"at":{"epoch":2,"generation":299},"to":{"11":12}},"origins":{}},"record":{"stamp":{"epoch":2,"generation":300},"primary":1,"in_sync":[1]},"lineage":{"2":300}}"#,
+        r#"{"order":"group","group":1,"replicas":[1,2],"modes":{"2":"async"},"lag":{"bytes":67108864,"ms":30000,"at_bound":"slow"},"volumes":{"11":8192},"keys":{"11":"00000000000000000000000000000055"},"snapshots":{"revision":3,"minted":12,"each":{"12":{"taken":300,"volumes":{"12":{"of":11,"size":8192}}}},"rollback":{"at":{"epoch":2,"generation":299},"to":{"11":12}},"origins":{}},"record":{"stamp":{"epoch":2,"generation":300},"primary":1,"in_sync":[1]},"lineage":{"2":300}}"#,
         r#"{"order":"forget","group":1}"#,
+        r#"{"order":"volume_key","key":"00000000000000000000000000000055","secret":"5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e"}"#,
         r#"{"order":"peers","addresses":{"2":["192.0.2.2:7001","198.51.100.2:7001"]}}"#,
         r#"{"order":"exports","names":{"disk":{"volume":11,"is_public":true,"is_read_only":false}}}"#,
         r#"{"order":"discard","group":1,"loser":{"epoch":1,"generation":2}}"#,
