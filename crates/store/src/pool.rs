@@ -717,7 +717,14 @@ impl Pool {
         }
         let taken =
             self.table.iter().filter(|(number, slot)| slot.state != SlotState::Free || owned.contains_key(number));
-        assert_eq!(taken.count() + self.table.vacant(), self.geometry().slots as usize, "every slot is accounted for");
+        // One that was taken and not told of belongs to nobody from when its layer is deleted until that is on record.
+        if self.leaving.is_empty() {
+            assert_eq!(
+                taken.count() + self.table.vacant(),
+                self.geometry().slots as usize,
+                "every slot is accounted for"
+            );
+        }
         self.check_space();
         for (key, hot) in &self.hot {
             let mapped = self.layers.get(&key.0).and_then(|map| map.extents.get(&key.1)).copied();
