@@ -147,7 +147,8 @@ fn a_user_works_with_volumes_snapshots_and_pools() {
             .as_array()
             .is_some_and(|disks| disks.iter().any(|disk| disk["state"] == "missing"))
     });
-    lab.ok(&["pool", "remove-disk", "b", id, "--lost", "--yes"]);
+    // Right after its return the node can not decide yet; it says so, and a moment later it can.
+    wait_until("the disk is let go", || lab.run(&["pool", "remove-disk", "b", id, "--lost", "--yes"]).status.success());
     wait_until("all is in sync again", || is_healthy(&lab, "v") && is_protected(&lab));
     lab.ok(&["volume", "scrub", "v"]);
     let verified = lab.json(&["pool", "verify", "--node", "b"]);
