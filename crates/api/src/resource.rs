@@ -354,7 +354,7 @@ pub struct Moving {
     pub to: String,
 }
 
-/// What a human types to make a trailing replica the truth.
+/// What a human types to make a replica the truth that trails, or lost parts with a disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PromoteToken {
     pub group: String,

@@ -76,6 +76,10 @@ fn a_replica_that_lost_a_disk_waits_for_the_other_node_or_for_a_human() {
         world.run_until("a goes on alone", |world| world.state(A).authority.holder == Holder::Alone { node: A });
         world.run(Duration::from_secs(5));
         assert_eq!(record(&world, A), before, "b has what a lost");
+        let alerts = world.core(A).alerts();
+        let told =
+            alerts.iter().find(|alert| alert.text.contains("which has them, is lost")).expect("an alert says so");
+        assert!(told.fix.as_ref().is_some_and(|fix| fix.ends_with("pollux group promote web1")), "{told:?}");
         let group = *world.state(A).groups.keys().next().expect("it was created");
         let token = |world: &World| world.core(A).promote_token(group).expect("a human can decide");
         let promote = |token: String| Change::PromoteReplica { group, node: A, at: Stamp::default(), token };

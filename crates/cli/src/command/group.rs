@@ -110,7 +110,7 @@ pub enum GroupCommand {
         #[command(flatten)]
         wait: WaitArgs,
     },
-    /// Make the trailing replica of the asked node the truth: the last resort, when every replica in sync is lost
+    /// Make the replica of the asked node the truth although it trails or lost a disk: the last resort, when every other in sync is lost
     Promote {
         group: String,
         /// The token that names what is lost; shown and asked for if not given

@@ -131,20 +131,26 @@ async fn promote_token(State(api): In, Path(name): Path<String>) -> Shown<resour
     let id = group_id(&api, name).await?;
     let token = api.look(move |cluster, frame| {
         let state = cluster.state();
-        let (group, node) = (state.group_name(state.groups.get(&id)?), state.node_name(frame.node));
-        cluster.promote_token(id).map(|token| resource::PromoteToken {
-            text: format!(
+        let found = state.groups.get(&id)?;
+        let (group, node) = (state.group_name(found), state.node_name(frame.node));
+        let text = match found.record.in_sync.contains(&frame.node) {
+            true => format!(
+                "By this {node} goes on with what is left of {group}: what was on its disk that failed gives errors until it is \
+                 written again, and what only others have of it is overwritten when they return."
+            ),
+            false => format!(
                 "By this {node} goes on with a state of {group} that lacks what was acknowledged last: what was known when \
                  its primary was last heard is in the token, and whatever came after that is lost too. Replicas that \
                  hold it are kept apart when they return."
             ),
-            group,
-            node,
-            token,
-        })
+        };
+        cluster.promote_token(id).map(|token| resource::PromoteToken { text, group, node, token })
     });
     token.await?.map(Json).ok_or_else(|| {
-        let error = ApiError::new(ErrorCode::Conflict, "this node has no trailing replica that could be promoted");
+        let error = ApiError::new(
+            ErrorCode::Conflict,
+            "this node has no replica that trails, or lost a disk, and could be promoted",
+        );
         Refused(error.with_hint("Ask the node that carries it: `pollux group show` says which, `--server` chooses it."))
     })
 }
