@@ -28,7 +28,15 @@ impl Pool {
         mapped.chain(hot).filter_map(|(layer, extent)| Some((family(&layer)?, extent))).collect()
     }
 
-    fn layers_of_family(&self, family: FamilyId) -> Vec<LayerId> {
+    /// Whether blocks of any of these layers are lost within these extents, each first and count.
+    pub fn is_damaged(&self, layers: impl IntoIterator<Item = LayerId>, extents: &[(u32, u32)]) -> bool {
+        layers.into_iter().filter_map(|layer| self.layers.get(&layer)).any(|map| {
+            let within = |(first, count): &(u32, u32)| ExtentIndex(*first)..ExtentIndex(first.saturating_add(*count));
+            !map.damaged.is_empty() && extents.iter().any(|range| map.damaged.range(within(range)).next().is_some())
+        })
+    }
+
+    pub fn layers_of_family(&self, family: FamilyId) -> Vec<LayerId> {
         let layers = self.catalog.layers.iter().filter(|(_, layer)| layer.family == family);
         layers.map(|(layer, _)| *layer).collect()
     }

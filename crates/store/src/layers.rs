@@ -342,9 +342,8 @@ impl Pool {
 
     /// Extents of which blocks are lost in any of the volume's layers.
     pub fn damaged(&self, layer: LayerId) -> impl Iterator<Item = ExtentIndex> {
-        let extents =
-            self.catalog.chain(layer).filter_map(|layer| self.layers.get(&layer)).flat_map(|map| &map.extents);
-        extents.filter(|(_, slot)| self.table.get(**slot).state == SlotState::Damaged).map(|(extent, _)| *extent)
+        let maps = self.catalog.chain(layer).filter_map(|layer| self.layers.get(&layer));
+        maps.flat_map(|map| map.damaged.iter().copied())
     }
 
     /// Extents last changed under a generation above `generation`, hot and damaged ones included. Beneath a layer whose ground counts

@@ -127,6 +127,28 @@ pub struct LayerMap {
     /// What committed descriptors name.
     pub units: u64,
     pub leaf_blocks: u64,
+    /// Those of which blocks are lost.
+    pub damaged: BTreeSet<ExtentIndex>,
+}
+
+impl LayerMap {
+    /// A slot's descriptor is one of this layer's from now on.
+    fn count(&mut self, slot: &Slot) {
+        self.units += slot.units.count() as u64;
+        self.leaf_blocks += slot.leaf.map_or(0, |leaf| u64::from(leaf.blocks));
+        if slot.state == SlotState::Damaged {
+            self.damaged.insert(slot.owner().1);
+        }
+    }
+
+    /// It was, and is not any more.
+    fn discount(&mut self, slot: &Slot) {
+        self.units -= slot.units.count() as u64;
+        self.leaf_blocks -= slot.leaf.map_or(0, |leaf| u64::from(leaf.blocks));
+        if slot.state == SlotState::Damaged {
+            self.damaged.remove(&slot.owner().1);
+        }
+    }
 }
 
 /// First writes that no flush covered: beyond this many blocks (64 MiB) the store flushes by itself, so that what an
@@ -213,8 +235,7 @@ impl Pool {
             let (layer, extent) = slot.owner();
             let map = layers.entry(layer).or_default();
             map.extents.insert(extent, number);
-            map.units += slot.units.count() as u64;
-            map.leaf_blocks += slot.leaf.map_or(0, |leaf| u64::from(leaf.blocks));
+            map.count(slot);
         }
         let hot = found.hot.into_iter().map(|(key, found)| {
             let slot = found.slot.map(|slot| (slot, table.get(slot).clone()));
@@ -510,39 +531,38 @@ impl Pool {
 
     /// What the descriptor before named and this one does not is given back.
     fn on_slot_committed(&mut self, slot: u32, descriptor: Slot, told: u64) {
-        let (layer, units, leaf) = (descriptor.layer, descriptor.units.clone(), descriptor.leaf);
-        if let Some(map) = self.layers.get_mut(&layer) {
-            map.units += units.count() as u64;
-            map.leaf_blocks += leaf.map_or(0, |leaf| u64::from(leaf.blocks));
-        }
+        let (units, leaf) = (descriptor.units.clone(), descriptor.leaf);
         let before = self.table.committed(slot, descriptor);
-        if let Some(map) = self.layers.get_mut(&before.layer) {
-            map.units -= before.units.count() as u64;
-            map.leaf_blocks -= before.leaf.map_or(0, |leaf| u64::from(leaf.blocks));
-        }
+        self.recount(std::slice::from_ref(&before), &[slot]);
         let leaves: Vec<LeafPlace> = before.leaf.filter(|place| Some(*place) != leaf).into_iter().collect();
         self.space.give_back(told, lost_units(&before.units, &units), leaves);
+    }
+
+    /// Slots have other descriptors than before.
+    fn recount(&mut self, before: &[Slot], numbers: &[u32]) {
+        for slot in before {
+            if let Some(map) = self.layers.get_mut(&slot.layer) {
+                map.discount(slot);
+            }
+        }
+        for slot in numbers.iter().map(|number| self.table.get(*number)) {
+            if let Some(map) = self.layers.get_mut(&slot.layer) {
+                map.count(slot);
+            }
+        }
     }
 
     /// What none of the slots names any more is given back.
     fn on_slots_committed(&mut self, slots: Vec<(u32, Slot)>, told: u64) {
         let (mut kept_units, mut kept_leaves) = (BTreeSet::new(), Vec::new());
-        let mut before = Vec::new();
+        let (mut before, mut numbers) = (Vec::new(), Vec::new());
         for (number, descriptor) in slots {
-            if let Some(map) = self.layers.get_mut(&descriptor.layer).filter(|_| descriptor.state != SlotState::Free) {
-                map.units += descriptor.units.count() as u64;
-                map.leaf_blocks += descriptor.leaf.map_or(0, |leaf| u64::from(leaf.blocks));
-            }
             kept_units.extend(descriptor.units.iter().map(|(_, unit)| unit));
             kept_leaves.extend(descriptor.leaf);
             before.push(self.table.committed(number, descriptor));
+            numbers.push(number);
         }
-        for slot in &before {
-            if let Some(map) = self.layers.get_mut(&slot.layer) {
-                map.units -= slot.units.count() as u64;
-                map.leaf_blocks -= slot.leaf.map_or(0, |leaf| u64::from(leaf.blocks));
-            }
-        }
+        self.recount(&before, &numbers);
         let units = before.iter().flat_map(|slot| slot.units.iter()).map(|(_, unit)| unit);
         let lost = units.filter(|unit| !kept_units.contains(unit)).map(|unit| (unit, 1)).collect();
         let leaves = before.iter().filter_map(|slot| slot.leaf).filter(|place| !kept_leaves.contains(place)).collect();

@@ -211,8 +211,6 @@ pub struct SlotTable {
     vacant: BTreeSet<u32>,
     /// Table blocks that differ from the disk.
     dirty: BTreeSet<u32>,
-    /// How many are damaged.
-    damaged: u32,
     /// Of the table blocks that are written next: the life of the pool in the high half, so that it never falls.
     sequence: u64,
 }
@@ -223,8 +221,7 @@ impl SlotTable {
         assert!(slots.len() <= geometry.slots as usize, "no more slots than there are");
         let free = slots.iter().zip(0..).filter(|(slot, _)| slot.state == SlotState::Free);
         let vacant = free.map(|(_, number)| number).collect();
-        let damaged = slots.iter().filter(|slot| slot.state == SlotState::Damaged).count() as u32;
-        SlotTable { geometry, slots, vacant, dirty: BTreeSet::new(), damaged, sequence: life << 32 }
+        SlotTable { geometry, slots, vacant, dirty: BTreeSet::new(), sequence: life << 32 }
     }
 
     pub fn get(&self, slot: u32) -> &Slot {
@@ -243,11 +240,6 @@ impl SlotTable {
     /// Slots that an extent could take now.
     pub fn vacant(&self) -> usize {
         self.vacant.len() + (self.geometry.slots - self.len()) as usize
-    }
-
-    /// Slots of whose blocks some are lost.
-    pub fn damaged(&self) -> u32 {
-        self.damaged
     }
 
     /// Takes the lowest vacant slot, so that little of the table is in use.
@@ -276,10 +268,7 @@ impl SlotTable {
         if descriptor.state == SlotState::Free {
             self.vacant.insert(slot);
         }
-        self.damaged += u32::from(descriptor.state == SlotState::Damaged);
-        let before = std::mem::replace(&mut self.slots[slot as usize], descriptor);
-        self.damaged -= u32::from(before.state == SlotState::Damaged);
-        before
+        std::mem::replace(&mut self.slots[slot as usize], descriptor)
     }
 
     /// The journal says where these units lie now. Gives those that lay there before.

@@ -2,9 +2,11 @@
 //! count as hot. A heat of one of its volumes gives a column a new home, which is told first that all of it is lost; so a copy
 //! from another replica heals it, volume by volume and block by block. Snapshots and clones of a lost column are lost with it.
 
-use super::{Column, Disk, Disks};
+use super::{Column, Disks};
 use crate::catalog::few_ranges;
 use crate::lanes::FamilyId;
+use crate::pool::Pool;
+use crate::slots::LayerId;
 use pollux_base::unit::EXTENT_BYTES;
 use pollux_base::{DiskIndex, ExtentIndex, GroupId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,21 +58,6 @@ impl Lost {
         if let Some(extents) = self.columns.get_mut(&column.0).filter(|_| has_home) {
             extents.remove(&column.1);
         }
-    }
-
-    /// At open: what the catalogs say, but for what has a home.
-    fn load(&mut self, ranges: BTreeMap<FamilyId, Vec<(u32, u32)>>, has_home: impl Fn(Column) -> bool) {
-        for (family, ranges) in &ranges {
-            let all = ranges.iter().flat_map(|(first, count)| *first..first.saturating_add(*count)).map(ExtentIndex);
-            self.columns.insert(*family, all.filter(|extent| !has_home((*family, *extent))).collect());
-        }
-        self.ranges = ranges;
-    }
-
-    /// Families that all have homes again.
-    fn found(&self) -> Vec<FamilyId> {
-        let is_found = |family: &&FamilyId| self.columns.get(family).is_none_or(BTreeSet::is_empty);
-        self.ranges.keys().filter(is_found).copied().collect()
     }
 }
 
@@ -130,26 +117,37 @@ impl Disks {
         }
     }
 
-    pub(super) fn load_lost(&mut self) {
-        let ranges = self.ahead().0.lost;
-        let homes = &self.homes;
-        self.lost.load(ranges, |(family, extent)| homes.get(&family).is_some_and(|homes| homes.contains_key(&extent)));
+    /// At open: what the catalogs say, but for what has a home.
+    pub(super) fn load_lost(&mut self, ranges: BTreeMap<FamilyId, Vec<(u32, u32)>>) {
+        for (family, ranges) in &ranges {
+            let all = ranges.iter().flat_map(|(first, count)| *first..first.saturating_add(*count)).map(ExtentIndex);
+            let homeless = all.filter(|extent| self.home((*family, *extent)).is_none()).collect();
+            self.lost.columns.insert(*family, homeless);
+        }
+        self.lost.ranges = ranges;
     }
 
-    /// Whether parts of the group were lost with a disk and are not healed yet.
+    /// Whether parts of the group were lost with a disk and are not healed yet. Asked at every event: mostly nothing is lost.
     pub fn is_incomplete(&self, group: GroupId) -> bool {
         let is_so = |volume: VolumeId| {
-            let Some(ranges) = self.family(volume).and_then(|family| self.lost.ranges.get(&family)) else {
-                return false;
-            };
-            let was_lost = |x: ExtentIndex| ranges.iter().any(|(first, count)| (*first..first + count).contains(&x.0));
-            let is_damaged = |disk: &Disk| {
-                let pool = disk.store.pool().filter(|pool| pool.table.damaged() > 0);
-                pool.is_some_and(|pool| pool.layer_of(volume).is_some_and(|top| pool.damaged(top).any(was_lost)))
-            };
-            self.lost_of(volume).next().is_some() || self.members().any(|(_, disk)| is_damaged(disk))
+            let ranges = self.family(volume).and_then(|family| self.lost.ranges.get(&family));
+            let chain =
+                |pool: &Pool| pool.layer_of(volume).into_iter().flat_map(|top| pool.catalog.chain(top)).collect();
+            ranges.is_some_and(|ranges| self.lost_of(volume).next().is_some() || self.is_damaged(ranges, chain))
         };
         !self.lost.is_empty() && self.volumes().any(|(volume, of, _)| of == group && is_so(volume))
+    }
+
+    /// Whether on any disk blocks of these layers are lost, within these extents.
+    fn is_damaged(&self, ranges: &[(u32, u32)], layers: impl Fn(&Pool) -> Vec<LayerId>) -> bool {
+        let mut pools = self.members().filter_map(|(_, disk)| disk.store.pool());
+        pools.any(|pool| pool.is_damaged(layers(pool), ranges))
+    }
+
+    /// Whether all of a family has homes again, and is healed there.
+    fn is_healed(&self, family: FamilyId, ranges: &[(u32, u32)]) -> bool {
+        self.lost.columns.get(&family).is_none_or(BTreeSet::is_empty)
+            && !self.is_damaged(ranges, |pool| pool.layers_of_family(family))
     }
 
     /// The catalogs need not speak any more of what was found and healed. `true`: they are told.
@@ -159,11 +157,10 @@ impl Disks {
             return false;
         }
         let known = self.families();
-        let gone = self.lost.ranges.keys().filter(|family| !known.contains_key(family)).copied();
-        // What has a home is healed block by block, and until then it is known what was lost.
-        let is_damaged = |disk: &Disk| disk.store.pool().is_some_and(|pool| pool.table.damaged() > 0);
-        let found = if self.members().any(|(_, disk)| is_damaged(disk)) { Vec::new() } else { self.lost.found() };
-        let forgotten: Vec<FamilyId> = found.into_iter().chain(gone).collect();
+        let is_over = |(family, ranges): (&FamilyId, &Vec<_>)| {
+            (!known.contains_key(family) || self.is_healed(*family, ranges)).then_some(*family)
+        };
+        let forgotten: Vec<FamilyId> = self.lost.ranges.iter().filter_map(is_over).collect();
         for family in &forgotten {
             self.lost.ranges.remove(family);
             self.lost.columns.remove(family);

@@ -121,7 +121,7 @@ impl Disks {
     }
 
     /// The catalog of the disk that has the most changes.
-    pub(super) fn ahead(&self) -> CatalogCopy {
+    fn ahead(&self) -> CatalogCopy {
         let catalogs = self.disks.iter().filter_map(|disk| disk.store.pool()).map(|pool| &pool.catalog);
         // Of several the first.
         let ahead = catalogs.rev().max_by_key(|catalog| catalog.changes);
@@ -188,8 +188,8 @@ impl Disks {
 
     fn tell(&mut self) {
         let doubles = self.find_homes();
-        self.load_lost();
         let CatalogCopy(ahead) = self.ahead();
+        self.load_lost(ahead.lost);
         let mut members = ahead.members;
         self.note_lives(&mut members);
         members.retain(|id, _| !self.let_go.contains(id));
