@@ -83,26 +83,34 @@ impl Pool {
         id: StoreRequestId,
         volume: VolumeId,
         extent: ExtentIndex,
-        blocks: u16,
         generation: Generation,
     ) -> Result<(), StoreError> {
         let layer = self.known_volume(volume)?.layer;
+        let family = self.layers_of_family(self.catalog.layers[&layer].family);
+        let blocks_of = |of: &[LayerId]| {
+            let shown = self.catalog.volumes.values().filter(|known| of.contains(&known.layer));
+            shown.map(|known| within(extent, known.size).count.0 as u16).max()
+        };
+        // What lies behind its volume's end a layer never had, and nobody could give back. Of one that no volume names it is not
+        // known any more where that was.
+        let all = blocks_of(&family).unwrap_or(0);
+        let lost = |layer: LayerId| (layer, blocks_of(&[layer]).unwrap_or(all));
         // Each layer may have had something there. One that is just becoming a part of another takes no more.
-        let mut layers = self.layers_of_family(self.catalog.layers[&layer].family);
-        layers.retain(|layer| self.merging_into(*layer).is_none());
+        let layers = family.iter().copied().filter(|layer| self.merging_into(*layer).is_none());
+        let layers: Vec<(LayerId, u16)> = layers.map(lost).filter(|(_, blocks)| *blocks > 0).collect();
         if layers.len() > self.table.vacant() || layers.len() > LOSE_SLOTS_MAX {
             return Err(StoreError::Full);
         }
         let mut slots = Vec::new();
-        for layer in layers {
+        for (layer, blocks) in layers {
             let slot = self.table.take().expect("there are as many");
             let before = self.layers.get_mut(&layer).expect("the layer is known").extents.insert(extent, slot);
             assert!(before.is_none(), "{extent:?} of {layer:?} lives here");
             self.losing.insert((layer, extent));
-            slots.push((slot, layer));
+            slots.push((slot, layer, blocks));
         }
         let request = self.requests.insert(Request::change(id, 1));
-        self.journal.queue_then(Record::Lose { extent, blocks, generation, slots }, LogThen::Request(request));
+        self.journal.queue_then(Record::Lose { extent, generation, slots }, LogThen::Request(request));
         Ok(())
     }
 

@@ -171,7 +171,7 @@ fn examples() -> Vec<Record> {
         Record::Hole { slot: 3, first: 8, count: 8 },
         Record::Merge { into: 3, descriptor: Box::new(slot(9)), from: 4, leaf_sequence: 6 },
         Record::Forget { slots: vec![(3, 4), (5, 6)] },
-        Record::Lose { extent, blocks: 1024, generation: Generation(4), slots: vec![(7, layer)] },
+        Record::Lose { extent, generation: Generation(4), slots: vec![(7, layer, 1024)] },
         Record::Mask(Box::new(mask)),
     ]
 }

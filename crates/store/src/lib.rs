@@ -132,10 +132,10 @@ pub enum StoreOp {
     /// What the volume itself has of the extent is lost with a disk: each block is corrupt until it is written or zeroed
     /// again, also after a crash. The extent must be hot.
     Lose { volume: VolumeId, extent: ExtentIndex },
-    /// What the volume, and whatever shares its origin, has of the first `blocks` blocks of the extent is lost with another disk: they
-    /// are corrupt, in each of those volumes, until they are written or zeroed there. Nothing of the extent is here yet.
-    /// Ends in `Done` when durable. `Full`: no room to say so.
-    LoseColumn { volume: VolumeId, extent: ExtentIndex, blocks: u16, generation: Generation },
+    /// What the volume, and whatever shares its origin, has of the extent is lost with another disk: in each of those volumes every
+    /// block is corrupt until it is written or zeroed there. Nothing of the extent is here yet. Ends in `Done` when
+    /// durable. `Full`: no room to say so.
+    LoseColumn { volume: VolumeId, extent: ExtentIndex, generation: Generation },
     /// All that the volume, and whatever shares its origin, has of the extent is gone from here, all of it or nothing: it
     /// lives on another disk. Ends in `Done` when durable.
     Forget { volume: VolumeId, extent: ExtentIndex },

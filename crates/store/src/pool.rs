@@ -333,8 +333,8 @@ impl Pool {
             StoreOp::Write { volume, range, data, checksums } => self.begin_write(id, volume, range, data, checksums),
             StoreOp::Zero { volume, range } => self.begin_zero(id, volume, range),
             StoreOp::Lose { volume, extent } => self.begin_lose(id, volume, extent),
-            StoreOp::LoseColumn { volume, extent, blocks, generation } => {
-                self.begin_lose_column(id, volume, extent, blocks, generation)
+            StoreOp::LoseColumn { volume, extent, generation } => {
+                self.begin_lose_column(id, volume, extent, generation)
             }
             StoreOp::Forget { volume, extent } => self.begin_forget(id, volume, extent),
             StoreOp::PutMembers { members, lost } => {
@@ -495,9 +495,9 @@ impl Pool {
                     let freed = |(slot, leaf_sequence)| (slot, Slot { leaf_sequence, ..Slot::default() });
                     self.on_slots_committed(slots.into_iter().map(freed).collect(), committed.last);
                 }
-                Record::Lose { extent, blocks, generation, slots } => {
+                Record::Lose { extent, generation, slots } => {
                     let mut lost = Vec::new();
-                    for (slot, layer) in slots {
+                    for (slot, layer, blocks) in slots {
                         let sequence = self.table.get(slot).leaf_sequence;
                         self.losing.remove(&(layer, extent));
                         lost.push((slot, Record::lost_slot(layer, extent, blocks, generation, sequence)));

@@ -14,7 +14,7 @@ pub const VALID_BLOCKS_MAX: usize = 128;
 pub const FORGET_SLOTS_MAX: usize = (PAYLOAD_BYTES - 4) / 12;
 
 /// Likewise in one `Lose` record.
-pub const LOSE_SLOTS_MAX: usize = (PAYLOAD_BYTES - 20) / 12;
+pub const LOSE_SLOTS_MAX: usize = (PAYLOAD_BYTES - 16) / 14;
 
 /// One bit per block of an extent.
 pub type Bitmap = [u8; SUMS / 8];
@@ -48,8 +48,8 @@ pub enum Record {
     Merge { into: u32, descriptor: Box<Slot>, from: u32, leaf_sequence: u64 },
     /// These slots are free, all of them or none: their extent lives on another disk. With each its `leaf_sequence`.
     Forget { slots: Vec<(u32, u64)> },
-    /// These slots of the extent, each of a layer, are damaged, all of them or none: its first blocks, so many, are lost.
-    Lose { extent: ExtentIndex, blocks: u16, generation: Generation, slots: Vec<(u32, LayerId)> },
+    /// These slots of the extent, each of a layer, are damaged, all of them or none: so many blocks from the first on are lost.
+    Lose { extent: ExtentIndex, generation: Generation, slots: Vec<(u32, LayerId, u16)> },
     /// Restates all blocks of a hot extent, so that the journal can forget the records before.
     Mask(Box<Mask>),
 }
@@ -92,19 +92,14 @@ const LOSE: u8 = 11;
 impl Record {
     /// Whether whoever asked for it waits until it is on stable storage, not just out of this process.
     pub fn is_sync(&self) -> bool {
-        match self {
+        matches!(
+            self,
             Record::Hot { .. }
-            | Record::Cold { .. }
-            | Record::Merge { .. }
-            | Record::Forget { .. }
-            | Record::Lose { .. } => true,
-            Record::Slot { .. }
-            | Record::Unit { .. }
-            | Record::Valid { .. }
-            | Record::Zero { .. }
-            | Record::Hole { .. }
-            | Record::Mask(_) => false,
-        }
+                | Record::Cold { .. }
+                | Record::Merge { .. }
+                | Record::Forget { .. }
+                | Record::Lose { .. }
+        )
     }
 
     /// What each slot of a `Lose` is from then on; `leaf_sequence`: as it was.
@@ -129,7 +124,7 @@ impl Record {
             | Record::Hole { slot, .. } => vec![*slot],
             Record::Merge { into, from, .. } => vec![*into, *from],
             Record::Forget { slots } => slots.iter().map(|(slot, _)| *slot).collect(),
-            Record::Lose { slots, .. } => slots.iter().map(|(slot, _)| *slot).collect(),
+            Record::Lose { slots, .. } => slots.iter().map(|(slot, ..)| *slot).collect(),
             Record::Mask(mask) => vec![mask.slot],
         }
     }
@@ -145,7 +140,7 @@ impl Record {
             Record::Zero { .. } | Record::Hole { .. } => 12,
             Record::Merge { descriptor, .. } => 20 + descriptor.record_len(),
             Record::Forget { slots } => 4 + 12 * slots.len(),
-            Record::Lose { slots, .. } => 20 + 12 * slots.len(),
+            Record::Lose { slots, .. } => 16 + 14 * slots.len(),
             Record::Mask(_) => 8 + 4 * SUMS / 8,
         }
     }
@@ -212,13 +207,13 @@ impl Record {
                     out.extend_from_slice(&leaf_sequence.to_le_bytes());
                 }
             }
-            Record::Lose { extent, blocks, generation, slots } => {
+            Record::Lose { extent, generation, slots } => {
                 out.extend_from_slice(&extent.0.to_le_bytes());
-                out.extend_from_slice(&u32::from(*blocks).to_le_bytes());
                 out.extend_from_slice(&generation.0.to_le_bytes());
-                for (slot, layer) in slots {
+                for (slot, layer, blocks) in slots {
                     out.extend_from_slice(&slot.to_le_bytes());
                     out.extend_from_slice(&layer.0.to_le_bytes());
+                    out.extend_from_slice(&blocks.to_le_bytes());
                 }
             }
             Record::Mask(mask) => {
@@ -278,14 +273,14 @@ impl Record {
                 Record::Forget { slots }
             }
             LOSE => {
-                let (extent, blocks) = (ExtentIndex(fields.u32()?), u16::try_from(fields.u32()?).ok()?);
-                in_extent(0, blocks)?;
-                let generation = Generation(fields.u64()?);
+                let (extent, generation) = (ExtentIndex(fields.u32()?), Generation(fields.u64()?));
                 let mut slots = Vec::new();
                 while !fields.0.is_empty() {
-                    slots.push((fields.u32()?, LayerId(fields.u64()?)));
+                    let (slot, layer, blocks) = (fields.u32()?, LayerId(fields.u64()?), fields.u16()?);
+                    in_extent(0, blocks)?;
+                    slots.push((slot, layer, blocks));
                 }
-                Record::Lose { extent, blocks, generation, slots }
+                Record::Lose { extent, generation, slots }
             }
             MASK => {
                 let slot = fields.u32()?;
@@ -366,7 +361,7 @@ mod tests {
             Record::Hole { slot: 4, first: 1023, count: 1 },
             Record::Merge { into: 4, descriptor: Box::new(Slot::default()), from: 5, leaf_sequence: 6 },
             Record::Forget { slots: vec![(4, 7), (9, 0)] },
-            Record::Lose { extent: ExtentIndex(7), blocks: 1000, generation: Generation(2), slots: vec![(4, layer)] },
+            Record::Lose { extent: ExtentIndex(7), generation: Generation(2), slots: vec![(4, layer, 1000)] },
             Record::Mask(Box::new(mask)),
         ]
     }

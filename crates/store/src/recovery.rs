@@ -293,8 +293,8 @@ fn replay(journal: journal::Found, geometry: &Geometry, found: &mut Found, fault
                     masks.remove(&slot);
                 }
             }
-            Record::Lose { extent, blocks, generation, slots } => {
-                for (slot, layer) in slots {
+            Record::Lose { extent, generation, slots } => {
+                for (slot, layer, blocks) in slots {
                     grow(found, slot);
                     let before = &mut found.slots[slot as usize];
                     *before = Record::lost_slot(layer, extent, blocks, generation, before.leaf_sequence);

@@ -598,3 +598,33 @@ fn a_crash_while_what_is_lost_gets_a_home_forgets_nothing_of_it() {
         assert!(!is_done || rig.store.hot(VOLUME).contains(&x(extent as u32)), "after {steps} steps");
     }
 }
+
+/// A snapshot is smaller than its volume that has grown since: what lies behind its end nobody could ever heal.
+#[test]
+fn a_replica_is_whole_again_when_snapshots_of_a_smaller_size_are_healed() {
+    let (size, grown) = (ByteCount(5 << 20), ByteCount(8 << 20));
+    let of = |number: u64| (VolumeId(70 + number), VolumeId(80 + number));
+    let mut rig = two();
+    for (volume, snapshot) in (0..4).map(of) {
+        rig.done(StoreOp::Create { volume, group: OTHERS, size });
+        rig.done(StoreOp::Heat { volume, extents: vec![x(0), x(1)], generation: gen_(1) });
+        rig.done(write_op(volume, X, filled(&[4])));
+        rig.done(StoreOp::Snapshot { of: vec![(volume, snapshot)] });
+        rig.done(StoreOp::Create { volume, group: OTHERS, size: grown });
+    }
+    let mut rig = with_a_disk_lost(&mut rig);
+    assert!(rig.store.is_incomplete(OTHERS) && rig.store.is_incomplete(GROUP));
+    let mut healed = 0;
+    for (volume, blocks) in (0..4).map(of).flat_map(|(volume, snapshot)| [(snapshot, 1280), (volume, 2048)]) {
+        for extent in (0..2).filter(|extent| is_lost(&mut rig, volume, *extent)).collect::<Vec<_>>() {
+            rig.done(StoreOp::Heat { volume, extents: vec![x(extent as u32)], generation: gen_(3) });
+            rig.done(StoreOp::Zero { volume, range: range(extent * X, X.min(blocks - extent * X)) });
+            rig.done(StoreOp::Cool { volume, extents: vec![x(extent as u32)] });
+            healed += extent;
+        }
+    }
+    rig.settle();
+    assert!(healed > 0, "some of the last extents lived there");
+    assert!(!rig.store.is_incomplete(OTHERS), "all of it is healed");
+    assert!(rig.store.is_incomplete(GROUP), "nothing of that is");
+}

@@ -92,13 +92,6 @@ impl Disks {
         families
     }
 
-    /// How many blocks of the extent the largest volume of the family has.
-    pub(super) fn blocks_of(&self, (family, extent): Column) -> u16 {
-        let volumes = self.first().volumes().map(|(volume, ..)| volume);
-        let own = volumes.filter(|volume| self.family(*volume) == Some(family));
-        own.map(|volume| self.blocks_in(volume, extent)).max().unwrap_or(0) as u16
-    }
-
     /// What lives on the disk is lost.
     pub(super) fn lose_disk(&mut self, disk: DiskIndex) {
         for (family, extents) in self.families() {

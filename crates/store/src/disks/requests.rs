@@ -415,7 +415,7 @@ impl Disks {
         let home = self.choose();
         self.lost.settle(column);
         fan.settles.push((column, home));
-        (home, StoreOp::LoseColumn { volume, extent: column.1, blocks: self.blocks_of(column), generation })
+        (home, StoreOp::LoseColumn { volume, extent: column.1, generation })
     }
 
     fn on_read(&mut self, fan: &mut Fan, volume: VolumeId, range: BlockRange) -> Vec<(DiskIndex, StoreOp)> {
