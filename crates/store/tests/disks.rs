@@ -628,3 +628,44 @@ fn a_replica_is_whole_again_when_snapshots_of_a_smaller_size_are_healed() {
     assert!(!rig.store.is_incomplete(OTHERS), "all of it is healed");
     assert!(rig.store.is_incomplete(GROUP), "nothing of that is");
 }
+
+/// A second disk fails before what the first one had is healed: all of it is remembered.
+#[test]
+fn what_two_disks_had_is_missed_until_all_of_it_is_healed() {
+    for is_backwards in [false, true] {
+        let mut rig = two();
+        join(&mut rig, 3);
+        let fail = |rig: &mut Rig, at: usize, extents: &[u64]| {
+            rig.flush();
+            rig.more[at].fail_next(OpClass::Write, DiskError::Io("gone".into(), 5));
+            for extent in extents {
+                drop(rig.end(write_op(VOLUME, extent * X + 5, filled(&[9]))));
+            }
+            while !rig.store.wants_reopening() {
+                assert!(rig.step(), "the others are told");
+            }
+        };
+        fail(&mut rig, 0, &[0, 1, 2, 3, 4, 5, 6, 7]);
+        let mut disks = rig.into_disks();
+        disks.remove(1);
+        disks.iter_mut().for_each(|disk| disk.kill(3));
+        let mut rig = Rig::open_all(disks).expect("two are left");
+        let mut lost: Vec<u64> = (0..8).filter(|extent| is_lost(&mut rig, VOLUME, *extent)).collect();
+        // They get homes, on both disks, and are not healed.
+        lost.iter().for_each(|extent| rig.heat(&[*extent as u32], 2));
+        assert!(extents(&rig)[1] > 0, "some live on the third disk");
+        fail(&mut rig, 0, &lost);
+        let mut disks = rig.into_disks();
+        disks.truncate(1);
+        disks.iter_mut().for_each(|disk| disk.kill(4));
+        let mut rig = Rig::open_all(disks).expect("one is left");
+        if is_backwards {
+            lost.reverse();
+        }
+        for extent in &lost {
+            assert!(rig.store.is_incomplete(GROUP), "{extent} is not healed");
+            heal(&mut rig, VOLUME, *extent, 1);
+        }
+        assert!(!rig.store.is_incomplete(GROUP));
+    }
+}

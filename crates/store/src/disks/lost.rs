@@ -36,7 +36,10 @@ impl Lost {
     fn add(&mut self, family: FamilyId, extents: impl IntoIterator<Item = ExtentIndex>) {
         let known = self.columns.entry(family).or_default();
         known.extend(extents);
-        let joined = few_ranges(known.iter().map(|extent| extent.0));
+        // With what was lost before, and has a home but is not healed there yet.
+        let before = self.ranges.get(&family).into_iter().flatten();
+        let before = before.flat_map(|(first, count)| *first..first.saturating_add(*count));
+        let joined = few_ranges(known.iter().map(|extent| extent.0).chain(before));
         if joined.is_empty() {
             self.columns.remove(&family);
         } else {
