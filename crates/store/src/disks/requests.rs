@@ -28,7 +28,7 @@ pub struct Fan {
     flushes: Vec<(DiskIndex, u64)>,
     /// Lost columns that are given a home first, by the share that does it.
     settles: Vec<(Column, DiskIndex)>,
-    /// Comes when all shares have ended well.
+    /// What was asked for; it begins when these have homes.
     then: Option<StoreOp>,
 }
 
@@ -231,7 +231,7 @@ impl Disks {
     }
 
     /// Puts the shares under way.
-    fn share(&mut self, mut fan: Fan, shares: Vec<(DiskIndex, StoreOp)>) {
+    fn share(&mut self, fan: Fan, shares: Vec<(DiskIndex, StoreOp)>) {
         if shares.is_empty() {
             return self.finish(fan);
         }
@@ -239,7 +239,6 @@ impl Disks {
         if shares.len() > 1 && !shares.iter().all(|(disk, op)| self.disks[disk.index()].store.has_room_for(op)) {
             return self.end(fan.id, Err(StoreError::Full));
         }
-        fan.left = shares.len() as u32;
         if fan.is_change {
             self.changing += 1;
         }
@@ -247,6 +246,11 @@ impl Disks {
             *self.busy.entry(*column).or_default() += 1;
         }
         let number = self.own_id().0;
+        self.send_shares(number, fan, shares);
+    }
+
+    fn send_shares(&mut self, number: u64, mut fan: Fan, shares: Vec<(DiskIndex, StoreOp)>) {
+        fan.left = shares.len() as u32;
         self.fans.insert(number, fan);
         for (place, (disk, op)) in (0..).zip(shares) {
             let id = self.own_id();
@@ -295,12 +299,12 @@ impl Disks {
         if left > 0 {
             return;
         }
-        let fan = self.fans.get_mut(&number).expect("it was just there");
+        let mut fan = self.fans.remove(&number).expect("it was just there");
         fan.settles.clear();
         if let Some(op) = fan.then.take().filter(|_| fan.error.is_none()) {
-            return self.go_on(number, op);
+            let shares = self.on_some(&mut fan, op);
+            return self.send_shares(number, fan, shares);
         }
-        let fan = self.fans.remove(&number).expect("it was just there");
         if fan.is_change {
             self.changing -= 1;
             self.is_turning &= self.changing > 0;
@@ -323,19 +327,6 @@ impl Disks {
             }
         }
         self.finish(fan);
-    }
-
-    /// The rest of a request, now that all that it is about has a home.
-    fn go_on(&mut self, number: u64, op: StoreOp) {
-        let StoreOp::Heat { volume, extents, generation } = op else { unreachable!("only a heat gives homes") };
-        let by_disk = self.by_home(volume, &extents, true);
-        let fan = self.fans.get_mut(&number).expect("it is under way");
-        fan.left = by_disk.len() as u32;
-        for (disk, extents) in by_disk {
-            let id = self.own_id();
-            self.shares.insert(id, (number, 0));
-            self.send(disk, id, StoreOp::Heat { volume, extents, generation });
-        }
     }
 
     /// What belonged to volumes that are gone lives nowhere.
