@@ -6,7 +6,7 @@ use crate::image::OPENINGS;
 use crate::node::Purpose;
 use pollux_base::pool::{VerifyFinding, VerifyReport};
 use pollux_base::{DiskId, DiskIndex, Instant, Report};
-use pollux_store::verify::{Looked, Piece, Severity};
+use pollux_store::verify::{Looked, Piece, Severity, TOLD_MAX};
 use pollux_store::{StoreError, StoreOp, StoreReply};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -15,8 +15,6 @@ use std::time::Duration;
 const REST_MIN: Duration = Duration::from_millis(1);
 /// How often it is told how far it is.
 const TELL_EVERY: Duration = Duration::from_secs(1);
-/// Findings of one code that are told one by one, as by a look from outside.
-const TOLD_MAX: u64 = 50;
 
 /// A run.
 #[derive(Debug)]

@@ -252,6 +252,20 @@ impl Catalog {
         };
     }
 
+    /// Volumes whose layer is not there.
+    pub fn volumes_without_layer(&self) -> impl Iterator<Item = (VolumeId, LayerId)> {
+        let known = self.volumes.iter().map(|(volume, known)| (*volume, known.layer));
+        known.filter(|(_, layer)| !self.layers.contains_key(layer))
+    }
+
+    /// Layers that lie on one that is not there. A chain goes down to older layers only, so it ends.
+    pub fn layers_without_parent(&self) -> impl Iterator<Item = LayerId> {
+        let is_broken = |id: LayerId, parent: LayerId| parent >= id || !self.layers.contains_key(&parent);
+        let broken =
+            move |(id, layer): (&LayerId, &Layer)| layer.parent.filter(|parent| is_broken(*id, *parent)).map(|_| *id);
+        self.layers.iter().filter_map(broken)
+    }
+
     fn body(&self) -> Vec<u8> {
         postcard::to_stdvec(self).expect("numbers and bytes can always be written")
     }

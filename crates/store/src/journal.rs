@@ -256,13 +256,7 @@ impl<T> Journal<T> {
         if (header.sequence, header.one) != (number, self.life) {
             return None;
         }
-        let (mut records, mut bytes) = (Vec::new(), &block?[BLOCK - crate::layout::PAYLOAD_BYTES..][..header.len]);
-        while !bytes.is_empty() {
-            let (record, rest) = Record::decode(bytes)?;
-            records.push(record);
-            bytes = rest;
-        }
-        Some(records)
+        records_in(block?, header.len).collect()
     }
 
     pub fn check(&self) {
@@ -271,6 +265,19 @@ impl<T> Journal<T> {
         assert!(self.next <= self.tail + JOURNAL_BLOCKS, "the ring is not overrun");
         assert!(self.batch.is_some() || self.written == self.next, "what is not under way is written");
     }
+}
+
+/// The records of a whole block with a payload so long. `None`, as the last: what follows is no record.
+fn records_in(block: &[u8], len: usize) -> impl Iterator<Item = Option<Record>> {
+    let mut bytes = &block[BLOCK - crate::layout::PAYLOAD_BYTES..][..len];
+    std::iter::from_fn(move || {
+        if bytes.is_empty() {
+            return None;
+        }
+        let decoded = Record::decode(bytes);
+        bytes = decoded.as_ref().map_or(&[], |(_, rest)| *rest);
+        Some(decoded.map(|(record, _)| record))
+    })
 }
 
 fn offset_of(place: u64) -> ByteCount {
@@ -325,14 +332,12 @@ pub fn find<'a>(
     let durable = blocks.values().map(|(header, _)| header.two).fold(durable, u64::max);
     let mut found = Found { records: Vec::new(), end: tail, durable, fault: None };
     'blocks: while let Some((header, block)) = blocks.get(&found.end) {
-        let mut bytes = &block[BLOCK - crate::layout::PAYLOAD_BYTES..][..header.len];
-        while !bytes.is_empty() {
-            let Some((record, rest)) = Record::decode(bytes) else {
+        for record in records_in(block, header.len) {
+            let Some(record) = record else {
                 found.fault = Some(format!("journal block {} holds no record", found.end));
                 break 'blocks;
             };
             found.records.push((found.end, record));
-            bytes = rest;
         }
         found.end += 1;
     }

@@ -7,7 +7,7 @@
 use crate::{FormatError, POOL_BYTES_MAX, POOL_BYTES_MIN};
 use pollux_base::checksum::crc32c;
 use pollux_base::unit::{BLOCK_BYTES, EXTENT_BYTES};
-use pollux_base::{ByteCount, PoolId};
+use pollux_base::{ByteCount, Data, PoolId};
 use std::ops::Range;
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -235,6 +235,17 @@ impl Geometry {
 
     pub fn leaf_offset(&self, place: LeafPlace) -> ByteCount {
         self.offset(place.unit, usize::from(place.block))
+    }
+
+    /// A leaf, as its blocks are read; of one that cannot be read zeros stand in, which are no part of a leaf.
+    pub fn leaf_bytes(&self, place: LeafPlace, mut read: impl FnMut(u64) -> Option<Data>) -> Vec<u8> {
+        let mut bytes = vec![0; usize::from(place.blocks) * BLOCK];
+        for (at, block) in (self.leaf_offset(place).0..).step_by(BLOCK).zip(bytes.chunks_exact_mut(BLOCK)) {
+            if let Some(data) = read(at) {
+                block.copy_from_slice(data.as_slice());
+            }
+        }
+        bytes
     }
 
     /// Where a block of the slot table lies.

@@ -326,13 +326,9 @@ fn replay(journal: journal::Found, geometry: &Geometry, found: &mut Found, fault
         }
     }
     let layers = &found.catalog.layers;
-    let homeless = found.catalog.volumes.iter().filter(|(_, known)| !layers.contains_key(&known.layer));
-    faults.extend(homeless.map(|(volume, known)| Fault::VolumeWithoutLayer { volume: *volume, layer: known.layer }));
-    let broken = layers.iter().filter(|(id, layer)| {
-        // A chain goes down to older layers only, so it ends.
-        layer.parent.is_some_and(|parent| parent >= **id || !layers.contains_key(&parent))
-    });
-    faults.extend(broken.map(|(layer, _)| Fault::LayerWithoutParent(*layer)));
+    let homeless = found.catalog.volumes_without_layer();
+    faults.extend(homeless.map(|(volume, layer)| Fault::VolumeWithoutLayer { volume, layer }));
+    faults.extend(found.catalog.layers_without_parent().map(Fault::LayerWithoutParent));
     marks.retain(|(layer, _), _| layers.contains_key(layer));
     if marks.len() > HOT_MARKS_MAX {
         faults.push(Fault::MarksTooMany(marks.len()));

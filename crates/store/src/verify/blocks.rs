@@ -78,13 +78,7 @@ impl Inspected {
     fn leaf(&self, disk: &mut dyn ReadDisk, number: u32, slot: &Slot) -> (Box<Sums>, bool) {
         let place = slot.leaf.filter(|place| place.unit < self.superblock.geometry.units());
         let Some(place) = place else { return (leaf::leafless(slot.lost), slot.leaf.is_none()) };
-        let start = self.superblock.geometry.leaf_offset(place).0;
-        let mut bytes = vec![0; usize::from(place.blocks) * BLOCK];
-        for (at, block) in (start..).step_by(BLOCK).zip(bytes.chunks_exact_mut(BLOCK)) {
-            if let Some(data) = disk.read(ByteCount(at), BLOCK) {
-                block.copy_from_slice(data.as_slice());
-            }
-        }
+        let bytes = self.superblock.geometry.leaf_bytes(place, |at| disk.read(ByteCount(at), BLOCK));
         let owner = LeafOwner { slot: number, sequence: slot.leaf_sequence };
         let pool = self.superblock.identity.pool;
         (leaf::decode(&bytes, owner, pool, &slot.units), leaf::is_whole(&bytes, owner, pool))

@@ -52,6 +52,12 @@ pub struct Finding {
     pub fix: &'static str,
 }
 
+impl Finding {
+    fn new(code: Code, what: impl Into<String>) -> Finding {
+        Finding { code, severity: code.severity(), disk: None, what: what.into(), fix: code.fix() }
+    }
+}
+
 impl Serialize for Code {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.text())
@@ -59,7 +65,7 @@ impl Serialize for Code {
 }
 
 /// Findings of one code that are told one by one. A disk that is broken has millions of them, and a human reads a page.
-const TOLD_MAX: u64 = 50;
+pub const TOLD_MAX: u64 = 50;
 
 #[derive(Default)]
 pub(crate) struct Findings {
@@ -73,8 +79,7 @@ impl Findings {
         let count = self.counts.entry(code).or_default();
         *count += 1;
         if *count <= TOLD_MAX {
-            let (severity, fix) = (code.severity(), code.fix());
-            self.told.push(Finding { code, severity, disk: self.disk, what: what.into(), fix });
+            self.told.push(Finding { disk: self.disk, ..Finding::new(code, what) });
         }
     }
 }

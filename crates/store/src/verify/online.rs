@@ -130,10 +130,6 @@ impl Claims {
     }
 }
 
-fn finding(code: Code, what: String) -> Finding {
-    Finding { code, severity: code.severity(), disk: None, what, fix: code.fix() }
-}
-
 impl Pool {
     pub fn begin_look(&mut self, id: StoreRequestId, piece: Piece) {
         assert!(self.looking.asked.is_none(), "one piece at a time");
@@ -302,14 +298,14 @@ impl Pool {
         let other = superblocks.iter().flatten().any(|found| *found != self.superblock);
         let whole = superblocks.iter().flatten().count();
         if other {
-            findings.push(finding(Code::SuperblocksDiffer, "a superblock is that of another pool".into()));
+            findings.push(Finding::new(Code::SuperblocksDiffer, "a superblock is that of another pool"));
         } else if whole == 0 {
-            findings.push(finding(Code::Superblock, "both superblocks are damaged".into()));
+            findings.push(Finding::new(Code::Superblock, "both superblocks are damaged"));
         }
         let anchors = ANCHORS.map(|at| block(at).and_then(|block| Anchor::decode(block, self.pool_id())));
         let anchors = anchors.map(|found| found == Some(self.anchor));
         if !anchors.contains(&true) {
-            findings.push(finding(Code::Anchor, "both copies of the journal's anchor are damaged".into()));
+            findings.push(Finding::new(Code::Anchor, "both copies of the journal's anchor are damaged"));
         }
         let superblocks = superblocks.map(|found| found.is_some());
         for (code, name, copies) in
@@ -327,18 +323,17 @@ impl Pool {
             found.is_some_and(|(sequence, found)| sequence == self.catalog_sequence && found == self.catalog)
         });
         if !copies.contains(&true) {
-            findings.push(finding(Code::Catalog, "both copies of the catalog are damaged".into()));
+            findings.push(Finding::new(Code::Catalog, "both copies of the catalog are damaged"));
         }
         findings.extend(one_bad_copy(Code::CatalogCopy, "catalog", copies));
-        let layers = &self.catalog.layers;
-        for (volume, known) in self.catalog.volumes.iter().filter(|(_, known)| !layers.contains_key(&known.layer)) {
-            let text = format!("{volume} lies in {:?}, which is not there", known.layer);
-            findings.push(finding(Code::VolumeWithoutLayer, text));
+        for (volume, layer) in self.catalog.volumes_without_layer() {
+            findings.push(Finding::new(
+                Code::VolumeWithoutLayer,
+                format!("{volume} lies in {layer:?}, which is not there"),
+            ));
         }
-        for (id, layer) in layers {
-            if layer.parent.is_some_and(|parent| parent >= *id || !layers.contains_key(&parent)) {
-                findings.push(finding(Code::LayerChain, format!("{id:?} lies on a layer that is not there")));
-            }
+        for layer in self.catalog.layers_without_parent() {
+            findings.push(Finding::new(Code::LayerChain, format!("{layer:?} lies on a layer that is not there")));
         }
     }
 
@@ -356,15 +351,13 @@ impl Pool {
         for number in blocks.clone().filter(|number| *number >= self.journal.tail()) {
             let block = asked.read.get(&journal_place(number)).map(Data::as_slice);
             match self.journal.records_of(number, block) {
-                None => findings.push(finding(Code::Journal, format!("journal block {number} is damaged"))),
+                None => findings.push(Finding::new(Code::Journal, format!("journal block {number} is damaged"))),
                 Some(records) => {
                     let named = records.iter().flat_map(Record::slots);
                     let slots = self.geometry().slots;
-                    findings.extend(
-                        named.filter(|slot| *slot >= slots).map(|slot| {
-                            finding(Code::JournalSlot, format!("the journal names slot {slot} of {slots}"))
-                        }),
-                    );
+                    findings.extend(named.filter(|slot| *slot >= slots).map(|slot| {
+                        Finding::new(Code::JournalSlot, format!("the journal names slot {slot} of {slots}"))
+                    }));
                 }
             }
         }
@@ -385,7 +378,7 @@ impl Pool {
             if !copies.contains(&true) {
                 let text =
                     format!("both copies of slot table block {number} are damaged, or not what was written there");
-                findings.push(finding(Code::Table, text));
+                findings.push(Finding::new(Code::Table, text));
             }
             findings.extend(one_bad_copy(Code::TableCopy, &format!("slot table block {number}"), copies));
         }
@@ -398,17 +391,11 @@ impl Pool {
             if (slot.leaf, slot.leaf_sequence) != (Some(place), sequence) {
                 continue; // It has another leaf by now, just written.
             }
-            let start = self.geometry().leaf_offset(place).0;
-            let mut bytes = vec![0; usize::from(place.blocks) * BLOCK];
-            for (at, block) in (start..).step_by(BLOCK).zip(bytes.chunks_exact_mut(BLOCK)) {
-                if let Some(data) = asked.read.get(&at) {
-                    block.copy_from_slice(data.as_slice());
-                }
-            }
+            let bytes = self.geometry().leaf_bytes(place, |at| asked.read.get(&at).cloned());
             let (owner, pool) = (LeafOwner { slot: number, sequence }, self.pool_id());
             let what = || name(&self.catalog, slot.owner());
             if !leaf::is_whole(&bytes, owner, pool) {
-                findings.push(finding(Code::Leaf, format!("checksums of {} are damaged", what())));
+                findings.push(Finding::new(Code::Leaf, format!("checksums of {} are damaged", what())));
                 continue;
             }
             // Of a hot extent the truth is in memory, and of one that is being given up nobody cares.
@@ -419,14 +406,17 @@ impl Pool {
             let has_place = |block: usize| slot.units.get(block / UNIT_BLOCKS).is_some();
             let placeless = (0..SUMS).filter(|block| is_data(sums[*block]) && !has_place(*block)).count();
             if placeless > 0 {
-                findings.push(finding(
+                findings.push(Finding::new(
                     Code::Placeless,
                     format!("{placeless} blocks of {} have no place on the disk", what()),
                 ));
             }
             let lost = sums.iter().filter(|sum| **sum == LOST_CHECKSUM).count();
             if lost > 0 {
-                findings.push(finding(Code::ChecksumLost, format!("{lost} blocks of {} are known to be lost", what())));
+                findings.push(Finding::new(
+                    Code::ChecksumLost,
+                    format!("{lost} blocks of {} are known to be lost", what()),
+                ));
             }
         }
         let passed = self.table.len().min(from + SLOTS_PASSED_MAX);
@@ -464,12 +454,13 @@ impl Pool {
     fn look_at_slot(&self, number: u32, slot: &Slot, claims: &mut Claims, findings: &mut Vec<Finding>) {
         let (layer, extent) = slot.owner();
         if u64::from(extent.0) * EXTENT_BYTES >= VOLUME_BYTES_MAX {
-            findings.push(finding(Code::ExtentBeyond, format!("slot {number} holds {extent:?}, beyond any volume")));
+            findings
+                .push(Finding::new(Code::ExtentBeyond, format!("slot {number} holds {extent:?}, beyond any volume")));
         }
         match self.layers.get(&layer) {
             None => {
                 let text = format!("no volume shows {layer:?}, which holds slot {number}");
-                findings.push(finding(Code::SpaceLeaked, text));
+                findings.push(Finding::new(Code::SpaceLeaked, text));
             }
             Some(map) => {
                 let other = map.extents.get(&extent).copied().filter(|other| *other != number);
@@ -479,7 +470,7 @@ impl Pool {
                 });
                 if let Some(other) = other {
                     let text = format!("slots {number} and {other} both hold {extent:?} of {layer:?}");
-                    findings.push(finding(Code::ExtentTwice, text));
+                    findings.push(Finding::new(Code::ExtentTwice, text));
                 }
             }
         }
@@ -487,7 +478,7 @@ impl Pool {
         for (_, unit) in slot.units.iter() {
             if unit >= units || !self.space.is_taken(unit) || self.space.holds_leaves(unit) {
                 let text = format!("slot {number} names unit {unit}, which is not its own");
-                findings.push(finding(Code::UnitTwice, text));
+                findings.push(Finding::new(Code::UnitTwice, text));
             } else if !claims.unit(unit) {
                 claims.suspect(unit);
             }
@@ -495,7 +486,7 @@ impl Pool {
         if let Some(place) = slot.leaf {
             if place.unit >= units || !self.space.has_leaf(place) {
                 let text = format!("slot {number} names {place:?}, which is not its own");
-                findings.push(finding(Code::LeafTwice, text));
+                findings.push(Finding::new(Code::LeafTwice, text));
             } else if !claims.leaf(place) {
                 claims.suspect(place.unit);
             }
@@ -506,7 +497,7 @@ impl Pool {
     fn accounting(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
         if !self.space.adds_up() {
-            findings.push(finding(Code::SpaceLeaked, "free units are counted wrong".into()));
+            findings.push(Finding::new(Code::SpaceLeaked, "free units are counted wrong"));
         }
         let claims = &self.looking.claims;
         let is_still = claims.began == self.journal.written()
@@ -517,8 +508,10 @@ impl Pool {
         let owned: u32 = claims.units.iter().map(|word| word.count_ones()).sum::<u32>() + claims.leaves.len() as u32;
         if is_still && owned < self.space.taken_units() {
             let leaked = self.space.taken_units() - owned;
-            findings
-                .push(finding(Code::SpaceLeaked, format!("{leaked} units of 32 KiB are taken and belong to nothing")));
+            findings.push(Finding::new(
+                Code::SpaceLeaked,
+                format!("{leaked} units of 32 KiB are taken and belong to nothing"),
+            ));
         }
         findings
     }
@@ -543,12 +536,15 @@ impl Pool {
             let slot = self.table.get(number);
             for (_, unit) in slot.units.iter() {
                 if !now.unit(unit) {
-                    findings
-                        .push(finding(Code::UnitTwice, format!("slot {number} names unit {unit}, which another has")));
+                    findings.push(Finding::new(
+                        Code::UnitTwice,
+                        format!("slot {number} names unit {unit}, which another has"),
+                    ));
                 }
             }
             if let Some(place) = slot.leaf.filter(|place| !now.leaf(*place)) {
-                findings.push(finding(Code::LeafTwice, format!("slot {number} names {place:?}, which another has")));
+                findings
+                    .push(Finding::new(Code::LeafTwice, format!("slot {number} names {place:?}, which another has")));
             }
         }
         self.end_look(id, findings, None);
@@ -565,5 +561,5 @@ fn one_bad_copy(code: Code, name: &str, is_right: [bool; 2]) -> Option<Finding> 
         [true, false] => 2,
         [true, true] | [false, false] => return None,
     };
-    Some(finding(code, format!("copy {bad} of {name} is damaged, or not what was written there")))
+    Some(Finding::new(code, format!("copy {bad} of {name} is damaged, or not what was written there")))
 }
