@@ -5,8 +5,7 @@ mod site;
 use pollux_base::Report;
 use pollux_base::order::Order;
 use pollux_base::record::GroupNames;
-use site::{GROUP, Outcome, Site, VOLUME, exports, group, qemu_io};
-use std::path::Path;
+use site::{GROUP, Outcome, Site, VOLUME, exports, group, qemu_io, rot};
 use std::process::Output;
 
 fn said(output: &Output) -> String {
@@ -24,14 +23,6 @@ fn used(site: &mut Site, value: u8) -> Outcome {
     qemu_io(&node.uri(), &[&format!("write -P {value} 0 1M"), &format!("write -P {value} 4M 64k"), "flush"])?;
     assert_eq!(node.terminate()?, Some(0));
     Ok(())
-}
-
-fn rot(path: &Path, offset: u64) -> std::io::Result<()> {
-    use std::os::unix::fs::FileExt;
-    let file = std::fs::OpenOptions::new().read(true).write(true).open(path)?;
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, offset)?;
-    file.write_all_at(&[byte[0] ^ 1], offset)
 }
 
 #[test]

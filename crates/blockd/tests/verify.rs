@@ -7,9 +7,7 @@ mod site;
 use load::{Front, Load};
 use pollux_base::pool::VerifyReport;
 use pollux_base::{Order, Report};
-use site::{Node, Outcome, Site, exports, group};
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use site::{Node, Outcome, Site, exports, group, rot};
 
 /// Runs in a row; each takes a new look at everything.
 const RUNS: u64 = 40;
@@ -21,13 +19,6 @@ fn verify(node: &mut Node, id: u64) -> Outcome<VerifyReport> {
         Report::Verified(report) => Ok(*report),
         _ => Err("only such reports were wanted".into()),
     }
-}
-
-fn rot(path: &Path, offset: u64) -> std::io::Result<()> {
-    let file = std::fs::OpenOptions::new().read(true).write(true).open(path)?;
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, offset)?;
-    file.write_all_at(&[byte[0] ^ 1], offset)
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::core::Cluster;
 use crate::entry::{Change, SealedKey};
 use crate::seam::Refusal;
 use crate::state::State;
-use pollux_base::{Instant, KeyId, NodeId, VolumeId};
+use pollux_base::{Instant, KeyId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Longest sealed key, in digits. A key of 64 bytes with its nonce and tag has 184.
@@ -77,13 +77,11 @@ impl Cluster {
                     self.name_of(self.me)
                 )));
             }
-            let others: Vec<NodeId> = self.state.birth_replicas(node).into_iter().filter(|id| *id != self.me).collect();
+            let others = self.state.birth_replicas(node).into_iter().filter(|id| *id != self.me);
             // Who is away is not waited for; without the key it will serve nothing, and say so.
-            let lacking = others
-                .into_iter()
-                .find(|other| self.hello_of(now, *other).is_some_and(|hello| hello.master != Some(*master)));
-            if let Some(lacking) = lacking {
-                let has = match self.hello_of(now, lacking).and_then(|hello| hello.master) {
+            let heard = others.filter_map(|other| Some((other, self.hello_of(now, other)?.master)));
+            if let Some((lacking, has)) = heard.into_iter().find(|(_, has)| *has != Some(*master)) {
+                let has = match has {
                     Some(other) => format!("has another master key, {other}"),
                     None => "has no master key".to_string(),
                 };

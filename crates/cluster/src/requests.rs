@@ -6,8 +6,7 @@
 use crate::entry::{Change, Subject, VmPhase, VmSpec};
 use crate::seam::Refusal;
 use crate::state::State;
-use pollux_base::unit::bytes_text;
-use pollux_base::unit::{BLOCK_BYTES, VOLUME_BYTES_MAX};
+use pollux_base::unit::{BLOCK_BYTES, VOLUME_BYTES_MAX, bytes_text};
 use pollux_base::{ByteCount, NodeId};
 
 /// Longest name; it becomes part of file names and host names.

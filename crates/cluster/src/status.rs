@@ -6,9 +6,10 @@ use crate::core::Cluster;
 use crate::entry::{Holder, NodePhase, Subject, VmPhase};
 use crate::headline::Sight;
 use crate::seam::Register;
-use pollux_base::NodeId;
+use crate::state::Group;
 use pollux_base::order::{PathReport, ReplicaState};
 use pollux_base::pool::{PoolLevel, PoolReport};
+use pollux_base::{GroupId, NodeId};
 use std::collections::BTreeMap;
 
 impl Cluster {
@@ -79,6 +80,25 @@ impl Cluster {
             Some(NodePhase::Fenced) => "down",
             None => "joining",
         }
+    }
+
+    /// Of a replica here that lost parts with a disk: who is waited for, and what a human can do.
+    fn incomplete_text(&self, id: GroupId, group: &Group) -> Option<(String, Option<String>)> {
+        self.groups.reports.get(&id).filter(|report| report.is_incomplete)?;
+        let (own, others): (Vec<NodeId>, Vec<NodeId>) = group.record.in_sync.iter().partition(|node| **node == self.me);
+        if own.is_empty() || others.is_empty() {
+            return None;
+        }
+        let name = self.state.group_name(group);
+        let is_lost = |node: &&NodeId| self.state.nodes.get(*node).is_some_and(|node| node.phase == NodePhase::Fenced);
+        let lost: Vec<String> = others.iter().filter(is_lost).map(|node| self.name_of(*node)).collect();
+        let lacks = format!("parts of `{name}` were lost with a disk here");
+        if lost.is_empty() {
+            return Some((format!("{lacks} and are being healed"), None));
+        }
+        let text = format!("{lacks}, and `{}`, which has them, is lost: it waits for it", lost.join("`, `"));
+        let fix = format!("bring it back; or give up what was lost: pollux group promote {name}");
+        Some((text, (lost.len() == others.len()).then_some(fix)))
     }
 
     /// What is wrong at present, each with the command that mends it where there is one.
@@ -160,23 +180,7 @@ impl Cluster {
             }
             let is_lost =
                 |node: &NodeId| self.state.nodes.get(node).is_some_and(|node| node.phase == NodePhase::Fenced);
-            let others_lost = |node: &NodeId| *node == self.me || is_lost(node);
-            let is_incomplete = self.groups.reports.get(id).is_some_and(|report| report.is_incomplete);
-            if is_incomplete && group.record.in_sync.contains(&self.me) && group.record.in_sync.len() > 1 {
-                let name = self.state.group_name(group);
-                let missing: Vec<String> =
-                    group.record.in_sync.iter().filter(|node| is_lost(node)).map(|node| self.name_of(*node)).collect();
-                let (text, fix) = match missing.as_slice() {
-                    [] => (format!("parts of `{name}` were lost with a disk here and are being healed"), None),
-                    _ => (
-                        format!(
-                            "parts of `{name}` were lost with a disk here, and `{}`, which has them, is lost: it waits for it",
-                            missing.join("`, `")
-                        ),
-                        Some(format!("bring it back; or give up what was lost: pollux group promote {name}"))
-                            .filter(|_| group.record.in_sync.iter().all(others_lost)),
-                    ),
-                };
+            if let Some((text, fix)) = self.incomplete_text(*id, group) {
                 alert(Subject::Group(*id), text, fix);
             }
             if group.record.in_sync.iter().all(is_lost) && self.promote_token(*id).is_some() {

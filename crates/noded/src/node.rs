@@ -11,7 +11,7 @@ use crate::log::engine;
 use crate::log::network::PeerTransport;
 use crate::log::store::Store;
 use crate::peers::{Gate, Peers, secret_header};
-use crate::volume_keys::MasterKey;
+use crate::volume_keys::{self, MasterKey};
 use crate::witness_client::WitnessClient;
 use crate::{server, tls, vms};
 use anyhow::{Context, Result, bail};
@@ -156,8 +156,6 @@ pub async fn run(config: NodeConfig) -> Result<String> {
 
 /// What the core is told at its start.
 fn setup(config: &NodeConfig, store: &Store, master: Option<KeyId>) -> Result<Setup> {
-    let mut run = [0u8; 8];
-    aws_lc_rs::rand::fill(&mut run).map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?;
     Ok(Setup {
         node: config.node,
         name: config.cluster_name.clone(),
@@ -165,7 +163,7 @@ fn setup(config: &NodeConfig, store: &Store, master: Option<KeyId>) -> Result<Se
         witness: config.witness.is_some(),
         record: store.epoch_record()?,
         master,
-        run: u64::from_le_bytes(run),
+        run: u64::from_le_bytes(*volume_keys::random()?),
         unix_ms: core::unix_ms(),
     })
 }

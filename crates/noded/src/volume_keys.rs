@@ -57,15 +57,12 @@ impl MasterKey {
 
     /// A new random key for a volume, as it goes into the log.
     pub fn make_key(&self) -> Result<SealedKey> {
-        let mut bytes = Zeroizing::new([0; VOLUME_BYTES]);
-        rand::fill(bytes.as_mut_slice()).map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?;
-        self.seal(&VolumeSecret::new(*bytes))
+        self.seal(&VolumeSecret::new(*random::<VOLUME_BYTES>()?))
     }
 
     fn seal(&self, secret: &VolumeSecret) -> Result<SealedKey> {
         let key = KeyId::of(secret);
-        let mut nonce = [0; NONCE_LEN];
-        rand::fill(&mut nonce).map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?;
+        let nonce: [u8; NONCE_LEN] = *random()?;
         let mut bytes = Zeroizing::new(secret.expose().to_vec());
         let (aad, unique) = (self.aad(key), Nonce::assume_unique_for_key(nonce));
         let tag = self.key.seal_in_place_separate_tag(unique, aad, &mut bytes).context("AES-GCM")?;
@@ -97,6 +94,12 @@ impl MasterKey {
         bytes[16..].copy_from_slice(&key.0.to_be_bytes());
         Aad::from(bytes)
     }
+}
+
+pub(crate) fn random<const BYTES: usize>() -> Result<Zeroizing<[u8; BYTES]>> {
+    let mut bytes = Zeroizing::new([0; BYTES]);
+    rand::fill(bytes.as_mut_slice()).map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?;
+    Ok(bytes)
 }
 
 fn unhex(text: &str) -> Option<Zeroizing<Vec<u8>>> {

@@ -11,6 +11,7 @@ use pollux_base::{ByteCount, ClusterId, Epoch, Generation, GroupId, NodeId, Orde
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -346,4 +347,12 @@ pub fn qemu_io(uri: &str, commands: &[&str]) -> Outcome<String> {
 
 pub fn text(path: &Path) -> &str {
     path.to_str().expect("temporary paths are UTF-8")
+}
+
+/// Changes a bit of a file behind everybody's back.
+pub fn rot(path: &Path, offset: u64) -> std::io::Result<()> {
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(path)?;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset)?;
+    file.write_all_at(&[byte[0] ^ 1], offset)
 }
