@@ -20,6 +20,7 @@ pub mod fuzz;
 mod hot;
 mod journal;
 mod lanes;
+mod layer_map;
 mod layers;
 mod layout;
 mod leaf;

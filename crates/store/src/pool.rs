@@ -10,6 +10,7 @@ use crate::control::{CatalogCommit, CatalogQueue, Change, Leaving};
 use crate::hot::HotExtent;
 use crate::journal::{Committed, HOT_MARKS_MAX, Journal, Wrote};
 use crate::lanes::{Key, LaneKey, Lanes};
+use crate::layer_map::LayerMap;
 use crate::layers::{Held, Turn, Turning};
 use crate::layout::{Geometry, LeafPlace};
 use crate::leaf::LeafCache;
@@ -27,7 +28,7 @@ use crate::units::{NO_UNIT, Units};
 use crate::verify::Looking;
 use crate::{Output, Position, StoreError, StoreOp, StoreReply, StoreRequestId};
 use pollux_base::unit::BlockRange;
-use pollux_base::{Data, DiskDone, DiskError, DiskOp, DiskOpId, DiskOpKind, ExtentIndex, Generation, PoolId, VolumeId};
+use pollux_base::{Data, DiskDone, DiskError, DiskOp, DiskOpId, DiskOpKind, Generation, PoolId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What a completed disk operation is for.
@@ -116,39 +117,6 @@ struct Flushes {
     /// The journal was written up to here when it began.
     under_way: Option<(u64, Vec<FlushThen>)>,
     next: Vec<FlushThen>,
-}
-
-/// A layer's extents that have a slot.
-#[derive(Default)]
-pub struct LayerMap {
-    pub extents: BTreeMap<ExtentIndex, u32>,
-    /// Parts, loads and leaf writes under way.
-    pub busy: u32,
-    /// What committed descriptors name.
-    pub units: u64,
-    pub leaf_blocks: u64,
-    /// Those of which blocks are lost.
-    pub damaged: BTreeSet<ExtentIndex>,
-}
-
-impl LayerMap {
-    /// A slot's descriptor is one of this layer's from now on.
-    fn count(&mut self, slot: &Slot) {
-        self.units += slot.units.count() as u64;
-        self.leaf_blocks += slot.leaf.map_or(0, |leaf| u64::from(leaf.blocks));
-        if slot.state == SlotState::Damaged {
-            self.damaged.insert(slot.owner().1);
-        }
-    }
-
-    /// It was, and is not any more.
-    fn discount(&mut self, slot: &Slot) {
-        self.units -= slot.units.count() as u64;
-        self.leaf_blocks -= slot.leaf.map_or(0, |leaf| u64::from(leaf.blocks));
-        if slot.state == SlotState::Damaged {
-            self.damaged.remove(&slot.owner().1);
-        }
-    }
 }
 
 /// First writes that no flush covered: beyond this many blocks (64 MiB) the store flushes by itself, so that what an
@@ -536,20 +504,6 @@ impl Pool {
         self.recount(std::slice::from_ref(&before), &[slot]);
         let leaves: Vec<LeafPlace> = before.leaf.filter(|place| Some(*place) != leaf).into_iter().collect();
         self.space.give_back(told, lost_units(&before.units, &units), leaves);
-    }
-
-    /// Slots have other descriptors than before.
-    fn recount(&mut self, before: &[Slot], numbers: &[u32]) {
-        for slot in before {
-            if let Some(map) = self.layers.get_mut(&slot.layer) {
-                map.discount(slot);
-            }
-        }
-        for slot in numbers.iter().map(|number| self.table.get(*number)) {
-            if let Some(map) = self.layers.get_mut(&slot.layer) {
-                map.count(slot);
-            }
-        }
     }
 
     /// What none of the slots names any more is given back.
