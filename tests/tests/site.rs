@@ -156,9 +156,12 @@ fn clients_see_a_pause_when_daemons_die_and_volumes_move_when_a_node_does() {
     assert!(written.status.success());
 
     lab.ok(&["lab", "return", &primary]);
-    wait_until("the returned node is in sync", || {
-        lab.json(&["volume", "show", "v"])["state"] == "healthy" && is_protected(&lab)
-    });
+    // Until it has read the log again, the returned node knows of no volume.
+    let is_healthy = || {
+        let shown = lab.run(&["volume", "show", "v", "-o", "json"]);
+        serde_json::from_slice::<serde_json::Value>(&shown.stdout).is_ok_and(|volume| volume["state"] == "healthy")
+    };
+    wait_until("the returned node is in sync", || is_healthy() && is_protected(&lab));
 }
 
 /// Guards: the main job, end to end: both plugs pulled in turn, links cut, every acknowledged write counted.
