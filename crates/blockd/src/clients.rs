@@ -7,7 +7,7 @@ use pollux_base::{Instant, Reply, Request, RequestId, VolumeId};
 use pollux_frontend::Exports;
 use pollux_frontend::nbd::{Connection, End, Input, Output, Reach, Slot};
 use pollux_host::link::Socket;
-use pollux_host::reactor::Op;
+use pollux_host::reactor::{Op, Sending};
 use pollux_replica::Input as PlaneInput;
 use std::collections::BTreeMap;
 use std::io;
@@ -134,26 +134,38 @@ impl Clients {
     }
 
     /// Hands to the reactor what clients are to be sent, and receives from those that may say more.
-    pub fn flush(&mut self, turn: &mut Turn<'_>) {
+    pub fn flush(&mut self, turn: &mut Turn<'_>, exports: &Exports) {
         let mut touched = std::mem::take(&mut self.touched);
         for id in touched.drain(..) {
+            self.send(turn, id, exports);
             let Some(client) = self.clients.get_mut(&id) else { continue };
-            let segments = client.connection.take_segments();
-            if !segments.is_empty() {
-                turn.reactor.submit(Ticket::ClientSend(id).token(), Op::Send(client.socket.clone(), segments));
-            }
             if client.connection.wants_input()
                 && let Some(buffer) = client.buffer.take()
             {
                 turn.reactor.submit(Ticket::ClientReceive(id).token(), Op::Receive(client.socket.clone(), buffer));
             }
         }
-        self.touched = touched;
+        self.touched.append(&mut touched);
         for index in 0..self.listeners.len() {
             // Counted only when a client may have been taken since.
             if !self.listeners[index].door.is_accepting() {
                 let has_room = self.has_room(self.listeners[index].is_outside());
                 self.listeners[index].door.accept(turn, Ticket::ClientAccept(index as u64), has_room);
+            }
+        }
+    }
+
+    /// Sends what a client is to be sent.
+    fn send(&mut self, turn: &mut Turn<'_>, id: u64, exports: &Exports) {
+        while let Some(client) = self.clients.get_mut(&id) {
+            let segments = client.connection.take_segments();
+            if segments.is_empty() {
+                return;
+            }
+            match turn.reactor.send(Ticket::ClientSend(id).token(), &client.socket, segments) {
+                Ok(Sending::UnderWay) => return,
+                Ok(Sending::Done) => self.handle(turn, id, Input::Sent, exports),
+                Err(_) => self.handle(turn, id, Input::Ended, exports),
             }
         }
     }

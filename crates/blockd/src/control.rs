@@ -5,7 +5,7 @@ use crate::door::Door;
 use crate::ticket::Ticket;
 use pollux_base::{Instant, Order, Report, Segment};
 use pollux_host::link::Socket;
-use pollux_host::reactor::Op;
+use pollux_host::reactor::{Op, Sending};
 use std::io;
 use tracing::{info, warn};
 use zeroize::Zeroize;
@@ -139,15 +139,16 @@ impl Control {
             self.end(turn, "noded does not read its reports");
             return;
         }
+        if !current.sending && !current.out.is_empty() {
+            let segments = vec![Segment::Bytes(std::mem::take(&mut current.out))];
+            match turn.reactor.send(Ticket::OrdersSend(current.id).token(), &current.socket, segments) {
+                Ok(sending) => current.sending = sending == Sending::UnderWay,
+                Err(cause) => return self.end(turn, &cause.to_string()),
+            }
+        }
         if !current.sending && current.is_closing && current.out.is_empty() {
             self.end(turn, "after an order that was none");
             return;
-        }
-        if !current.sending && !current.out.is_empty() {
-            current.sending = true;
-            let segments = vec![Segment::Bytes(std::mem::take(&mut current.out))];
-            let op = Op::Send(current.socket.clone(), segments);
-            turn.reactor.submit(Ticket::OrdersSend(current.id).token(), op);
         }
         if !current.is_closing
             && let Some(buffer) = current.buffer.take()

@@ -201,7 +201,7 @@ impl Daemon {
             if let Some(report) = self.peers.take_report(now) {
                 self.control.report(&report);
             }
-            self.clients.flush(&mut turn);
+            self.clients.flush(&mut turn, self.directory.exports());
             for op in self.disk_ops.drain(..) {
                 turn.reactor.submit(Ticket::Disk.token(), Op::Disk(op));
             }

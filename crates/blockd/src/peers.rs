@@ -15,7 +15,7 @@ use pollux_base::config::{Encryption, NodeConfig, PathUse};
 use pollux_base::order::{PathReport, PathState};
 use pollux_base::{ClusterId, Instant, NodeId, Report, Secret, Session};
 use pollux_host::link::{Socket, outgoing};
-use pollux_host::reactor::Op;
+use pollux_host::reactor::{Op, Sending};
 use pollux_replica::links::{self, Input, Links, Output, PathId, Use};
 use pollux_replica::wire::{self, Decoder, Frame, HELLO_BYTES, Hello, KEYS_MAX, KeyId, WireError};
 use std::collections::BTreeMap;
@@ -337,14 +337,13 @@ impl Peers {
         for id in touched.drain(..) {
             let Some(connection) = self.connections.get_mut(&id) else { continue };
             if !connection.is_sending && connection.has_something_to_send() {
-                match connection.take_queue() {
-                    Ok(segments) => {
-                        connection.is_sending = true;
-                        let op = Op::Send(connection.socket.clone(), segments);
-                        turn.reactor.submit(Ticket::LinkSend(id).token(), op);
-                    }
-                    Err(cause) => {
-                        self.end(turn, id, Why::Fault(cause.into()));
+                let token = Ticket::LinkSend(id).token();
+                let segments = connection.take_queue().map_err(|cause| Why::Fault(cause.into()));
+                let mut send = |segments| turn.reactor.send(token, &connection.socket, segments);
+                match segments.and_then(|segments| send(segments).map_err(|cause| Why::Lost(cause.to_string()))) {
+                    Ok(sending) => connection.is_sending = sending == Sending::UnderWay,
+                    Err(why) => {
+                        self.end(turn, id, why);
                         self.drain(turn);
                         continue;
                     }

@@ -1,6 +1,7 @@
 //! One thread, one ring: operations go in with a token, their ends come out as events.
 //!
-//! * Every operation ends in exactly one event, except that after `close(socket)` nothing more is heard of that socket.
+//! * Every operation ends in exactly one event (a send that is done at once in none), except that after `close(socket)`
+//!   nothing more is heard of that socket.
 //! * Memory given to an operation belongs to the reactor until its event; a closed socket's buffers live until the
 //!   kernel is done with them.
 //! * `wait` enters the kernel once per turn: it submits everything queued since the last turn and sleeps until
@@ -8,7 +9,7 @@
 
 use crate::disk::Disk;
 use crate::link::Socket;
-use crate::ring::{Flight, Gather, Landed, Ring, accepted};
+use crate::ring::{Flight, Landed, Ring, accepted};
 use nix::sys::socket::{Shutdown, SockaddrStorage, shutdown};
 use pollux_base::{DiskDone, DiskError, DiskIndex, DiskOp, DiskOpKind, Segment};
 use std::io;
@@ -26,11 +27,18 @@ pub enum Op {
     Connect(Socket, SocketAddr),
     /// Receive what is there, into the whole length of the buffer, which comes back with the event.
     Receive(Socket, Vec<u8>),
-    /// Send all of it, in order. One send per socket at a time, or their bytes mix.
-    Send(Socket, Vec<Segment>),
     /// Wait until there is something to read.
     Watch(Socket),
     Disk(DiskOp),
+}
+
+/// How far a send got at once. An error means, as with `Done::Sent`, that the connection is of no use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sending {
+    /// All is sent; there is no event.
+    Done,
+    /// The other side reads too slowly. `Done::Sent` will tell of the end.
+    UnderWay,
 }
 
 /// The end of an operation.
@@ -44,7 +52,7 @@ pub enum Done {
     Connected(io::Result<()>),
     /// How many bytes lie at the start of the buffer; 0: the other side has ended.
     Received(Vec<u8>, io::Result<usize>),
-    /// All was sent, or the connection is of no use.
+    /// All that `send` had left was sent, or the connection is of no use.
     Sent(io::Result<()>),
     Readable,
     Disk(DiskDone),
@@ -109,7 +117,6 @@ impl Reactor {
                 assert!(!buffer.is_empty(), "receiving into no bytes would look like the end of the stream");
                 self.ring.receive(token, socket, buffer);
             }
-            Op::Send(socket, segments) => self.ring.send(token, socket, Box::new(Gather::new(segments))),
             Op::Watch(socket) => self.ring.watch(token, socket),
             Op::Disk(DiskOp { id, kind }) => {
                 let slot = self.disks.get_mut(id.disk.index()).and_then(Option::as_mut);
@@ -126,6 +133,13 @@ impl Reactor {
                 }
             }
         }
+    }
+
+    /// Sends all of it, in order: at once what the socket takes, and what is left by itself. One send per socket at a
+    /// time, or their bytes mix.
+    pub fn send(&mut self, token: Token, socket: &Socket, segments: Vec<Segment>) -> io::Result<Sending> {
+        let is_whole = self.ring.send(token, socket, segments)?;
+        Ok(if is_whole { Sending::Done } else { Sending::UnderWay })
     }
 
     /// Ends a connection, or stops listening. Nothing more is heard of the socket.

@@ -23,6 +23,8 @@ const SUBMISSION_ENTRIES: u32 = 512;
 const COMPLETION_ENTRIES: u32 = 4096;
 /// Segments gathered by one system call (the kernel's UIO_MAXIOV).
 const GATHER_MAX: usize = 1024;
+/// IORING_RECVSEND_POLL_FIRST, of Linux 5.19.
+const POLL_FIRST: u16 = 1;
 /// Marks completions that nobody waits for (those of cancellations).
 const NOBODY: u64 = u64::MAX;
 /// How long a dropped ring waits for its operations before it gives their memory up for lost.
@@ -70,10 +72,10 @@ pub(crate) struct Gather {
 }
 
 impl Gather {
-    pub fn new(segments: Vec<Segment>) -> Gather {
+    fn new() -> Gather {
         // SAFETY: msghdr is plain C data for which all zeros mean "nothing given".
         let header = unsafe { std::mem::zeroed() };
-        Gather { segments: segments.into(), skip: 0, vectors: Vec::new(), header }
+        Gather { segments: VecDeque::new(), skip: 0, vectors: Vec::new(), header }
     }
 
     /// Takes `len` sent bytes off the front. Whether anything is left.
@@ -127,6 +129,10 @@ pub(crate) struct Ring {
     in_flight: usize,
     /// User data and results of one turn; empty between turns, kept for its memory.
     completions: Vec<(u64, i32)>,
+    /// Of the last send that went out at once; likewise.
+    spare: Option<Box<Gather>>,
+    /// Whether the kernel waits for what is to be received before it looks.
+    polls_first: bool,
 }
 
 /// A completed operation.
@@ -148,16 +154,24 @@ impl Ring {
             .setup_defer_taskrun()
             .setup_cqsize(COMPLETION_ENTRIES)
             .build(SUBMISSION_ENTRIES);
-        let ring = match lean {
+        let (ring, is_lean) = match lean {
             Err(cause) if cause.raw_os_error() == Some(libc::EINVAL) => {
-                IoUring::builder().setup_clamp().setup_cqsize(COMPLETION_ENTRIES).build(SUBMISSION_ENTRIES)?
+                (IoUring::builder().setup_clamp().setup_cqsize(COMPLETION_ENTRIES).build(SUBMISSION_ENTRIES)?, false)
             }
-            lean => lean?,
+            lean => (lean?, true),
         };
         if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "io_uring of Linux 5.11 or newer is needed"));
         }
-        Ok(Ring { ring, slots: Vec::new(), free: Vec::new(), in_flight: 0, completions: Vec::new() })
+        Ok(Ring {
+            ring,
+            slots: Vec::new(),
+            free: Vec::new(),
+            in_flight: 0,
+            completions: Vec::new(),
+            spare: None,
+            polls_first: is_lean,
+        })
     }
 
     /// How many operations are under way.
@@ -181,11 +195,42 @@ impl Ring {
     /// Receives into the whole of `buffer`.
     pub fn receive(&mut self, token: Token, socket: Socket, mut buffer: Vec<u8>) {
         let len = u32::try_from(buffer.len()).expect("receive buffers are far smaller than 4 GiB");
-        let entry = opcode::Recv::new(types::Fd(socket.raw_fd()), buffer.as_mut_ptr(), len).build();
+        // Nearly always nothing has come yet, so the look that finds nothing is left out.
+        let priority = if self.polls_first { POLL_FIRST } else { 0 };
+        let entry = opcode::Recv::new(types::Fd(socket.raw_fd()), buffer.as_mut_ptr(), len).ioprio(priority).build();
         self.push(token, Flight::Receive { socket, buffer }, entry);
     }
 
-    pub fn send(&mut self, token: Token, socket: Socket, mut gather: Box<Gather>) {
+    /// Sends at once what the socket takes; what is left goes on by itself, and only then there is a completion. Whether
+    /// all is sent.
+    pub fn send(&mut self, token: Token, socket: &Socket, segments: Vec<Segment>) -> io::Result<bool> {
+        let mut gather = self.spare.take().unwrap_or_else(|| Box::new(Gather::new()));
+        gather.skip = 0;
+        gather.segments = segments.into();
+        loop {
+            let header = gather.point();
+            // SAFETY: the header, its vectors and the segments that they point to belong to `gather`, which nothing
+            // changes during the call.
+            let result = unsafe { libc::sendmsg(socket.raw_fd(), header, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) };
+            match usize::try_from(result) {
+                Ok(len) if gather.advance(len) => {}
+                Ok(_) => {
+                    self.spare = Some(gather);
+                    return Ok(true);
+                }
+                Err(_) => match io::Error::last_os_error() {
+                    cause if cause.kind() == io::ErrorKind::Interrupted => {}
+                    cause if cause.kind() == io::ErrorKind::WouldBlock => {
+                        self.send_later(token, socket.clone(), gather);
+                        return Ok(false);
+                    }
+                    cause => return Err(cause),
+                },
+            }
+        }
+    }
+
+    fn send_later(&mut self, token: Token, socket: Socket, mut gather: Box<Gather>) {
         let header = gather.point();
         // Without MSG_NOSIGNAL a client that hangs up would end the daemon by SIGPIPE.
         let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
@@ -320,7 +365,7 @@ impl Ring {
             Flight::Send { socket, mut gather } if result > 0 => {
                 // Goes on by itself: callers never see half a send.
                 if gather.advance(result as usize) {
-                    self.send(token, socket, gather);
+                    self.send_later(token, socket, gather);
                 } else {
                     landed.push(Landed { token, flight: Flight::Send { socket, gather }, result });
                 }

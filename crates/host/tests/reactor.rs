@@ -3,7 +3,7 @@
 use pollux_base::{ByteCount, Data, DiskError, DiskOp, DiskOpId, DiskOpKind, Segment};
 use pollux_host::disk::Disk;
 use pollux_host::link::{Socket, listen_tcp, listen_unix, outgoing};
-use pollux_host::reactor::{Done, Event, Op, Reactor, Token};
+use pollux_host::reactor::{Done, Event, Op, Reactor, Sending, Token};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
@@ -89,7 +89,7 @@ fn bytes_of_a_large_gathered_send_arrive_in_order() -> Outcome {
     let mut reactor = Reactor::new()?;
     let (socket, mut other) = pair(&mut reactor)?;
     // Far more than the socket holds, in more segments than one system call gathers, of both kinds.
-    let expected: Vec<u8> = (0..3_000_000u32).map(|at| (at / 7) as u8).collect();
+    let expected: Vec<u8> = (0..30_000_000u32).map(|at| (at / 7) as u8).collect();
     let segments = expected
         .chunks(999)
         .enumerate()
@@ -98,16 +98,47 @@ fn bytes_of_a_large_gathered_send_arrive_in_order() -> Outcome {
             _ => Segment::Data(Data::copy_of(bytes)),
         })
         .collect();
+    assert_eq!(reactor.send(Token(2), &socket, segments)?, Sending::UnderWay);
+    let len = expected.len();
     let reader = std::thread::spawn(move || {
-        let mut bytes = vec![0; 3_000_000];
+        let mut bytes = vec![0; len];
         other.read_exact(&mut bytes).map(|()| bytes)
     });
-    reactor.submit(Token(2), Op::Send(socket, segments));
     let event = next(&mut reactor);
     assert_eq!(event.token, Token(2));
     assert!(matches!(event.done, Done::Sent(Ok(()))));
     let bytes = reader.join().expect("the reader does not panic")?;
     assert!(bytes == expected, "the bytes differ");
+    Ok(())
+}
+
+#[test]
+fn what_the_socket_takes_is_sent_at_once_and_makes_no_event() -> Outcome {
+    let mut reactor = Reactor::new()?;
+    let (socket, mut other) = pair(&mut reactor)?;
+    for round in 0..3u8 {
+        let segments = vec![Segment::Bytes(vec![round; 3]), Segment::Data(Data::copy_of(&[round; 4096]))];
+        assert_eq!(reactor.send(Token(2), &socket, segments)?, Sending::Done);
+        assert_eq!(reactor.in_flight(), 0);
+    }
+    let mut bytes = [0; 3 * 4099];
+    other.read_exact(&mut bytes)?;
+    assert!(bytes.iter().enumerate().all(|(at, byte)| usize::from(*byte) == at / 4099));
+    Ok(())
+}
+
+#[test]
+fn a_send_to_who_is_gone_is_an_error_and_no_signal() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("socket");
+    let mut reactor = Reactor::new()?;
+    let listener = listen_unix(&path)?;
+    reactor.submit(Token(7), Op::Accept(listener));
+    drop(std::os::unix::net::UnixStream::connect(&path)?);
+    let Done::Accepted(Ok(socket)) = next(&mut reactor).done else { panic!("a client is taken") };
+    let refused = reactor.send(Token(8), &socket, vec![Segment::Bytes(vec![1; 10])]);
+    assert_eq!(refused.map_err(|cause| cause.kind()), Err(std::io::ErrorKind::BrokenPipe));
+    assert_eq!(reactor.in_flight(), 0);
     Ok(())
 }
 
@@ -133,7 +164,8 @@ fn nothing_is_heard_of_a_closed_socket_and_its_memory_is_given_back() -> Outcome
     let (socket, mut other) = pair(&mut reactor)?;
     reactor.submit(Token(5), Op::Receive(socket.clone(), vec![0; 4096]));
     // The other side does not read: this send can not end by itself.
-    reactor.submit(Token(6), Op::Send(socket.clone(), vec![Segment::Bytes(vec![7; 30_000_000])]));
+    let long = vec![Segment::Bytes(vec![7; 30_000_000])];
+    assert_eq!(reactor.send(Token(6), &socket, long)?, Sending::UnderWay);
     let mut events = Vec::new();
     reactor.wait(Some(Duration::from_millis(20)), &mut events)?;
     assert!(events.is_empty());

@@ -113,15 +113,18 @@ impl Server {
             let (mut events, mut inputs) = (Vec::new(), Vec::new());
             while !is_over.load(Ordering::Relaxed) {
                 let mut turn = Turn { now: clock::now(), reactor: &mut reactor, inputs: &mut inputs };
-                while !turn.inputs.is_empty() {
+                loop {
                     for input in std::mem::take(turn.inputs) {
                         if let Input::Request(request) = input {
                             let reply = memory.answer(request.op);
                             clients.on_reply(&mut turn, request.id, reply, &exports);
                         }
                     }
+                    clients.flush(&mut turn, &exports);
+                    if turn.inputs.is_empty() {
+                        break;
+                    }
                 }
-                clients.flush(&mut turn);
                 reactor.wait(Some(Duration::from_millis(50)), &mut events).expect("waiting works");
                 let mut turn = Turn { now: clock::now(), reactor: &mut reactor, inputs: &mut inputs };
                 for event in events.drain(..) {
