@@ -1,8 +1,8 @@
 //! What a mirrored 4 KiB write costs the cores of both nodes, and the wire's codec between them, in one thread and without
-//! a kernel: `cargo run --release -p pollux-replica --example write_cost [WRITES [encrypted]]`. Under callgrind its instructions are the same
-//! on a busy machine as on a quiet one.
+//! a kernel: `cargo run --release -p pollux-replica --example write_cost [WRITES [DEPTH [encrypted]]]`. Under callgrind
+//! its instructions are the same on a busy machine as on a quiet one.
 //!
-//! 32 writes are under way; what is begun in one round has ended by the next, so that as much comes at once as under load.
+//! DEPTH writes (32) are under way; what is begun in one round has ended by the next, so that as much comes at once as under load.
 
 #![allow(
     clippy::disallowed_methods,
@@ -19,8 +19,6 @@ use pollux_replica::{DataPlane, Input, Output};
 use std::time::{Duration, Instant};
 use world::*;
 
-const DEPTH: u64 = 32;
-
 /// A node, and what has come for it since its last turn.
 struct Node {
     id: NodeId,
@@ -31,7 +29,8 @@ struct Node {
 
 fn main() {
     let writes: u64 = std::env::args().nth(1).map_or(200_000, |arg| arg.parse().expect("a number of writes"));
-    let is_encrypted = std::env::args().nth(2).is_some_and(|arg| arg == "encrypted");
+    let depth: u64 = std::env::args().nth(2).map_or(32, |arg| arg.parse().expect("how many are under way"));
+    let is_encrypted = std::env::args().nth(3).is_some_and(|arg| arg == "encrypted");
     let mut world = if is_encrypted { World::encrypted(1, &[A, B]) } else { World::new(1, &[A, B]) };
     world.until_serving(A);
     let hot: Vec<u64> = (0..BLOCKS).collect();
@@ -40,13 +39,13 @@ fn main() {
     }
     world.flush_done(A);
     let started = Instant::now();
-    measure(&mut world, writes);
+    measure(&mut world, writes, depth);
     println!("{writes} writes: {:.2} us each", started.elapsed().as_secs_f64() * 1e6 / writes as f64);
 }
 
 /// Of its own, so that callgrind can be told to look at nothing else (`--toggle-collect='*measure*'`).
 #[inline(never)]
-fn measure(world: &mut World, writes: u64) {
+fn measure(world: &mut World, writes: u64, depth: u64) {
     let session = world.session(A, B);
     let mut now = world.now;
     let mut nodes = [A, B].map(|id| {
@@ -58,7 +57,7 @@ fn measure(world: &mut World, writes: u64) {
     let mut segments = Vec::new();
     let mut place = 1u64;
     while ended < writes {
-        while begun < writes && begun - ended < DEPTH {
+        while begun < writes && begun - ended < depth {
             begun += 1;
             place = place.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             let op = Op::Write { range: range((place >> 33) % BLOCKS, 1), data: data.clone(), fua: false };

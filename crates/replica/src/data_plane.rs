@@ -11,6 +11,7 @@ use crate::note::Note;
 use crate::primary::MemberState;
 use crate::secondary::Asker;
 use crate::space::{Seen, Space};
+use crate::touched::Touched;
 use crate::verdict::Verdict;
 use crate::verifying::Verifying;
 use crate::wire::{Frame, Message};
@@ -50,7 +51,9 @@ pub struct DataPlane {
     early: VecDeque<Input>,
     pool_failure_told: bool,
     /// Groups that something happened to in this call.
-    touched: BTreeSet<GroupId>,
+    touched: Touched,
+    /// Whose reports and next wake are still to be looked at.
+    unreported: Touched,
     /// Groups with writes that wait here for space.
     full: BTreeSet<GroupId>,
     space: Space,
@@ -76,7 +79,8 @@ impl DataPlane {
             is_open: false,
             early: VecDeque::new(),
             pool_failure_told: false,
-            touched: BTreeSet::new(),
+            touched: Touched::default(),
+            unreported: Touched::default(),
             full: BTreeSet::new(),
             space: Space::default(),
             damaged_frames: BTreeMap::new(),
@@ -449,7 +453,7 @@ impl DataPlane {
             }
         }
         if begins {
-            self.touched.extend(self.groups.keys());
+            self.touched.extend(self.groups.keys().copied());
         }
     }
 
@@ -484,7 +488,8 @@ impl DataPlane {
                 let keys = group.keys();
                 group.forget(&mut self.node);
                 self.forget_keys(keys);
-                self.touched.remove(&id);
+                self.touched.remove(id);
+                self.unreported.remove(id);
                 self.full.remove(&id);
                 self.wakes.remove(&id);
                 self.volumes.retain(|_, group| *group != id);
@@ -578,7 +583,7 @@ impl DataPlane {
             let link = self.node.link(peer);
             if link.lease_held && !link.lease.holds(now) {
                 link.lease_held = false;
-                self.touched.extend(self.groups.keys());
+                self.touched.extend(self.groups.keys().copied());
             }
             let link = self.node.link(peer);
             if link.session.is_none() || link.next_ask.is_none() {
@@ -638,30 +643,45 @@ impl DataPlane {
                     self.touched.insert(id);
                 }
             }
-            for id in std::mem::take(&mut self.touched) {
+            for id in self.touched.take() {
                 let Some(group) = self.groups.get_mut(&id) else { continue };
                 if group.primary.is_some() {
                     group.step_snapshot(&mut self.node);
                     group.pump(&mut self.node);
                     group.pump_scrub(&mut self.node);
-                    group.report_members(&mut self.node);
+                    // That it serves is said before the first answer.
+                    if !group.is_said_to_serve() {
+                        group.report_changes(&mut self.node);
+                    }
                 }
-                group.report_changes(&mut self.node);
                 if group.waits_for_space() {
                     self.full.insert(id)
                 } else {
                     self.full.remove(&id)
                 };
-                match group.wake(&self.node) {
-                    Some(wake) => self.wakes.insert(id, wake),
-                    None => self.wakes.remove(&id),
-                };
+                self.unreported.insert(id);
             }
             if !self.full.is_empty() {
                 self.groups.values_mut().for_each(|group| group.drop_kept(&mut self.node));
             }
             self.drain_store();
-            if self.touched.is_empty() && (self.node.pool_failed.is_none() || self.pool_failure_told) {
+            if !self.is_settled() {
+                continue;
+            }
+            // Once, behind all that has happened: what is said to people costs more than a write does.
+            for id in self.unreported.take() {
+                let Some(group) = self.groups.get_mut(&id) else { continue };
+                if group.primary.is_some() {
+                    group.report_members(&mut self.node);
+                }
+                group.report_changes(&mut self.node);
+                match group.wake(&self.node) {
+                    Some(wake) => self.wakes.insert(id, wake),
+                    None => self.wakes.remove(&id),
+                };
+            }
+            self.drain_store();
+            if self.is_settled() {
                 if self.is_open {
                     self.refresh_kept();
                 }
@@ -669,6 +689,10 @@ impl DataPlane {
                 return self.report_changes();
             }
         }
+    }
+
+    fn is_settled(&self) -> bool {
+        self.touched.is_empty() && (self.node.pool_failed.is_none() || self.pool_failure_told)
     }
 }
 

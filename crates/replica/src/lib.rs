@@ -36,6 +36,7 @@ mod secondary;
 mod snapshot;
 mod space;
 mod spool;
+mod touched;
 mod trail;
 mod trailing;
 mod verdict;

@@ -6,6 +6,7 @@ use crate::node::Node;
 use crate::primary::{Member, MemberState};
 use pollux_base::timing::REPLICA_LOST;
 use pollux_base::{Instant, NodeId, Report};
+use smallvec::SmallVec;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -37,15 +38,15 @@ fn ask_again_at(member: &Member) -> Instant {
 impl Group {
     /// Replicas whose loss is reported. At a birth nobody's: whoever is missing is waited for, because nothing is lost by it,
     /// and without it the birth could never be confirmed.
-    fn needed(&self, me: NodeId) -> BTreeSet<NodeId> {
-        if self.is_unborn() { BTreeSet::new() } else { self.required(me) }
+    fn needed(&self, me: NodeId) -> SmallVec<[NodeId; 4]> {
+        if self.is_unborn() { SmallVec::new() } else { self.requires(me).collect() }
     }
 
     /// Reports required replicas that are lost, and offered ones that may be named, again and again until a newer record
     /// is ordered.
     pub(crate) fn report_members(&mut self, node: &mut Node) {
         let Some(spec) = self.acting() else { return };
-        let (generation, in_sync) = (spec.record.stamp.generation, spec.record.in_sync.clone());
+        let (generation, in_sync) = (spec.record.stamp.generation, &spec.record.in_sync);
         let (now, me, group) = (node.now, node.me, self.id);
         let own_loss = match self.fit(node) {
             Err(reason) if in_sync.contains(&me) => Some(reason),
@@ -55,7 +56,8 @@ impl Group {
                 .filter(|since| in_sync.contains(&me) && now >= node.late_at(*since))
                 .map(|_| format!("the disk has not answered for {} s", ANSWER_LATE.as_secs())),
         };
-        let needed = self.needed(me);
+        let needed: SmallVec<[(NodeId, bool); 4]> =
+            self.needed(me).into_iter().map(|peer| (peer, in_sync.contains(&peer))).collect();
         let minted = spec.snapshots.minted;
         let Some(primary) = &mut self.primary else { return };
         let is_due = |reported: Option<Instant>| reported.is_none_or(|at| now >= at + REPORT_REPEAT);
@@ -72,7 +74,7 @@ impl Group {
             .filter(|asked| !asked.is_held)
             .map(|asked| asked.peer)
             .collect();
-        for peer in needed {
+        for (peer, is_in_sync) in needed {
             let Some(member) = primary.members.get_mut(&peer) else { continue };
             if !is_due(member.reported) {
                 continue;
@@ -89,7 +91,7 @@ impl Group {
                 member.reported = Some(now);
                 node.report(Report::ReplicaLost { group, generation, node: peer, reason });
             } else if matches!(member.state, MemberState::Current)
-                && !in_sync.contains(&peer)
+                && !is_in_sync
                 && !primary.noting_offer.contains(&peer)
             {
                 member.reported = Some(now);
@@ -132,7 +134,7 @@ impl Group {
 
     pub(crate) fn wake_as_primary(&self, node: &Node) -> Option<Instant> {
         let primary = self.primary.as_ref()?;
-        let mut wake: Vec<Instant> = primary.cool_at.into_iter().collect();
+        let mut wake: SmallVec<[Instant; 8]> = primary.cool_at.into_iter().collect();
         wake.extend(primary.wait_old.map(|(_, until)| until));
         wake.extend(self.trail_wake(node));
         if let Some(spec) = self.acting() {

@@ -6,7 +6,8 @@ use crate::primary::MemberState;
 use crate::verdict::Verdict;
 use pollux_base::order::{FreezeReason, GroupReport, Lag, ReplicaState};
 use pollux_base::{Instant, NodeId, Report, Stamp};
-use std::collections::{BTreeMap, BTreeSet};
+use smallvec::SmallVec;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// How often figures that move all the time are reported.
@@ -22,6 +23,9 @@ pub(crate) struct Reported {
     lag: BTreeMap<NodeId, Lag>,
 }
 
+/// In order, once each. Made anew whenever something happens to a group.
+type Nodes = SmallVec<[NodeId; 4]>;
+
 /// What is reported at once when it changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Facts {
@@ -29,13 +33,13 @@ struct Facts {
     state: ReplicaState,
     is_unborn: bool,
     is_incomplete: bool,
-    resync: BTreeSet<NodeId>,
-    connected: BTreeSet<NodeId>,
+    resync: Nodes,
+    connected: Nodes,
     /// The scrub that runs or was the last, and whether it is done.
     scrub: Option<(u64, bool)>,
     is_slowed: bool,
     /// Whose lag is told.
-    trailing: BTreeSet<NodeId>,
+    trailing: Nodes,
 }
 
 impl Group {
@@ -54,7 +58,7 @@ impl Group {
             scrub: self.scrub_report(node.now).map(|report| (report.id, report.is_done)),
             connected: replicas.filter(|peer| node.session(*peer).is_some()).collect(),
             is_slowed: self.is_slowed(node),
-            trailing: self.lag(node).into_keys().collect(),
+            trailing: self.trailing_nodes(node),
         }
     }
 
@@ -62,6 +66,15 @@ impl Group {
     fn is_slowed(&self, node: &Node) -> bool {
         let (Some(primary), Some(spec)) = (&self.primary, &self.spec) else { return false };
         !primary.held.is_empty() && primary.is_slowed(spec.lag, node.now)
+    }
+
+    /// Whose lag `lag` tells.
+    fn trailing_nodes(&self, node: &Node) -> Nodes {
+        match (&self.primary, self.verdict) {
+            (Some(primary), _) => primary.trails().map(|(peer, ..)| peer).collect(),
+            (None, Verdict::Trailing { .. }) => Nodes::from_slice(&[node.me]),
+            _ => Nodes::new(),
+        }
     }
 
     fn lag(&self, node: &Node) -> BTreeMap<NodeId, Lag> {
@@ -115,6 +128,11 @@ impl Group {
         }
     }
 
+    /// As far as was reported, it serves.
+    pub(crate) fn is_said_to_serve(&self) -> bool {
+        self.reported.facts.as_ref().is_some_and(|facts| facts.state == ReplicaState::Serving)
+    }
+
     /// Everything anew.
     pub(crate) fn report_again(&mut self, node: &mut Node) {
         self.reported.facts = None;
@@ -144,7 +162,7 @@ impl Group {
             resync: resync.collect(),
             scrub: self.scrub_report(node.now),
             findings: self.findings.iter().cloned().collect(),
-            connected: facts.connected.clone(),
+            connected: facts.connected.iter().copied().collect(),
             lag: self.lag(node),
             is_slowed: facts.is_slowed,
         };

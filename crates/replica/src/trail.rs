@@ -92,7 +92,7 @@ impl Backlog {
 }
 
 impl Primary {
-    fn trails(&self) -> impl Iterator<Item = (NodeId, &MemberState, &Trail)> {
+    pub(crate) fn trails(&self) -> impl Iterator<Item = (NodeId, &MemberState, &Trail)> {
         let members = self.members.iter();
         members.filter_map(|(peer, member)| member.trail.as_ref().map(|trail| (*peer, &member.state, trail)))
     }
