@@ -9,6 +9,7 @@ use nix::time::{ClockId, clock_gettime};
 use std::io::{IoSlice, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a server may take to answer: what is frozen so long is broken.
@@ -71,8 +72,11 @@ impl Client {
         let stream = UnixStream::connect(socket).with_context(|| socket.display().to_string())?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        // Bytes that look like nothing in particular: zeros would not be stored, and compress.
+        // Bytes that look like nothing in particular: zeros would not be stored, and compress. Other ones for each client: what
+        // is written again with the same bytes has not changed.
+        static CLIENTS: AtomicU64 = AtomicU64::new(1);
         let mut random = 0x9e37_79b9_7f4a_7c15 ^ u64::from(std::process::id());
+        random ^= CLIENTS.fetch_add(1, Ordering::Relaxed) << 32;
         let payload = (0..1 << 20).map(|_| next(&mut random) as u8).collect();
         Ok(Client { stream, framing, received: vec![0; RECEIVE_BYTES], payload, random, position: 0, step_bytes: None })
     }

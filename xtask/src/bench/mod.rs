@@ -22,6 +22,7 @@ mod pair;
 mod plain;
 mod process;
 mod quiet;
+mod resync;
 mod table;
 mod work;
 
@@ -30,7 +31,7 @@ use anyhow::{Context, Result, bail, ensure};
 use cgroup::{Cgroup, cpu_us};
 use client::Client;
 use floor::Floor;
-use pair::{Pair, Volume};
+use pair::{Build, Pair, Volume};
 use plain::PlainExport;
 use pollux_base::config::Encryption;
 use serde::Serialize;
@@ -67,9 +68,15 @@ pub struct BenchArgs {
     /// Size of the large volume of the row `wide`, in MiB
     #[arg(long, default_value_t = 20 << 10, value_parser = clap::value_parser!(u64).range(64..=1 << 20))]
     wide_mib: u64,
+    /// Size of the sparse volume of the row `memory`, in MiB
+    #[arg(long, default_value_t = 1 << 20, value_parser = clap::value_parser!(u64).range(64..=1 << 24))]
+    sparse_mib: u64,
     /// Bring up a whole lab too, and watch it for so many seconds while it has nothing to do. No other lab may run
     #[arg(long, value_name = "SECONDS")]
     site: Option<u32>,
+    /// Measure another build's `blockd` beside, before `pollux`: what has a change brought?
+    #[arg(long, value_name = "FILE")]
+    before: Option<PathBuf>,
     /// Write every figure here, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -88,8 +95,14 @@ impl BenchArgs {
 /// Rows beside those of `COMPARED`: Pollux against itself, or alone.
 const WIDE: &str = "wide: 4k writes qd32 over the large volume against as much as the small one has";
 const FRESH: &str = "fresh: 4k writes qd32 on a new volume against the steady state";
+const SNAPSHOT: &str = "snapshot: 4k writes qd32 right after a snapshot against the steady state";
+const RESYNC: &str = "resync: a twentieth of the large volume changed while node 2 was away";
 const IDLE: &str = "idle: CPU, wake-ups, bytes, memory";
-const MEMORY: &str = "memory: a sparse volume of 1 TiB, every extent mapped";
+const MEMORY: &str = "memory: a sparse volume, every extent mapped";
+
+/// Names of servers.
+const POLLUX: &str = "pollux";
+const BEFORE: &str = "before";
 
 /// Before a run is counted the same is done for so long.
 const WARM_UP: Duration = Duration::from_millis(300);
@@ -116,7 +129,8 @@ pub struct Row {
 
 /// Runs the benchmark and prints its tables.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    let names: Vec<&str> = COMPARED.iter().map(|work| work.name).chain([WIDE, FRESH, IDLE, MEMORY]).collect();
+    let names: Vec<&str> =
+        COMPARED.iter().map(|work| work.name).chain([WIDE, FRESH, SNAPSHOT, RESYNC, IDLE, MEMORY]).collect();
     let is_chosen = |name: &str| args.rows.is_empty() || args.rows.iter().any(|row| name.contains(row.as_str()));
     ensure!(names.iter().any(|name| is_chosen(name)), "no row has such a name; there are:\n  {}", names.join("\n  "));
     let mut servers = Servers::start(args)?;
@@ -129,11 +143,17 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         if is_chosen(FRESH) {
             rows.push(servers.fresh(args)?);
         }
+        if is_chosen(SNAPSHOT) {
+            rows.push(servers.snapshot(args)?);
+        }
         if is_chosen(IDLE) {
             servers.idle()?;
         }
         if is_chosen(WIDE) {
             rows.push(servers.wide(args)?);
+        }
+        if is_chosen(RESYNC) {
+            servers.resync(args)?;
         }
         if is_chosen(MEMORY) {
             has_memory = Some(());
@@ -141,7 +161,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     }
     drop(servers);
     if has_memory.is_some() {
-        memory()?;
+        memory(args)?;
     }
     if let Some(seconds) = args.site {
         site(args, seconds)?;
@@ -157,7 +177,10 @@ pub fn run(args: &BenchArgs) -> Result<()> {
 struct Servers {
     floor: Option<Floor>,
     plain: Option<PlainExport>,
+    before: Option<(Pair, Volume)>,
     pair: Option<(Pair, Volume)>,
+    /// In the order in which they are measured.
+    names: Vec<String>,
     size_bytes: u64,
     cgroups: PathBuf,
     scratch: Scratch,
@@ -167,24 +190,35 @@ impl Servers {
     fn start(args: &BenchArgs) -> Result<Servers> {
         let (mut servers, size_bytes) = (Servers::none()?, args.size_mib << 20);
         servers.size_bytes = size_bytes;
-        for server in &args.servers {
+        servers.names = args.servers.clone();
+        if args.before.is_some() {
+            let place = servers.names.iter().position(|name| name == POLLUX);
+            servers.names.insert(place.context("`--before` is measured beside `pollux`")?, BEFORE.to_owned());
+        }
+        for server in &servers.names {
             let cgroup = servers.cgroup(server)?;
             let scratch = &servers.scratch.0;
             match server.as_str() {
                 "floor" => servers.floor = Some(Floor::start(scratch, size_bytes, cgroup)?),
                 "qemu-nbd" => servers.plain = Some(PlainExport::start(scratch, size_bytes, cgroup)?),
-                "pollux" => {
+                POLLUX | BEFORE => {
                     // The rows that need more volumes than one need no more space than that.
                     let bytes = (2 * size_bytes).max(size_bytes + (args.wide_mib << 20));
-                    let mut pair = Pair::start(scratch, bytes, args.encryption()?, args.encrypted_volume, cgroup)?;
+                    let build = Build {
+                        program: args.before.clone().filter(|_| server == BEFORE).unwrap_or_else(shipped),
+                        encryption: args.encryption()?,
+                        encrypts_volumes: args.encrypted_volume,
+                    };
+                    let mut pair = Pair::start(&scratch.join(server), bytes, &build, cgroup)?;
                     let volume = pair.create(size_bytes)?;
-                    servers.pair = Some((pair, volume));
+                    let place = if server == BEFORE { &mut servers.before } else { &mut servers.pair };
+                    *place = Some((pair, volume));
                 }
                 other => bail!("there is no server `{other}`, but floor, qemu-nbd and pollux"),
             }
         }
         eprintln!("bench: filling");
-        for server in &args.servers {
+        for server in &servers.names.clone() {
             fill(&mut servers.client(server)?, size_bytes)?;
         }
         Ok(servers)
@@ -199,7 +233,9 @@ impl Servers {
             .context("the build")?;
         interrupt::note()?;
         let scratch = Scratch::new(crate::target().join("bench"))?;
-        Ok(Servers { floor: None, plain: None, pair: None, size_bytes: 0, cgroups: cgroup::root()?, scratch })
+        let cgroups = cgroup::root()?;
+        let names = Vec::new();
+        Ok(Servers { floor: None, plain: None, before: None, pair: None, names, size_bytes: 0, cgroups, scratch })
     }
 
     fn cgroup(&self, server: &str) -> Result<Cgroup> {
@@ -207,10 +243,11 @@ impl Servers {
     }
 
     fn client(&mut self, server: &str) -> Result<Client> {
-        match (server, &mut self.floor, &self.plain, &self.pair) {
+        let pair = if server == BEFORE { &self.before } else { &self.pair };
+        match (server, &mut self.floor, &self.plain, pair) {
             ("floor", Some(floor), _, _) => floor.client(),
             ("qemu-nbd", _, Some(plain), _) => plain.client(),
-            ("pollux", _, _, Some((pair, volume))) => pair.client(volume),
+            (POLLUX | BEFORE, _, _, Some((pair, volume))) => pair.client(volume),
             _ => bail!("{server} does not run"),
         }
     }
@@ -222,7 +259,7 @@ impl Servers {
     fn compare(&mut self, work: &Work, args: &BenchArgs) -> Result<Row> {
         let work = work.on(self.size_bytes);
         let mut row = Row { name: work.name, is_stream: work.is_stream(), runs: Vec::new() };
-        row.runs.extend(args.servers.iter().map(|server| (server.clone(), Vec::new())));
+        row.runs.extend(self.names.iter().map(|server| (server.clone(), Vec::new())));
         for _ in 0..args.runs {
             for (server, runs) in &mut row.runs {
                 let client = &mut self.client(server)?;
@@ -252,6 +289,57 @@ impl Servers {
         Ok(table::printed(Row { name: FRESH, is_stream: false, runs: runs.into() }))
     }
 
+    /// Writes right after a snapshot of a full volume, a new one each time, against the volume that is full.
+    fn snapshot(&mut self, args: &BenchArgs) -> Result<Row> {
+        let work = STEADY_WRITE.on(self.size_bytes);
+        let cgroup = self.cgroup_dir(POLLUX);
+        let (pair, steady) = self.pair.as_mut().context("pollux does not run")?;
+        let mut runs = [("steady".to_owned(), Vec::new()), ("snapshot".to_owned(), Vec::new())];
+        for _ in 0..args.runs {
+            runs[0].1.push(measure(&mut pair.client(steady)?, &work, args.seconds, &cgroup)?);
+            let mut full = pair.create(self.size_bytes)?;
+            fill(&mut pair.client(&full)?, self.size_bytes)?;
+            pair.snapshot(&mut full)?;
+            // No longer than half the blocks are new.
+            let at_most = self.size_bytes / 4096 / 2;
+            runs[1].1.push(counted(&mut pair.client(&full)?, &work, args.seconds, at_most, &cgroup)?);
+            pair.remove(full)?;
+        }
+        Ok(table::printed(Row { name: SNAPSHOT, is_stream: false, runs: runs.into() }))
+    }
+
+    /// Node 2 is away while a twentieth of a large volume is changed, then comes back.
+    fn resync(&mut self, args: &BenchArgs) -> Result<()> {
+        let floor = match &mut self.floor {
+            Some(floor) => {
+                let client = &mut floor.client()?;
+                let run = client.run(&FILL.on(self.size_bytes), Duration::from_secs_f64(args.seconds), u64::MAX)?;
+                Some(run.latencies.len() as f64 / run.elapsed.as_secs_f64())
+            }
+            None => None,
+        };
+        let (pair, _) = self.pair.as_mut().context("pollux does not run")?;
+        let size_bytes = args.wide_mib << 20;
+        let mut volume = pair.create(size_bytes)?;
+        eprintln!("bench: filling {} MiB", args.wide_mib);
+        fill(&mut pair.client(&volume)?, size_bytes)?;
+        let case = |name, piece, has_guest| {
+            let changed_bytes = size_bytes / 20 / piece as u64 * piece as u64;
+            resync::Case { name, size_bytes, changed_bytes, piece, has_guest }
+        };
+        let cases = [
+            case("in pieces of 1 MiB", 1 << 20, false),
+            case("in pieces of 64 KiB", 64 << 10, false),
+            case("in pieces of 4 KiB", 4 << 10, false),
+            case("in pieces of 64 KiB, a guest writes", 64 << 10, true),
+        ];
+        table::print_resync_head(RESYNC, floor);
+        for case in cases {
+            table::print_resync(&case, &resync::measure(pair, &mut volume, &case)?);
+        }
+        pair.remove(volume)
+    }
+
     /// Writes all over a large volume, against writes to as much of it as the small one has.
     fn wide(&mut self, args: &BenchArgs) -> Result<Row> {
         let cgroup = self.cgroup_dir("pollux");
@@ -276,26 +364,31 @@ impl Servers {
     }
 }
 
+/// The `blockd` that users get.
+fn shipped() -> PathBuf {
+    crate::target().join("dist/blockd")
+}
+
 /// The memory of `blockd` when so much is mapped.
-fn memory() -> Result<()> {
-    const SIZE_BYTES: u64 = 1 << 40;
+fn memory(args: &BenchArgs) -> Result<()> {
+    let size_bytes = args.sparse_mib << 20;
     let servers = Servers::none()?;
-    let mut pair = Pair::start(
-        &servers.scratch.0,
-        SIZE_BYTES + SIZE_BYTES / 64,
-        Encryption::On,
-        false,
-        servers.cgroup("pollux")?,
-    )?;
+    let build = Build { program: shipped(), encryption: args.encryption()?, encrypts_volumes: args.encrypted_volume };
+    let mut pair = Pair::start(&servers.scratch.0, size_bytes + size_bytes / 64, &build, servers.cgroup(POLLUX)?)?;
     let before = quiet::memory_mib(&pair)?;
-    let volume = pair.create(SIZE_BYTES)?;
+    let volume = pair.create(size_bytes)?;
     let mut client = pair.client(&volume)?;
-    let extents = SIZE_BYTES >> 22;
+    let extents = size_bytes >> 22;
     eprintln!("bench: one block in each of {extents} extents");
     client.step(4 << 20);
-    let one_each = Work { is_random: false, ..STEADY_WRITE.on(SIZE_BYTES) };
-    client.run(&one_each, Duration::from_secs(600), extents)?;
-    table::print_memory(before, quiet::memory_mib(&pair)?);
+    let one_each = Work { is_random: false, ..STEADY_WRITE.on(size_bytes) };
+    let run = client.run(&one_each, Duration::from_secs(600), extents)?;
+    ensure!(run.latencies.len() as u64 == extents, "only {} extents were written in time", run.latencies.len());
+    let hot = quiet::memory_mib(&pair)?;
+    idle::pause(quiet::COOLING_TIME)?;
+    let cool = quiet::memory_mib(&pair)?;
+    let lines = [("empty pool", before), ("every extent mapped, just written", hot), ("the same, cooled", cool)];
+    table::print_memory(args.sparse_mib, lines, &run);
     Ok(())
 }
 

@@ -48,7 +48,7 @@ fn both(pair: &Pair) -> Result<[super::idle::Running; 2]> {
 }
 
 /// Bytes that the two ends of the replication link have sent so far: the end that dialled (node 1) first.
-fn sent(pair: &Pair) -> Result<[u64; 2]> {
+pub fn sent(pair: &Pair) -> Result<[u64; 2]> {
     let port = pair.nodes[1].replication_port();
     let of = |end: &str| {
         let output = Command::new("ss").args(["-Htin", "state", "established", &format!("{end} = :{port}")]).output();

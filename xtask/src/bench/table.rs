@@ -1,7 +1,9 @@
 //! The tables that are printed.
 
+use super::client::Run;
 use super::idle::Idle;
 use super::quiet::Quiet;
+use super::resync::{Case, Resync};
 use super::{Figures, Row};
 
 /// What a line tells, and of which figure.
@@ -64,10 +66,39 @@ pub fn print_quiet(quiet: &Quiet) {
     }
 }
 
-pub fn print_memory(before: [f64; 2], after: [f64; 2]) {
-    println!("\n{:<44} {:>9} {:>9}", "memory of blockd, MiB", "primary", "secondary");
-    println!("  {:<42} {:>9.1} {:>9.1}", "pool of 1 TiB, empty", before[0], before[1]);
-    println!("  {:<42} {:>9.1} {:>9.1}", "volume of 1 TiB, every extent mapped", after[0], after[1]);
+/// `floor`: MiB per second of a sequential write there.
+pub fn print_resync_head(name: &str, floor: Option<f64>) {
+    print!("\n{name}");
+    floor.iter().for_each(|rate| print!(" (the floor writes {rate:.0} MiB/s)"));
+    println!(
+        "\n  {:<36} {:>9} {:>9} {:>9} {:>15} {:>15}",
+        "", "MiB", "MiB/s", "traffic", "guest p99, us", "guest IOPS"
+    );
+}
+
+pub fn print_resync(case: &Case, resync: &Resync) {
+    let pair = |figures: Option<[f64; 2]>| figures.map_or("-".to_owned(), |[was, is]| format!("{was:.0} > {is:.0}"));
+    println!(
+        "  {:<36} {:>9} {:>9.0} {:>9.3} {:>15} {:>15}",
+        case.name,
+        resync.changed_bytes >> 20,
+        resync.mib_per_s(),
+        resync.traffic_ratio(),
+        pair(resync.p99_us),
+        pair(resync.iops)
+    );
+}
+
+pub fn print_memory(size_mib: u64, lines: [(&str, [f64; 2]); 3], run: &Run) {
+    let slowest = run.latencies.last().map_or(0.0, |ns| f64::from(*ns) / 1e6);
+    let (extents, seconds) = (run.latencies.len(), run.elapsed.as_secs_f64());
+    println!(
+        "\nA volume of {size_mib} MiB, {extents} extents written in {seconds:.0} s, the slowest write {slowest:.0} ms"
+    );
+    println!("{:<44} {:>9} {:>9}", "memory of blockd, MiB", "primary", "secondary");
+    for (what, nodes) in lines {
+        println!("  {what:<42} {:>9.1} {:>9.1}", nodes[0], nodes[1]);
+    }
 }
 
 pub fn print_idle(idle: &Idle) {

@@ -1,0 +1,123 @@
+//! A replica that was away is brought up to date: what travels, how fast, and what the guests notice of it.
+
+use super::client::Client;
+use super::pair::{Pair, Volume};
+use super::quiet::sent;
+use super::work::{FILL, Work};
+use anyhow::{Context, Result};
+use serde::Serialize;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// One resync.
+#[derive(Clone, Serialize)]
+pub struct Resync {
+    pub changed_bytes: u64,
+    /// Sent by the primary, the guests' own writes of the time included.
+    pub sent_bytes: u64,
+    pub seconds: f64,
+    /// Of a guest that writes all the time, if there is one: before, and during the resync.
+    pub p99_us: Option<[f64; 2]>,
+    pub iops: Option<[f64; 2]>,
+}
+
+/// What is changed.
+pub struct Case {
+    pub name: &'static str,
+    pub size_bytes: u64,
+    pub changed_bytes: u64,
+    /// Bytes of each change.
+    pub piece: usize,
+    /// Somebody writes meanwhile.
+    pub has_guest: bool,
+}
+
+impl Resync {
+    pub fn mib_per_s(&self) -> f64 {
+        self.changed_bytes as f64 / self.seconds / f64::from(1 << 20)
+    }
+
+    pub fn traffic_ratio(&self) -> f64 {
+        self.sent_bytes as f64 / self.changed_bytes as f64
+    }
+}
+
+/// What a guest does meanwhile: 4 KiB writes, four under way, to the first GiB.
+const GUEST: Work = Work {
+    name: "4k randwrite qd4",
+    is_write: true,
+    is_random: true,
+    block_bytes: 4096,
+    depth: 4,
+    flushes_each: false,
+    span_bytes: 1 << 30,
+};
+/// For so long the guest is looked at before.
+const GUEST_TIME: Duration = Duration::from_secs(3);
+/// Pieces in which a guest's run is looked at while a resync goes on.
+const GUEST_STEP: Duration = Duration::from_millis(200);
+
+/// Node 2 is away while so much of the volume is changed, in pieces of this size all over it.
+pub fn measure(pair: &mut Pair, volume: &mut Volume, case: &Case) -> Result<Resync> {
+    let Case { size_bytes, changed_bytes, piece, has_guest, .. } = *case;
+    let before = if has_guest { Some(guest(&mut pair.client(volume)?, GUEST_TIME)?) } else { None };
+    pair.lose(volume)?;
+    let mut client = pair.client(volume)?;
+    let pieces = changed_bytes / piece as u64;
+    // At even distances: random places would hit some twice.
+    client.step(size_bytes / pieces / piece as u64 * piece as u64);
+    let change = Work { block_bytes: piece, depth: 8, ..FILL.on(size_bytes) };
+    client.run(&change, Duration::MAX, pieces)?;
+
+    let (started, is_over) = (Instant::now(), AtomicBool::new(false));
+    let mut guest_client = if has_guest { Some(pair.client(volume)?) } else { None };
+    let (seconds, during) = std::thread::scope(|scope| {
+        let is_over = &is_over;
+        let writer = guest_client.as_mut().map(|client| {
+            scope.spawn(move || {
+                let mut seen = Guest::default();
+                while !is_over.load(Ordering::Relaxed) {
+                    seen.add(guest(client, GUEST_STEP)?);
+                }
+                anyhow::Ok(seen)
+            })
+        });
+        let resynced = pair.give_back(volume).and_then(|()| pair.until_in_sync(volume));
+        let seconds = started.elapsed().as_secs_f64();
+        is_over.store(true, Ordering::Relaxed);
+        let during = writer.map(|writer| writer.join().expect("the guest does not panic")).transpose();
+        resynced.and_then(|()| Ok((seconds, during?)))
+    })?;
+    let sent_bytes = sent(pair)?[0];
+    let both =
+        |of: fn(&Guest) -> f64| before.as_ref().zip(during.as_ref()).map(|(before, during)| [of(before), of(during)]);
+    Ok(Resync { changed_bytes, sent_bytes, seconds, p99_us: both(Guest::p99_us), iops: both(Guest::iops) })
+}
+
+#[derive(Default)]
+struct Guest {
+    latencies: Vec<u32>,
+    elapsed: Duration,
+}
+
+impl Guest {
+    fn add(&mut self, more: Guest) {
+        self.latencies.extend(more.latencies);
+        self.elapsed += more.elapsed;
+    }
+
+    fn p99_us(&self) -> f64 {
+        let mut sorted = self.latencies.clone();
+        sorted.sort_unstable();
+        sorted.get(sorted.len().saturating_sub(1) * 99 / 100).map_or(0.0, |ns| f64::from(*ns) / 1000.0)
+    }
+
+    fn iops(&self) -> f64 {
+        self.latencies.len() as f64 / self.elapsed.as_secs_f64()
+    }
+}
+
+fn guest(client: &mut Client, time: Duration) -> Result<Guest> {
+    let run = client.run(&GUEST, time, u64::MAX).context("the guest's writes")?;
+    Ok(Guest { latencies: run.latencies, elapsed: run.elapsed })
+}
