@@ -95,7 +95,7 @@ pub struct Disks {
     own: BTreeMap<StoreRequestId, Own>,
     next: u64,
     homes: BTreeMap<FamilyId, BTreeMap<ExtentIndex, DiskIndex>>,
-    /// Requests under way in a column; only while a disk is drained.
+    /// Requests under way in a column.
     busy: BTreeMap<Column, u32>,
     /// Requests that must not overtake something, in order.
     held: VecDeque<(StoreRequestId, StoreOp)>,
@@ -107,6 +107,8 @@ pub struct Disks {
     passed: u64,
     joining: Option<Joining>,
     moving: Option<Moving>,
+    /// Something was to be written there, and its disk had no room: it moves to one that has.
+    cramped: Option<Column>,
     /// The last move did not succeed, although the other disks had so much free: it is tried again when they have more.
     stalled_at: Option<ByteCount>,
     lost: Lost,
@@ -169,6 +171,7 @@ impl Disks {
             passed: 0,
             joining: None,
             moving: None,
+            cramped: None,
             stalled_at: None,
             lost: Lost::default(),
             failed: None,

@@ -1,4 +1,5 @@
-//! Moving columns off a disk that is being drained, one after the other, while requests to all others go on.
+//! Moving columns off a disk that is being drained, one after the other, while requests to all others go on. Likewise a column
+//! for which its disk had no room moves to one that has.
 //!
 //! Life of a move: requests to the column are held -> those under way end -> the new disk remembers that it is on its way ->
 //! for each volume that has anything there, those that lie beneath first: its extent is made hot on the new disk, what
@@ -11,7 +12,7 @@ use crate::leaf::LOST_CHECKSUM;
 use crate::pool::Pool;
 use crate::slots::LayerId;
 use crate::{StoreError, StoreOp, StoreReply};
-use pollux_base::unit::BlockRange;
+use pollux_base::unit::{BlockRange, EXTENT_BYTES};
 use pollux_base::{BlockChecksum, BlockCount, BlockIndex, ByteCount, DiskIndex, ExtentIndex, Generation, VolumeId};
 use std::collections::VecDeque;
 
@@ -123,17 +124,7 @@ impl Disks {
         {
             return false;
         }
-        let Some((from, _)) = self.members().find(|(_, disk)| disk.is_draining && disk.columns > 0) else {
-            return false;
-        };
-        let to = self.choose();
-        if self.disks[to.index()].is_draining {
-            return false;
-        }
-        let homes = self.homes.iter().flat_map(|(family, homes)| homes.iter().map(|(x, home)| ((*family, *x), *home)));
-        let Some(column) = homes.filter(|(_, home)| *home == from).map(|(column, _)| column).next() else {
-            return false;
-        };
+        let Some((column, from, to)) = self.next_drained().or_else(|| self.next_cramped()) else { return false };
         let Some(pool) = self.first().pool() else { return false };
         // What lies beneath has a lower number.
         let layers = pool.catalog.volumes.iter().map(|(volume, known)| (known.layer, *volume));
@@ -145,6 +136,29 @@ impl Disks {
         self.moving = Some(Moving { column, from, to, volumes, step: Step::Quiet, free: self.free() });
         self.stalled_at = None;
         true
+    }
+
+    fn next_drained(&self) -> Option<(Column, DiskIndex, DiskIndex)> {
+        let (from, _) = self.members().find(|(_, disk)| disk.is_draining && disk.columns > 0)?;
+        let to = Some(self.choose()).filter(|to| !self.disks[to.index()].is_draining)?;
+        let homes = self.homes.iter().flat_map(|(family, homes)| homes.iter().map(|(x, home)| ((*family, *x), *home)));
+        let column = homes.filter(|(_, home)| *home == from).map(|(column, _)| column).next()?;
+        Some((column, from, to))
+    }
+
+    /// Only to where there is room for all of it and for a whole extent more, so that what waits to be written there has some: else
+    /// it might go to and fro between two disks that are nearly full.
+    fn next_cramped(&mut self) -> Option<(Column, DiskIndex, DiskIndex)> {
+        let column = self.cramped.take()?;
+        let from = self.home(column)?;
+        let pool = self.disks[from.index()].store.pool()?;
+        let layers =
+            pool.layers_of_family(column.0).into_iter().filter(|layer| pool.view((*layer, column.1)).is_some());
+        // One more for its checksums.
+        let needed = (layers.count() as u64 + 2) * EXTENT_BYTES;
+        let others = self.members().filter(|(index, disk)| *index != from && !disk.is_draining);
+        let (to, free) = others.map(|(index, disk)| (index, disk.store.free().0)).max_by_key(|(_, free)| *free)?;
+        (free >= needed).then_some((column, from, to))
     }
 
     /// A volume of the column.

@@ -6,6 +6,7 @@
 
 use super::{Column, Disk, Disks};
 use crate::catalog::CatalogCopy;
+use crate::lanes::FamilyId;
 use crate::{MemberState, OpenError, Output, StoreError, StoreOp, StoreReply, StoreRequestId};
 use pollux_base::{DiskId, DiskIndex};
 use std::collections::BTreeMap;
@@ -187,8 +188,8 @@ impl Disks {
     }
 
     fn tell(&mut self) {
-        let doubles = self.find_homes();
         let CatalogCopy(ahead) = self.ahead();
+        let doubles = self.find_homes(&ahead.lost);
         self.load_lost(ahead.lost);
         let mut members = ahead.members;
         self.note_lives(&mut members);
@@ -205,31 +206,41 @@ impl Disks {
         self.ask_opening(requests, Step::Telling);
     }
 
-    /// Finds out what lives where. Gives what must be forgotten: copies of columns that were on their way from a disk that is
-    /// being drained, and had not got there yet.
-    fn find_homes(&mut self) -> Vec<(DiskIndex, StoreOp)> {
+    /// Finds out what lives where. Gives what must be forgotten: copies of columns that were on their way from another disk, and
+    /// had not got there yet.
+    fn find_homes(&mut self, lost: &BTreeMap<FamilyId, Vec<(u32, u32)>>) -> Vec<(DiskIndex, StoreOp)> {
+        let mut arriving = Vec::new();
         let mut doubles = Vec::new();
-        let mut order: Vec<DiskIndex> = self.members().map(|(index, _)| index).collect();
-        order.sort_by_key(|index| !self.disks[index.index()].is_draining);
-        for index in order {
-            let columns = self.disks[index.index()].store.pool().map(|pool| pool.columns()).unwrap_or_default();
-            for column in columns {
-                if self.home(column).is_none() && !self.is_half_arrived(index, column) {
-                    self.settle_in(column, index);
-                    continue;
+        let members: Vec<DiskIndex> = self.members().map(|(index, _)| index).collect();
+        for index in members {
+            let Some(pool) = self.disks[index.index()].store.pool() else { continue };
+            let on_its_way = pool.catalog.arriving;
+            for column in pool.columns() {
+                match self.home(column) {
+                    _ if on_its_way == Some(column) => arriving.push((index, column)),
+                    None => self.settle_in(column, index),
+                    Some(_) => doubles.push((index, column)),
                 }
-                doubles
-                    .extend(self.any_of(column.0).map(|volume| (index, StoreOp::Forget { volume, extent: column.1 })));
             }
         }
-        doubles
+        // Where it came from it is whole as long as it is there.
+        for (index, column) in arriving {
+            if self.home(column).is_none() && !self.is_half_arrived(column, lost) {
+                self.settle_in(column, index);
+            } else {
+                doubles.push((index, column));
+            }
+        }
+        let forget = |(index, (family, extent)): (DiskIndex, Column)| {
+            self.any_of(family).map(|volume| (index, StoreOp::Forget { volume, extent }))
+        };
+        doubles.into_iter().filter_map(forget).collect()
     }
 
-    /// Whether the column was on its way to this disk from one that is not here any more: it may not have come whole.
-    fn is_half_arrived(&self, index: DiskIndex, column: Column) -> bool {
-        let is_arriving =
-            self.disks[index.index()].store.pool().is_some_and(|pool| pool.catalog.arriving == Some(column));
-        // Those that are drained come first: had one of them the column, it would have a home.
-        is_arriving && !self.members().any(|(_, disk)| disk.is_draining)
+    /// Whether a column that lives nowhere else may not have come whole: it was on its way from a disk that failed meanwhile, with
+    /// which it was lost, or from one that is let go now.
+    fn is_half_arrived(&self, (family, extent): Column, lost: &BTreeMap<FamilyId, Vec<(u32, u32)>>) -> bool {
+        let holds = |(first, count): &(u32, u32)| (*first..first.saturating_add(*count)).contains(&extent.0);
+        !self.let_go.is_empty() || lost.get(&family).is_some_and(|ranges| ranges.iter().any(holds))
     }
 }

@@ -236,7 +236,11 @@ impl Disks {
             return self.finish(fan);
         }
         // A request that finds no room has changed nothing, on no disk.
-        if shares.len() > 1 && !shares.iter().all(|(disk, op)| self.disks[disk.index()].store.has_room_for(op)) {
+        let is_full = |(disk, op): &&(DiskIndex, StoreOp)| !self.disks[disk.index()].store.has_room_for(op);
+        if shares.len() > 1
+            && let Some((disk, _)) = shares.iter().find(is_full)
+        {
+            self.note_cramped(&fan, *disk);
             return self.end(fan.id, Err(StoreError::Full));
         }
         if fan.is_change {
@@ -247,6 +251,12 @@ impl Disks {
         }
         let number = self.own_id().0;
         self.send_shares(number, fan, shares);
+    }
+
+    /// There was no room on the disk for what was to be written there.
+    fn note_cramped(&mut self, fan: &Fan, disk: DiskIndex) {
+        let there = fan.columns.iter().find(|column| self.home(**column) == Some(disk));
+        self.cramped = there.copied().or(self.cramped);
     }
 
     fn send_shares(&mut self, number: u64, mut fan: Fan, shares: Vec<(DiskIndex, StoreOp)>) {
@@ -304,6 +314,9 @@ impl Disks {
         if let Some(op) = fan.then.take().filter(|_| fan.error.is_none()) {
             let shares = self.on_some(&mut fan, op);
             return self.send_shares(number, fan, shares);
+        }
+        if fan.error == Some(StoreError::Full) {
+            self.note_cramped(&fan, disk);
         }
         if fan.is_change {
             self.changing -= 1;

@@ -67,5 +67,5 @@ codes! {
     DiskMissing = "V090", Error, "attach it, or name it too";
     DiskForeign = "V091", Error, "leave it out: it is a copy of another disk, of another pool, or no longer a part of this one";
     DiskOld = "V092", Error, "put the real disk back: this is its image of an earlier day";
-    ColumnTwice = "V093", Warning, "nothing: it was on its way from a disk that is drained, and the next start finishes that";
+    ColumnTwice = "V093", Warning, "nothing: it was on its way from one to the other, and the next start finishes that";
 }

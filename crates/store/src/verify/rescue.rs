@@ -126,7 +126,7 @@ impl Rescue {
         let mut export = Export { is_incomplete: !self.missing.is_empty(), ..Export::default() };
         for extent in all {
             let blocks = (known.size.0 / BLOCK_BYTES).saturating_sub(extent.first_block().0).min(SUMS as u64) as usize;
-            let home = extents.get(&extent).and_then(|homes| self.home(homes));
+            let home = extents.get(&extent).and_then(|homes| self.home(volume, extent, homes));
             if lost.contains(&extent) {
                 export.lose(extent, 0, blocks);
             } else if let Some(number) = home
@@ -139,16 +139,16 @@ impl Rescue {
         Some(export)
     }
 
-    /// Of an extent that is on its way from one disk to another the one that is drained has all of it.
-    fn home(&self, homes: &[usize]) -> Option<usize> {
-        let is_draining = |number: &&usize| {
-            let disk = self.disks.get(**number).and_then(Option::as_ref);
-            disk.is_some_and(|disk| {
-                let member = self.catalog().and_then(|catalog| catalog.members.get(&disk.superblock.identity.disk));
-                member.is_some_and(|member| member.state == crate::MemberState::Draining)
+    /// Of an extent that is on its way from one disk to another the one that it leaves has all of it.
+    fn home(&self, volume: VolumeId, extent: ExtentIndex, homes: &[usize]) -> Option<usize> {
+        let is_arriving = |number: &&usize| {
+            let catalog = self.disks.get(**number).and_then(Option::as_ref).map(|disk| &disk.found.catalog);
+            catalog.is_some_and(|catalog| {
+                let layer = catalog.volumes.get(&volume).and_then(|known| catalog.layers.get(&known.layer));
+                catalog.arriving.is_some_and(|arriving| Some(arriving) == layer.map(|layer| (layer.family, extent)))
             })
         };
-        homes.iter().find(is_draining).or(homes.first()).copied()
+        homes.iter().find(|number| !is_arriving(number)).or(homes.first()).copied()
     }
 
     /// Extents that were on a disk that failed, and of which nothing was heard since.
