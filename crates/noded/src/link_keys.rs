@@ -5,7 +5,8 @@
 //! learns none of the past keys. It lives in memory only, here and in `blockd`.
 //!
 //! The node with the lower id begins, at its start and each hour; the other only when it has no key, because it was
-//! restarted. Both hand the key over, so a `blockd` that was restarted has it again at once.
+//! restarted. Both hand the key over, so a `blockd` that was restarted has it again at once. At a common start both may begin, and
+//! each then takes the other's key for the newest: so the one before is kept, too.
 
 use crate::peers::{CallError, Gate, Peers, Refusal};
 use pollux_base::config::NodeConfig;
@@ -14,7 +15,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::ParsedCertificate;
 use rustls::{ConnectionCommon, ProtocolVersion};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -25,6 +26,9 @@ const RENEW_EVERY: Duration = Duration::from_secs(3600);
 const RETRY: Duration = Duration::from_millis(500);
 /// One agreement, with its TLS handshake.
 const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// As many keys as `blockd` keeps for a peer.
+const KEPT: usize = 2;
 
 const LABEL: &[u8] = b"EXPORTER-pollux-replication-2";
 pub const PATH: &str = "/peer/v1/link-key";
@@ -71,10 +75,24 @@ fn name_of(secret: &Secret) -> u64 {
     u64::from_le_bytes(digest[..8].try_into().expect("a digest has 32 bytes")).max(1)
 }
 
+/// The newest keys that a node has with a peer, by name, the oldest first.
+#[derive(Default)]
+struct Newest(VecDeque<(u64, Secret)>);
+
+impl Newest {
+    fn take(&mut self, key: u64, secret: Secret) {
+        self.0.retain(|(known, _)| *known != key);
+        self.0.push_back((key, secret));
+        if self.0.len() > KEPT {
+            self.0.pop_front();
+        }
+    }
+}
+
 /// The newest keys, and the way to `blockd`.
 pub struct LinkKeys {
     config: Arc<NodeConfig>,
-    newest: Mutex<BTreeMap<NodeId, (u64, Secret)>>,
+    newest: Mutex<BTreeMap<NodeId, Newest>>,
     blockd: mpsc::Sender<Order>,
 }
 
@@ -85,8 +103,8 @@ impl LinkKeys {
 
     /// `blockd` is connected: it may have none.
     pub fn hand_over_all(&self) {
-        for (peer, (key, secret)) in self.newest().iter() {
-            self.hand_over(*peer, *key, secret.clone());
+        for (peer, keys) in self.newest().iter() {
+            keys.0.iter().for_each(|(key, secret)| self.hand_over(*peer, *key, secret.clone()));
         }
     }
 
@@ -106,14 +124,14 @@ impl LinkKeys {
         Ok(())
     }
 
-    fn newest(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeId, (u64, Secret)>> {
+    fn newest(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeId, Newest>> {
         self.newest.lock().expect("nothing panics while holding this lock")
     }
 
     fn take(&self, peer: NodeId, secret: Secret) {
         let key = name_of(&secret);
         tracing::info!(%peer, key = format!("{key:016x}"), "a new key for replication");
-        self.newest().insert(peer, (key, secret.clone()));
+        self.newest().entry(peer).or_default().take(key, secret.clone());
         self.hand_over(peer, key, secret);
     }
 
@@ -154,4 +172,24 @@ async fn agree(peer: NodeId, keys: &LinkKeys, peers: &Peers, gate: &Gate) -> Res
     let ((), secret) = peers.call_with_secret(peer, PATH, make, TIMEOUT).await?;
     keys.take(peer, secret);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Found by a database in a guest: when both nodes had begun at once, and both `blockd` were restarted within the hour, they
+    /// had no key in common any more.
+    #[test]
+    fn nodes_that_begin_at_once_have_a_key_in_common_whatever_order_they_heard_of_them_in() {
+        let key = |key: u64| (key, Secret::new([key as u8; 32]));
+        let kept = |order: &[u64]| {
+            let mut newest = Newest::default();
+            order.iter().map(|id| key(*id)).for_each(|(key, secret)| newest.take(key, secret));
+            newest.0.into_iter().map(|(key, _)| key).collect::<Vec<_>>()
+        };
+        assert_eq!((kept(&[1, 2]), kept(&[2, 1])), (vec![1, 2], vec![2, 1]));
+        assert_eq!(kept(&[1, 2, 1]), [2, 1], "one that is known is the newest again");
+        assert_eq!((kept(&[1, 2, 3]), kept(&[2, 1, 3])), (vec![2, 3], vec![1, 3]), "and only so many are kept");
+    }
 }
