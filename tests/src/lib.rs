@@ -45,8 +45,13 @@ pub struct Lab {
 impl Lab {
     /// Builds it. Whoever is not root cannot, and says so instead of passing.
     pub fn up() -> Lab {
+        Lab::up_with(&[])
+    }
+
+    /// The same, with options of `lab up`.
+    pub fn up_with(options: &[&str]) -> Lab {
         let lab = Lab { _turn: turn() };
-        lab.ok(&["lab", "up"]);
+        lab.ok(&[&["lab", "up"], options].concat());
         lab
     }
 
@@ -111,13 +116,19 @@ impl Lab {
 
     /// SIGKILL to the one program of this name on the node; waits until its supervisor has started another.
     pub fn kill_daemon(&self, node: &str, program: &str) {
-        let before = self.pids(node, program);
-        assert_eq!(before.len(), 1, "one {program} runs on {node}");
-        let killed = Command::new("kill").args(["-9", &before[0].to_string()]).status().expect("kill is there");
+        self.kill_daemons(&[node], program);
+    }
+
+    /// The same on several nodes at once.
+    pub fn kill_daemons(&self, nodes: &[&str], program: &str) {
+        let pids = || nodes.iter().map(|node| self.pids(node, program)).collect::<Vec<_>>();
+        let before = pids();
+        assert!(before.iter().all(|pids| pids.len() == 1), "one {program} runs on each of {nodes:?}: {before:?}");
+        let words = before.iter().flatten().map(i32::to_string);
+        let killed = Command::new("kill").arg("-9").args(words).status().expect("kill is there");
         assert!(killed.success());
-        wait_until(&format!("{program} of {node} is started again"), || {
-            let now = self.pids(node, program);
-            now.len() == 1 && now != before
+        wait_until(&format!("{program} of {nodes:?} is started again"), || {
+            pids().iter().zip(&before).all(|(now, before)| now.len() == 1 && now != before)
         });
     }
 }
