@@ -1,7 +1,6 @@
 //! A database in a real guest, while what its disk is made of is killed beneath it. Needs root, like the lab itself.
 
 use pollux_tests::{Lab, root, wait_until};
-use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -223,6 +222,6 @@ fn a_database_in_a_guest_outlives_storms_of_sigkill_and_a_pulled_plug() {
     }
 
     lab.ok(&["vm", "shutdown", VM]);
-    wait_until("the guest is shut down", || lab.json(&["vm", "show", VM])["state"] == Value::from("stopped"));
+    wait_until("the guest is shut down", || lab.json(&["vm", "show", VM])["state"] == "stopped");
     look_from_outside(&lab, consoles.acknowledged());
 }
