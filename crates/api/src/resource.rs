@@ -454,6 +454,8 @@ pub struct Vm {
     pub mac: String,
     pub group: u64,
     pub disks: Vec<u64>,
+    /// What is stored of its disks is encrypted.
+    pub encrypted: bool,
     /// While a replica of its disks is brought up to date.
     pub resync: Option<Resync>,
 }

@@ -211,6 +211,7 @@ pub fn vm(vm: &Vm) -> String {
         ("mac", vm.mac.clone()),
         ("group", vm.group.to_string()),
         ("disks", list(&vm.disks.iter().map(u64::to_string).collect::<Vec<_>>())),
+        ("encrypted", yes_or_no(vm.encrypted).into()),
         ("resync", or_dash(vm.resync.as_ref().map(|resync| format!("{} to {}", progress(resync), resync.node)))),
     ])
 }

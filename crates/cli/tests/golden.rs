@@ -120,6 +120,7 @@ fn vm() -> Vm {
         mac: "52:54:00:00:00:07".into(),
         group: 3,
         disks: vec![5],
+        encrypted: true,
         resync: None,
     }
 }

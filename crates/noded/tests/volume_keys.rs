@@ -6,7 +6,7 @@ mod common;
 
 use common::guard::{Sky, play_guard};
 use common::{PATIENCE, Site, until};
-use pollux_api::{ClientError, CreateVolume, ErrorCode, NodeState};
+use pollux_api::{ClientError, CreateVm, CreateVolume, ErrorCode, NodeState};
 use pollux_base::{KeyId, Order, VolumeSecret};
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -132,6 +132,32 @@ fn without_the_same_master_key_on_both_nodes_nothing_is_encrypted_and_it_is_said
         let error = create(&site, "secret").expect_err(why);
         assert!(error.to_string().contains(why), "{error}");
         assert!(site.client(0).volumes().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn a_vm_says_whether_its_disks_are_encrypted() {
+    let site = Site::new(2);
+    let _witness = site.start_witness();
+    (0..2).for_each(|node| write_master(&site, node, Some(5)));
+    let (_a, _b) = (site.start_written_node(0), site.start_written_node(1));
+    until_members(&site);
+    let client = site.client(0);
+    for (name, encrypted) in [("secret", true), ("open", false)] {
+        let request = CreateVm {
+            name: name.into(),
+            cpus: 1,
+            memory_bytes: 1 << 20,
+            image: None,
+            disk_bytes: vec![1 << 20],
+            encrypted,
+        };
+        until(name, || match client.create_vm(&request) {
+            Ok(_) => Some(()),
+            Err(ClientError::Refused(error)) if error.code == ErrorCode::NoQuorum => None,
+            Err(error) => panic!("{error}"),
+        });
+        assert_eq!(client.vm(name).unwrap().encrypted, encrypted, "{name}");
     }
 }
 

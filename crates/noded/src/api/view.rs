@@ -468,6 +468,8 @@ pub fn vm(cluster: &Cluster, id: VmId) -> Option<api::Vm> {
         mac: vm.spec.mac.clone(),
         group: vm.group.0,
         disks: vm.volumes.iter().map(|volume| volume.0).collect(),
+        // All of them, or none.
+        encrypted: vm.volumes.iter().any(|volume| state.volumes.get(volume).is_some_and(|disk| disk.key.is_some())),
         resync: self::group(cluster, vm.node, vm.group).and_then(|group| group.resync),
     })
 }
