@@ -30,6 +30,6 @@ pub use kept::Kept;
 pub use order::{Order, Report};
 pub use pool::{PoolLevel, PoolReport};
 pub use record::{GroupRecord, Stamp};
-pub use secret::{Secret, VolumeSecret};
+pub use secret::{SealedKey, Secret, VolumeSecret};
 pub use time::Instant;
 pub use unit::{BlockCount, BlockIndex, ByteCount, Epoch, ExtentIndex, Generation, Incarnation};

@@ -310,6 +310,7 @@ pub enum FoundBy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::SealedKey;
     use crate::record::{GroupRecord, LagBound, Lineage, Mode, Snapshots};
     use crate::unit::{BlockCount, BlockIndex, ByteCount, Epoch};
 
@@ -335,7 +336,8 @@ mod tests {
         let drain = DiskCommand::Drain { disk: DiskId(7) };
         let [add, drain] = [add, drain].map(|change| Order::Disk { id: 9, change });
         let volumes = BTreeMap::from([(VolumeId(9), "vm/web1/disk0".to_string())]);
-        let names = Order::Names { group: GroupId(7), names: GroupNames { owner: "web1".to_string(), volumes } };
+        let keys = BTreeMap::from([(VolumeId(9), SealedKey::of_bytes(KeyId(8), KeyId(1), &[7; 92]))]);
+        let names = Order::Names { group: GroupId(7), names: GroupNames { owner: "web1".to_string(), volumes, keys } };
         for order in [Order::Group(group), Order::Peers { addresses }, key, volume_key, add, drain, names] {
             let text = serde_json::to_string(&order).expect("an order always becomes text");
             assert_eq!(serde_json::from_str::<Order>(&text).map_err(|error| error.to_string()), Ok(order));

@@ -1,6 +1,7 @@
 //! The authority record of a group, and how a replica's own last record is told apart from another history.
 
 use crate::id::{GroupId, KeyId, NodeId, SnapshotId, VolumeId};
+use crate::secret::SealedKey;
 use crate::unit::{ByteCount, Epoch, Generation};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -100,12 +101,16 @@ impl Default for LagBound {
     }
 }
 
-/// What people call a group and its volumes, those of its snapshots among them. It decides nothing and may be out of date.
+/// What a rescue from a pool's disks alone needs to know of a group: what people call it and its volumes, those of its snapshots
+/// among them, and the sealed keys of those that are encrypted at rest. It decides nothing and may be out of date.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupNames {
     /// Of the VM, image or volume that it is for.
     pub owner: String,
     pub volumes: BTreeMap<VolumeId, String>,
+    /// Of the group's own volumes; what shares their units (snapshots, clones, what is kept) has the same key.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub keys: BTreeMap<VolumeId, SealedKey>,
 }
 
 /// The snapshots that a group has, or is to have.

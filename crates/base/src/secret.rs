@@ -27,6 +27,32 @@ impl<const BYTES: usize> Secret<BYTES> {
     }
 }
 
+/// The key of a volume, sealed: all that the log and the pools ever hold of it. Whoever has the master key opens it
+/// (`pollux-seal`); without that it tells nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedKey {
+    pub key: KeyId,
+    /// Name of the master key.
+    pub master: KeyId,
+    /// Hexadecimal.
+    pub sealed: String,
+}
+
+impl SealedKey {
+    pub fn of_bytes(key: KeyId, master: KeyId, sealed: &[u8]) -> SealedKey {
+        SealedKey { key, master, sealed: sealed.iter().map(|byte| format!("{byte:02x}")).collect() }
+    }
+    /// What is in its text, if that is hexadecimal.
+    pub fn bytes(&self) -> Option<Vec<u8>> {
+        let digit = |digit: u8| char::from(digit).to_digit(16).map(|value| value as u8);
+        let pairs = self.sealed.as_bytes().chunks(2).map(|pair| match pair {
+            [high, low] => Some(digit(*high)? << 4 | digit(*low)?),
+            _ => None,
+        });
+        pairs.collect()
+    }
+}
+
 impl KeyId {
     /// The name of a volume's key. It tells nothing of the key, and no other has it: who is given a key under a name sees
     /// whether it is the right one.
@@ -91,6 +117,15 @@ mod tests {
         for wrong in ["\"\"", "\"00\"", &text.replace('0', "g"), &text.replace("00", "é")] {
             let error = serde_json::from_str::<Secret>(wrong).expect_err("not a secret").to_string();
             assert!(!error.contains(&text[3..9]), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_sealed_key_is_text_of_bytes_or_nothing() {
+        let sealed = SealedKey::of_bytes(KeyId(1), KeyId(2), &[0, 0x5e, 0xff]);
+        assert_eq!((sealed.sealed.as_str(), sealed.bytes()), ("005eff", Some(vec![0, 0x5e, 0xff])));
+        for wrong in ["0", "005", "zz", "+1", "é"] {
+            assert_eq!(SealedKey { sealed: wrong.into(), ..sealed.clone() }.bytes(), None, "{wrong}");
         }
     }
 

@@ -4,10 +4,12 @@ use crate::disk_list;
 use pollux_base::config::NodeConfig;
 use pollux_base::record::GroupNames;
 use pollux_base::unit::{BLOCK_BYTES, BlockRange};
-use pollux_base::{ByteCount, Data, GroupId, Kept, VolumeId};
+use pollux_base::{BlockIndex, ByteCount, Data, GroupId, Kept, KeyId, SealedKey, VolumeId};
 use pollux_host::disk::OpenDiskError;
 use pollux_host::reading::DiskReader;
+use pollux_replica::cipher::Cipher;
 use pollux_replica::{Newer, Noted, names, noted};
+use pollux_seal::MasterKey;
 use pollux_store::verify::{Export, Finding, Progress, ReadDisk, Rescue, RescuedVolume, Verified};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -32,6 +34,15 @@ pub enum LookError {
     Output { path: PathBuf, cause: io::Error },
     #[error("the list of disks that joined: {0}")]
     List(io::Error),
+    #[error("{0}")]
+    MasterKey(String),
+    #[error(
+        "the pool has no sealed key of `{0}`: it is not encrypted, or the pool was last in use before keys were kept there; without \
+         --master-key it is written as it is stored"
+    )]
+    NoKey(String),
+    #[error("the key of `{volume}` can not be opened with {path}: {cause}", path = .path.display())]
+    Sealed { volume: String, path: PathBuf, cause: String },
 }
 
 struct Reader(DiskReader);
@@ -148,6 +159,18 @@ pub struct NamedVolume {
     #[serde(flatten)]
     pub volume: RescuedVolume,
     pub name: Option<String>,
+    /// It is encrypted, and its key is sealed under the master key of this name.
+    pub master_key: Option<KeyId>,
+}
+
+/// A volume was written to a file.
+#[derive(Serialize)]
+pub struct Exported {
+    #[serde(flatten)]
+    pub export: Export,
+    pub is_encrypted: bool,
+    /// It is encrypted, and what was written is plain text.
+    pub is_decrypted: bool,
 }
 
 /// The names that the pool's disks tell, of volumes whose groups they are.
@@ -158,13 +181,30 @@ fn names_of(rescue: &Rescue) -> BTreeMap<GroupId, GroupNames> {
 
 fn named_volumes(rescue: &Rescue) -> Vec<NamedVolume> {
     let names = names_of(rescue);
+    let keys = sealed_keys(rescue, &names);
     let named = |volume: RescuedVolume| {
         // What is kept of a replica goes by the name that it has with `pollux kept`.
         let kept = Kept::in_volume(volume.volume).map(|kept| kept.to_string());
         let name = || names.get(&volume.group).and_then(|names| names.volumes.get(&volume.volume)).cloned();
-        NamedVolume { name: kept.or_else(name), volume }
+        let master_key = keys.get(&volume.volume).and_then(|sealed| sealed.first()).map(|sealed| sealed.master);
+        NamedVolume { name: kept.or_else(name), master_key, volume }
     };
     rescue.volumes().into_iter().map(named).collect()
+}
+
+/// The keys of volumes as the pool has them: a note's is that of all volumes that share what is stored. Of one volume all are the same
+/// key; where a pool was away while keys were sealed anew, not all need be sealed under the same master key.
+fn sealed_keys(rescue: &Rescue, names: &BTreeMap<GroupId, GroupNames>) -> BTreeMap<VolumeId, Vec<SealedKey>> {
+    let mut keys: BTreeMap<VolumeId, Vec<SealedKey>> = BTreeMap::new();
+    for (volume, sealed) in names.values().flat_map(|names| &names.keys) {
+        for relative in rescue.relatives(*volume) {
+            let of = keys.entry(relative).or_default();
+            // Its own first.
+            let place = if relative == *volume { 0 } else { of.len() };
+            of.insert(place, sealed.clone());
+        }
+    }
+    keys
 }
 
 /// Lists what is in a pool; `peer`: the disks of another node's pool, to be compared with.
@@ -183,7 +223,11 @@ pub fn rescue(paths: &[PathBuf], peer: &[PathBuf]) -> Result<Rescued, LookError>
         pool: identity.map(|identity| identity.pool.to_string()),
         node: identity.map(|identity| identity.node.0),
         groups,
-        owners: names_of(&rescue).into_iter().map(|(group, names)| (group, names.owner)).collect(),
+        owners: names_of(&rescue)
+            .into_iter()
+            .map(|(group, names)| (group, names.owner))
+            .filter(|(_, owner)| !owner.is_empty())
+            .collect(),
         volumes: named_volumes(&rescue),
         compared,
         missing: rescue.missing.iter().map(|(disk, path)| format!("{disk}, last seen at {path}")).collect(),
@@ -224,12 +268,15 @@ pub fn text_of_rescued(rescued: &Rescued, paths: &[PathBuf]) -> String {
             };
             lines.push(format!("  {text}"));
         }
-        for NamedVolume { volume, name } in rescued.volumes.iter().filter(|known| known.volume.group == *group) {
+        for NamedVolume { volume, name, master_key } in
+            rescued.volumes.iter().filter(|known| known.volume.group == *group)
+        {
             let lies_on: Vec<String> = volume.lies_on.iter().map(VolumeId::to_string).collect();
             let on = if lies_on.is_empty() { String::new() } else { format!(", on {}", lies_on.join(", ")) };
             let (size, held) = (volume.size.0 >> 20, volume.extents * 4);
             let name = name.as_ref().map(|name| format!(" `{name}`")).unwrap_or_default();
-            lines.push(format!("  {}{name}: {size} MiB, up to {held} MiB of it written{on}", volume.volume));
+            let sealed = master_key.map(|key| format!(", encrypted under the master key {key}")).unwrap_or_default();
+            lines.push(format!("  {}{name}: {size} MiB, up to {held} MiB of it written{on}{sealed}", volume.volume));
         }
     }
     lines.join("\n")
@@ -257,34 +304,59 @@ fn find<'a>(volumes: &'a [NamedVolume], meant: &str) -> Result<&'a RescuedVolume
     }
 }
 
-/// Writes a volume's content to a new file, raw and sparse. It is named by its number or its name.
-pub fn export(paths: &[PathBuf], meant: &str, to: &Path) -> Result<Export, LookError> {
+/// What decrypts a volume, of which the pool has these keys.
+fn cipher(rescue: &Rescue, meant: &str, sealed: &[SealedKey], path: &Path) -> Result<Cipher, LookError> {
+    let cluster = rescue.identity().map(|identity| identity.cluster);
+    let cluster = cluster.ok_or_else(|| LookError::MasterKey("the pool does not tell its cluster".into()))?;
+    let master = MasterKey::read(path, cluster).map_err(|error| LookError::MasterKey(format!("{error:#}")))?;
+    let sealed = sealed.iter().find(|sealed| sealed.master == master.id()).or(sealed.first());
+    let sealed = sealed.ok_or_else(|| LookError::NoKey(meant.to_owned()))?;
+    let failed = |cause| LookError::Sealed { volume: meant.to_owned(), path: path.to_owned(), cause };
+    let secret = master.open(sealed).map_err(failed)?;
+    Cipher::new(sealed.key, &secret).map_err(|error| failed(error.to_string()))
+}
+
+/// Writes a volume's content to a new file, raw and sparse. It is named by its number or its name. Of one that is encrypted that is
+/// plain text if the file of the master key is given.
+pub fn export(paths: &[PathBuf], meant: &str, to: &Path, master: Option<&Path>) -> Result<Exported, LookError> {
     let mut disks = open(paths)?;
     let mut readers = readers(&mut disks);
     let rescue = Rescue::of(&mut readers);
     let volumes = named_volumes(&rescue);
     let RescuedVolume { volume, size, .. } = *find(&volumes, meant)?;
+    let sealed = sealed_keys(&rescue, &names_of(&rescue)).remove(&volume).unwrap_or_default();
+    let cipher = master.map(|path| cipher(&rescue, meant, &sealed, path)).transpose()?;
     let output = |cause| LookError::Output { path: to.to_owned(), cause };
     // Never over something that is there: it may be one of the disks.
     let file = OpenOptions::new().write(true).create_new(true).open(to).map_err(output)?;
     file.set_len(size.0).map_err(output)?;
     let mut failed = None;
     let mut write = |offset: ByteCount, bytes: &[u8]| {
-        failed = file.write_all_at(bytes, offset.0).err();
+        let plain =
+            cipher.as_ref().map(|cipher| cipher.decrypt(BlockIndex(offset.0 / BLOCK_BYTES), &Data::copy_of(bytes)));
+        failed = file.write_all_at(plain.as_ref().map_or(bytes, Data::as_slice), offset.0).err();
         failed.is_none()
     };
     let export = rescue.export(&mut readers, volume, &mut write, &mut progress("exported"));
     let export = export.ok_or_else(|| LookError::NoVolume(meant.to_owned()))?;
     match failed.map_or_else(|| file.sync_all(), Err) {
-        Ok(()) => Ok(export),
+        Ok(()) => Ok(Exported { export, is_encrypted: !sealed.is_empty(), is_decrypted: cipher.is_some() }),
         Err(cause) => Err(output(cause)),
     }
 }
 
-pub fn text_of_export(export: &Export, volume: &str, to: &Path) -> String {
+pub fn text_of_export(exported: &Exported, volume: &str, to: &Path) -> String {
+    let export = &exported.export;
     let mut lines: Vec<String> = export.bad.iter().map(|range| format!("lost: {}", bytes(*range))).collect();
     if export.is_incomplete {
         lines.push("a disk is missing: what was on it reads as zeros".into());
+    }
+    match (exported.is_encrypted, exported.is_decrypted) {
+        (_, true) => lines.push("it was encrypted; what is written is plain text".into()),
+        (true, false) => {
+            lines.push("it is encrypted, and so is what is written: with --master-key FILE it is plain text".into())
+        }
+        (false, false) => {}
     }
     let mib = |blocks: u64| (blocks * BLOCK_BYTES) >> 20;
     lines.push(format!(

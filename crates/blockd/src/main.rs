@@ -62,6 +62,9 @@ enum Command {
         /// A file that is to be made.
         #[arg(long, value_name = "FILE", requires = "export")]
         to: Option<PathBuf>,
+        /// The file of the cluster's master key: of an encrypted volume plain text is written.
+        #[arg(long, value_name = "FILE", requires = "export")]
+        master_key: Option<PathBuf>,
         #[arg(long)]
         json: bool,
     },
@@ -130,12 +133,13 @@ fn looked(arguments: &Arguments, disks: &[PathBuf], is_json: bool) -> anyhow::Re
             };
             (text, verified.findings.is_empty())
         }
-        Some(Command::Rescue { export: Some(volume), to: Some(to), .. }) => {
-            let export = look::export(&paths, volume, to)?;
+        Some(Command::Rescue { export: Some(volume), to: Some(to), master_key, .. }) => {
+            let exported = look::export(&paths, volume, to, master_key.as_deref())?;
             let text = match is_json {
-                true => json(serde_json::to_string_pretty(&export))?,
-                false => look::text_of_export(&export, volume, to),
+                true => json(serde_json::to_string_pretty(&exported))?,
+                false => look::text_of_export(&exported, volume, to),
             };
+            let export = &exported.export;
             (text, export.bad.is_empty() && !export.is_incomplete)
         }
         Some(Command::Rescue { peer, .. }) => {

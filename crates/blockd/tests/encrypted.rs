@@ -3,10 +3,15 @@
 mod site;
 
 use pollux_base::order::{FreezeReason, ReplicaState};
+use pollux_base::record::GroupNames;
 use pollux_base::{KeyId, NodeId, Order, VolumeSecret};
+use pollux_seal::MasterKey;
 use site::{GROUP, Node, Outcome, Site, VOLUME, exports, group, qemu_io};
+use std::collections::BTreeMap;
 use std::io::Read;
-use std::process::{Command, Stdio};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
 
 fn secret() -> VolumeSecret {
     VolumeSecret::new(std::array::from_fn(|at| (at * 3 + 5) as u8))
@@ -137,4 +142,72 @@ fn a_client_waits_through_a_restart_until_the_key_is_there_and_the_other_node_se
     let digits: String = secret().expose()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
     assert!(!second.log().contains(&digits), "a key is in the log");
     Ok(())
+}
+
+/// Of an encrypted volume, with its sealed key on the pool as `noded` has it written there.
+#[test]
+fn a_rescue_has_plain_text_from_the_pool_and_the_master_key_alone() -> Outcome {
+    let site = Site::formatted()?;
+    let folder = site.configs[&1].pool.path.parent().expect("a folder").to_owned();
+    let master_file = |name: &str, byte: u8| -> Outcome<PathBuf> {
+        let path = folder.join(name);
+        std::fs::write(&path, [byte; 32])?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(path)
+    };
+    let (right, wrong) = (master_file("master", 1)?, master_file("other", 2)?);
+    let master = MasterKey::read(&right, site.configs[&1].cluster)?;
+    let names = GroupNames {
+        owner: "data".into(),
+        volumes: [(VOLUME, "data".into())].into(),
+        keys: [(VOLUME, master.seal(&secret())?)].into(),
+    };
+    let (mut first, second) = mirrored(&site, true)?;
+    let open = Order::Names { group: GROUP, names: GroupNames { keys: BTreeMap::new(), ..names.clone() } };
+    first.order(&open)?;
+    qemu_io(&first.uri(), &WRITES)?;
+    assert_eq!(first.terminate()?, Some(0));
+
+    let rescue = |to: &str, master: Option<&PathBuf>| -> Outcome<(Output, PathBuf)> {
+        let to = folder.join(to);
+        let text = to.display().to_string();
+        let mut arguments = vec!["rescue", "--export", "data", "--to", &text];
+        let master = master.map(|path| path.display().to_string());
+        arguments.extend(master.iter().flat_map(|path| ["--master-key", path]));
+        Ok((site.blockd(1, &arguments)?, to))
+    };
+    let (no_key, _) = rescue("none", Some(&right))?;
+    assert!(no_key.status.code() == Some(2) && said(&no_key).contains("no sealed key of `data`"), "{}", said(&no_key));
+
+    let mut first = site.start(1)?;
+    first.order(&volume_key())?;
+    first.order(&record(1, 1, &[1, 2], true))?;
+    first.order(&Order::Names { group: GROUP, names })?;
+    first.wait_until_serving(1)?;
+    assert_eq!(first.terminate()?, Some(0));
+    drop(second);
+    let listed = site.blockd(1, &["rescue"])?;
+    assert!(said(&listed).contains(&format!("encrypted under the master key {}", master.id())), "{}", said(&listed));
+
+    let (stored, path) = rescue("stored", None)?;
+    assert!(stored.status.success() && said(&stored).contains("it is encrypted, and so is"), "{}", said(&stored));
+    let content = std::fs::read(path)?;
+    assert!(content[4 << 20..5 << 20].iter().filter(|byte| **byte == 0xa7).count() < 1 << 16, "cipher text");
+    assert!(content[30 << 20..].iter().all(|byte| *byte == 0), "nothing was written there");
+
+    let (plain, path) = rescue("plain", Some(&right))?;
+    assert!(plain.status.success() && said(&plain).contains("plain text"), "{}", said(&plain));
+    qemu_io(&format!("file:{}", path.display()), &READS)?;
+
+    let (refused, path) = rescue("refused", Some(&wrong))?;
+    assert!(refused.status.code() == Some(2), "{}", said(&refused));
+    assert!(said(&refused).contains(&master.id().to_string()) && !path.exists(), "{}", said(&refused));
+    std::fs::set_permissions(&right, std::fs::Permissions::from_mode(0o644))?;
+    let (others, path) = rescue("others", Some(&right))?;
+    assert!(others.status.code() == Some(2) && said(&others).contains("chmod 600") && !path.exists());
+    Ok(())
+}
+
+fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }

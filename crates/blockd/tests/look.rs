@@ -16,7 +16,11 @@ fn said(output: &Output) -> String {
 fn used(site: &mut Site, value: u8) -> Outcome {
     let mut node = site.start(1)?;
     node.order(&group(1, 1, &[1]))?;
-    let names = GroupNames { owner: "web1".into(), volumes: [(VOLUME, "vm/web1/disk0".into())].into() };
+    let names = GroupNames {
+        owner: "web1".into(),
+        volumes: [(VOLUME, "vm/web1/disk0".into())].into(),
+        ..GroupNames::default()
+    };
     node.order(&Order::Names { group: GROUP, names })?;
     node.order(&exports())?;
     node.wait_until_serving(1)?;

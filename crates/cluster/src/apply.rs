@@ -3,7 +3,7 @@
 //! An entry that names what it expects changes nothing when it is not so; one that came twice changes nothing the second
 //! time. Every change of authority leaves an event that tells its reason and proof.
 
-use crate::entry::{Change, Entry, FenceProof, Holder, NodePhase, Proof, SealedKey, Subject, VmPhase, VmSpec, Wanted};
+use crate::entry::{Change, Entry, FenceProof, Holder, NodePhase, Proof, Subject, VmPhase, VmSpec, Wanted};
 use crate::requests::refuse;
 use crate::scrubs::Scrubs;
 use crate::seam::{Answer, Refusal};
@@ -12,7 +12,8 @@ use crate::vm_life::Step;
 use pollux_base::record::{LagBound, Lineage, Mode, Snapshots};
 use pollux_base::unit::bytes_text;
 use pollux_base::{
-    ByteCount, Epoch, Generation, GroupId, GroupRecord, ImageId, Incarnation, KeyId, NodeId, Stamp, VmId, VolumeId,
+    ByteCount, Epoch, Generation, GroupId, GroupRecord, ImageId, Incarnation, KeyId, NodeId, SealedKey, Stamp, VmId,
+    VolumeId,
 };
 use std::collections::{BTreeMap, BTreeSet};
 

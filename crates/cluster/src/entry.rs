@@ -5,7 +5,9 @@
 use pollux_base::config::PowerConfig;
 use pollux_base::order::{Finding, ScrubReport};
 use pollux_base::record::{LagBound, Mode};
-use pollux_base::{ByteCount, Epoch, GroupId, ImageId, Incarnation, KeyId, NodeId, SnapshotId, Stamp, VmId, VolumeId};
+use pollux_base::{
+    ByteCount, Epoch, GroupId, ImageId, Incarnation, NodeId, SealedKey, SnapshotId, Stamp, VmId, VolumeId,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -232,16 +234,6 @@ pub enum Change {
         subject: Subject,
         text: String,
     },
-}
-
-/// The key of a volume, sealed: all that the log ever holds of it. Whoever has the master key opens it (`keys.rs`).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SealedKey {
-    pub key: KeyId,
-    /// Name of the master key.
-    pub master: KeyId,
-    /// Hexadecimal; what is in it only the shell knows.
-    pub sealed: String,
 }
 
 /// Who may decide for the cluster under an epoch.

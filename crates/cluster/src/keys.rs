@@ -6,10 +6,10 @@
 
 use crate::apply::Applying;
 use crate::core::Cluster;
-use crate::entry::{Change, SealedKey};
+use crate::entry::Change;
 use crate::seam::Refusal;
 use crate::state::State;
-use pollux_base::{Instant, KeyId, VolumeId};
+use pollux_base::{Instant, KeyId, SealedKey, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Longest sealed key, in digits. A key of 64 bytes with its nonce and tag has 184.

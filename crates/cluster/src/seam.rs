@@ -1,12 +1,14 @@
 //! What goes into the core and what comes out: the seam that `noded` and the simulator both carry.
 
-use crate::entry::{Change, Entry, NodeSpec, SealedKey, VmSpec};
+use crate::entry::{Change, Entry, NodeSpec, VmSpec};
 use crate::kept::KeptCommand;
 use pollux_base::config::PowerConfig;
 use pollux_base::guard::{GuardCommand, GuardView};
 use pollux_base::order::{Differences, DiskCommand};
 use pollux_base::pool::PoolReport;
-use pollux_base::{Epoch, ExtentIndex, GroupId, ImageId, Incarnation, KeyId, NodeId, Order, Report, VmId, VolumeId};
+use pollux_base::{
+    Epoch, ExtentIndex, GroupId, ImageId, Incarnation, KeyId, NodeId, Order, Report, SealedKey, VmId, VolumeId,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 

@@ -3,11 +3,12 @@
 //! `check()` holds what must always be so: an in-sync set is never empty, a group's stamp is the last of its lineage, an
 //! id is minted once, a run has exactly one node. Wall-clock times in here are for people and decide nothing.
 
-use crate::entry::{FenceProof, Holder, NodePhase, NodeSpec, Proof, SealedKey, Subject, VmPhase, VmSpec, Wanted};
+use crate::entry::{FenceProof, Holder, NodePhase, NodeSpec, Proof, Subject, VmPhase, VmSpec, Wanted};
 use crate::scrubs::Scrubs;
 use pollux_base::record::{GroupNames, GroupSpec, LagBound, Lineage, Mode, Snapshots};
 use pollux_base::{
-    ByteCount, Epoch, GroupId, GroupRecord, ImageId, Incarnation, KeyId, NodeId, SnapshotId, Stamp, VmId, VolumeId,
+    ByteCount, Epoch, GroupId, GroupRecord, ImageId, Incarnation, KeyId, NodeId, SealedKey, SnapshotId, Stamp, VmId,
+    VolumeId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -231,12 +232,17 @@ impl State {
         })
     }
 
-    /// What people call the group and its volumes.
+    /// What people call the group and its volumes, and the sealed keys of these.
     pub fn group_names(&self, group: &Group) -> GroupNames {
         let of_snapshots = group.snapshots.volumes().map(|(volume, _)| volume);
         let volumes = group.volumes.keys().copied().chain(of_snapshots);
         let named = |volume| Some((volume, self.volumes.get(&volume)?.name.clone()));
-        GroupNames { owner: self.group_name(group), volumes: volumes.filter_map(named).collect() }
+        let sealed = |volume: &VolumeId| Some((*volume, self.keys.get(&self.volumes.get(volume)?.key?)?.clone()));
+        GroupNames {
+            owner: self.group_name(group),
+            volumes: volumes.filter_map(named).collect(),
+            keys: group.volumes.keys().filter_map(sealed).collect(),
+        }
     }
 
     /// History of these subjects, oldest first.

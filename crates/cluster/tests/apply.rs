@@ -2,11 +2,10 @@
 
 use pollux_base::config::PowerConfig;
 use pollux_base::{
-    ByteCount, Epoch, Generation, GroupId, ImageId, Incarnation, KeyId, NodeId, SnapshotId, Stamp, VmId, VolumeId,
+    ByteCount, Epoch, Generation, GroupId, ImageId, Incarnation, KeyId, NodeId, SealedKey, SnapshotId, Stamp, VmId,
+    VolumeId,
 };
-use pollux_cluster::entry::{
-    FenceProof, Holder, NodePhase, NodeSpec, Proof, SealedKey, Subject, VmPhase, VmSpec, Wanted,
-};
+use pollux_cluster::entry::{FenceProof, Holder, NodePhase, NodeSpec, Proof, Subject, VmPhase, VmSpec, Wanted};
 use pollux_cluster::vm_life::Step;
 use pollux_cluster::{Change, Entry, State};
 use proptest::prelude::*;

@@ -2,8 +2,8 @@
 
 mod world;
 
-use pollux_base::{ByteCount, KeyId, NodeId, Order, VolumeId};
-use pollux_cluster::entry::{SealedKey, VmSpec};
+use pollux_base::{ByteCount, KeyId, NodeId, Order, SealedKey, VolumeId};
+use pollux_cluster::entry::VmSpec;
 use pollux_cluster::{Answer, Change, Entry, Refusal, State};
 use std::time::Duration;
 use world::*;

@@ -23,7 +23,11 @@ fn every_node_with_a_replica_is_told_the_names_of_volumes_and_snapshots() {
         });
         names.collect()
     };
-    let first = GroupNames { owner: "web1".into(), volumes: [(volume, "vm/web1/disk0".into())].into() };
+    let first = GroupNames {
+        owner: "web1".into(),
+        volumes: [(volume, "vm/web1/disk0".into())].into(),
+        ..GroupNames::default()
+    };
     for node in [A, B] {
         assert_eq!(told(&world, node), std::slice::from_ref(&first), "once");
     }

@@ -4,14 +4,13 @@ use crate::core::Core;
 use crate::log::engine::{Command, Log};
 use crate::log::store::Store;
 use crate::peers::{Gate, Peers};
-use crate::volume_keys::MasterKey;
 use crate::witness_client::WitnessClient;
 use crate::{fence, fill, vms};
 use pollux_base::config::NodeConfig;
 use pollux_base::guard::GuardCommand;
-use pollux_base::{NodeId, Order, VmId};
-use pollux_cluster::entry::SealedKey;
+use pollux_base::{NodeId, Order, SealedKey, VmId};
 use pollux_cluster::{Cluster, Entry, EpochRecord, Input, Output, Register, VmCommand};
+use pollux_seal::Keyring;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,7 +34,7 @@ pub struct Hands {
     pub data: mpsc::Sender<Order>,
     pub vms: mpsc::Sender<VmCommand>,
     pub witness: Option<Arc<WitnessClient>>,
-    pub master_key: Option<Arc<MasterKey>>,
+    pub keyring: Arc<Keyring>,
     /// The newest question for the witness; an older one is of no use.
     pub asking: Option<JoinHandle<()>>,
     pub fencing: BTreeMap<NodeId, JoinHandle<()>>,
@@ -119,12 +118,8 @@ impl Hands {
 
     /// In turn with the orders: it comes before the record that names it.
     fn open_key(&self, sealed: &SealedKey) {
-        let opened = match &self.master_key {
-            Some(master) => master.open(sealed),
-            None => Err("this node has no master key (`master_key_file` in its configuration)".into()),
-        };
         let key = sealed.key;
-        match opened {
+        match self.keyring.open(sealed) {
             Ok(secret) => send(&self.data, Order::VolumeKey { key, secret }, "blockd"),
             Err(reason) => {
                 tracing::error!(%key, "the key of an encrypted volume can not be opened: {reason}");

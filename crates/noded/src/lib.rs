@@ -23,6 +23,5 @@ pub mod peers;
 pub mod server;
 pub mod tls;
 pub mod vms;
-pub mod volume_keys;
 pub mod witness;
 pub mod witness_client;

@@ -11,15 +11,15 @@ use crate::log::engine;
 use crate::log::network::PeerTransport;
 use crate::log::store::Store;
 use crate::peers::{Gate, Peers, secret_header};
-use crate::volume_keys::{self, MasterKey};
 use crate::witness_client::WitnessClient;
 use crate::{server, tls, vms};
 use anyhow::{Context, Result, bail};
 use pollux_base::config::{Encryption, NodeAddresses, NodeConfig};
 use pollux_base::guard::{GuardCommand, GuardView};
-use pollux_base::{KeyId, Order, Report};
+use pollux_base::{Order, Report};
 use pollux_cluster::entry::NodeSpec;
 use pollux_cluster::{Cluster, Input, Setup};
+use pollux_seal::Keyring;
 use pollux_vm::{Settings, Vms};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -79,8 +79,11 @@ pub async fn run(config: NodeConfig) -> Result<String> {
     crate::api::clear_spool(&config.state_dir).context("cannot empty the spool")?;
     let (vm_shell, vm_events) = Vms::open(Settings::of(&config)).await.context("cannot look after VMs")?;
 
-    let master_key = secrets.master.map(Arc::new);
-    let setup = setup(&config, &store, master_key.as_ref().map(|master| master.id()))?;
+    if let Some(why) = secrets.masters.refused() {
+        tracing::error!("the successor of the master key is not used: {why}");
+    }
+    let keyring = Arc::new(secrets.masters);
+    let setup = setup(&config, &store, &keyring)?;
     let cluster = Cluster::new(setup, pollux_host::clock::now());
     let (guard_sight, guard_seen) = watch::channel(GuardSight::Gone);
     let (core, ears, voice) = core::channels(guard_seen, cluster.hello());
@@ -112,7 +115,7 @@ pub async fn run(config: NodeConfig) -> Result<String> {
         data,
         vms: vm_commands,
         witness: witness.clone(),
-        master_key: master_key.clone(),
+        keyring: keyring.clone(),
         asking: None,
         fencing: BTreeMap::new(),
         filling: BTreeMap::new(),
@@ -140,7 +143,7 @@ pub async fn run(config: NodeConfig) -> Result<String> {
         link_keys,
         vms: vm_shell,
         witness,
-        master_key,
+        keyring,
         tasks: Tasks::new(config.node, core),
         token: blake3::hash(secrets.token.as_bytes()),
         peer_secret: blake3::hash(secret_header(&secrets.cluster).as_bytes()),
@@ -155,15 +158,15 @@ pub async fn run(config: NodeConfig) -> Result<String> {
 }
 
 /// What the core is told at its start.
-fn setup(config: &NodeConfig, store: &Store, master: Option<KeyId>) -> Result<Setup> {
+fn setup(config: &NodeConfig, store: &Store, keyring: &Keyring) -> Result<Setup> {
     Ok(Setup {
         node: config.node,
         name: config.cluster_name.clone(),
         nodes: config.nodes.iter().map(|node| (node.node, node_spec(node, config))).collect(),
         witness: config.witness.is_some(),
         record: store.epoch_record()?,
-        master,
-        run: u64::from_le_bytes(*volume_keys::random()?),
+        master: keyring.present(),
+        run: u64::from_le_bytes(*pollux_seal::random()?),
         unix_ms: core::unix_ms(),
     })
 }
@@ -221,7 +224,7 @@ struct Secrets {
     cluster: Vec<u8>,
     token: String,
     witness: Option<String>,
-    master: Option<MasterKey>,
+    masters: Keyring,
 }
 
 impl Secrets {
@@ -233,8 +236,8 @@ impl Secrets {
         }
         let token = read_token(&config.token_file)?;
         let witness = config.witness.as_ref().map(|witness| read_token(&witness.token_file)).transpose()?;
-        let master = config.master_key_file.as_deref().map(|path| MasterKey::read(path, config.cluster)).transpose()?;
-        Ok(Secrets { cluster, token, witness, master })
+        let masters = Keyring::read(config.master_key_file.as_deref(), config.cluster)?;
+        Ok(Secrets { cluster, token, witness, masters })
     }
 }
 

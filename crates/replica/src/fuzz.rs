@@ -186,5 +186,5 @@ fn note_seeds() -> Vec<Vec<u8>> {
         trails: Some(stamp(3, 7)),
         ..born
     };
-    vec![born.encode(), full.encode(), crate::names::fuzz_seed()]
+    vec![born.encode(), full.encode(), crate::names::fuzz_seed(), crate::names::fuzz_seed_of_keys()]
 }

@@ -1,15 +1,20 @@
-//! What people call volumes is on every replica's pool, follows changes, and goes with the replica.
+//! What people call volumes, and the sealed key of one that is encrypted, is on every replica's pool, follows changes, and goes with the replica.
 #![allow(clippy::unwrap_used)]
 
 mod world;
 
 use pollux_base::record::GroupNames;
-use pollux_base::{GroupId, NodeId, Order};
+use pollux_base::{GroupId, KeyId, NodeId, Order, SealedKey};
 use std::collections::BTreeMap;
 use world::*;
 
 fn named(name: &str) -> GroupNames {
-    GroupNames { owner: name.into(), volumes: [(VOLUME, format!("vm/{name}/disk0"))].into() }
+    let sealed = SealedKey::of_bytes(KeyId(7), KeyId(1), name.as_bytes());
+    GroupNames {
+        owner: name.into(),
+        volumes: [(VOLUME, format!("vm/{name}/disk0"))].into(),
+        keys: [(VOLUME, sealed)].into(),
+    }
 }
 
 /// As the disks of the node tell it.

@@ -5,8 +5,7 @@ use crate::content;
 use crate::history::Seen;
 use crate::sabotage::Sabotage;
 use crate::world::World;
-use pollux_base::{KeyId, NodeId, Order, VolumeId, VolumeSecret};
-use pollux_cluster::entry::SealedKey;
+use pollux_base::{KeyId, NodeId, Order, SealedKey, VolumeId, VolumeSecret};
 use pollux_replica::cipher::Cipher;
 use std::sync::Arc;
 

@@ -109,6 +109,10 @@ fn a_rescue_lists_volumes_with_what_they_lie_on_and_gives_what_they_show() {
     let [volume, snapshot] = rescue.volumes().try_into().expect("two volumes");
     assert_eq!((volume.volume, volume.group, volume.size), (VOLUME, GROUP, ByteCount(32 << 20)));
     assert_eq!((volume.lies_on, snapshot.lies_on), (vec![VolumeId(2)], vec![]));
+    for one in [VOLUME, VolumeId(2)] {
+        assert_eq!(rescue.relatives(one), [VOLUME, VolumeId(2)], "they share what is stored");
+    }
+    assert_eq!(rescue.relatives(VolumeId(77)), []);
     assert_eq!(rescue.notes(), BTreeMap::from([(GROUP, b"note".to_vec())]));
 
     let before = disks.clone();

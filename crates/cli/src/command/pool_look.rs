@@ -45,6 +45,9 @@ pub struct RescueArgs {
     /// A file that is to be made: raw and sparse
     #[arg(long, value_name = "FILE", requires = "export")]
     to: Option<PathBuf>,
+    /// The file of the cluster's master key: of an encrypted volume plain text is written, not what is stored
+    #[arg(long, value_name = "FILE", requires = "export")]
+    master_key: Option<PathBuf>,
     /// The node's configuration
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -91,6 +94,9 @@ pub fn rescue(arguments: &RescueArgs, output: &Output) -> Outcome {
     }
     if let (Some(volume), Some(to)) = (&arguments.export, &arguments.to) {
         command.arg("--export").arg(volume).arg("--to").arg(to);
+    }
+    if let Some(file) = &arguments.master_key {
+        command.arg("--master-key").arg(file);
     }
     become_it(command.args(&arguments.disks))
 }

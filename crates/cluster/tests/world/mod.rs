@@ -13,8 +13,8 @@ use log::Log;
 use pollux_base::config::PowerConfig;
 use pollux_base::guard::{Heartbeat, Network};
 use pollux_base::record::GroupSpec;
-use pollux_base::{Epoch, Generation, GroupId, Incarnation, Instant, KeyId, NodeId, Order, Secret, VmId};
-use pollux_cluster::entry::{Change, NodeSpec, SealedKey};
+use pollux_base::{Epoch, Generation, GroupId, Incarnation, Instant, KeyId, NodeId, Order, SealedKey, Secret, VmId};
+use pollux_cluster::entry::{Change, NodeSpec};
 use pollux_cluster::{
     Answer, Cluster, EpochRecord, Input, Output, Refusal, Register, Setup, State, VmCommand, VmEvent, WitnessAnswer,
 };

@@ -8,7 +8,6 @@ use crate::greet::Heard;
 use crate::link_keys::LinkKeys;
 use crate::log::engine::Log;
 use crate::peers::{CALL_BYTES_MAX, Gate};
-use crate::volume_keys::MasterKey;
 use crate::witness_client::WitnessClient;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::{JsonRejection, QueryRejection};
@@ -22,10 +21,11 @@ use http_body_util::channel::Channel;
 use pollux_api as resource;
 use pollux_api::{Accepted, ApiError, ErrorCode, TaskState};
 use pollux_base::config::NodeConfig;
-use pollux_base::{ByteCount, ImageId, NodeId, VmId, VolumeId};
-use pollux_cluster::entry::{SealedKey, Subject, VmSpec, Wanted};
+use pollux_base::{ByteCount, ImageId, NodeId, SealedKey, VmId, VolumeId};
+use pollux_cluster::entry::{Subject, VmSpec, Wanted};
 use pollux_cluster::requests::DISKS_MAX;
 use pollux_cluster::{Answer, Change, Cluster};
+use pollux_seal::Keyring;
 use pollux_vm::Vms;
 use serde::Deserialize;
 use std::sync::Arc;
@@ -58,7 +58,7 @@ pub struct Api {
     pub link_keys: Arc<LinkKeys>,
     pub vms: Vms,
     pub witness: Option<Arc<WitnessClient>>,
-    pub master_key: Option<Arc<MasterKey>>,
+    pub keyring: Arc<Keyring>,
     pub tasks: Tasks,
     pub token: blake3::Hash,
     pub peer_secret: blake3::Hash,
@@ -167,7 +167,7 @@ impl Api {
 
     /// New keys for so many volumes that are to be encrypted at rest.
     pub(super) fn make_keys(&self, count: usize) -> Result<Vec<SealedKey>, ApiError> {
-        let Some(master) = &self.master_key else {
+        let Some(master) = self.keyring.present().and_then(|id| self.keyring.get(id)) else {
             let text = "this node has no master key, without which nothing can be encrypted";
             return Err(ApiError::new(ErrorCode::Conflict, text).with_hint(
                 "Make one of 32 random bytes, put it on every node, and name it there as `master_key_file`; keep a copy.",

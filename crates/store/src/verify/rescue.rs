@@ -4,7 +4,7 @@
 use super::blocks::{BlockIs, Extent};
 use super::inspect::Inspected;
 use super::{Finding, Findings, Progress, ReadDisk, Watch, inspect_all, members};
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Volume};
 use crate::leaf::SUMS;
 use pollux_base::unit::{BLOCK_BYTES, BlockRange, EXTENT_BYTES};
 use pollux_base::{BlockCount, BlockIndex, ByteCount, DiskId, ExtentIndex, GroupId, VolumeId};
@@ -64,7 +64,7 @@ impl Rescue {
 
     pub fn volumes(&self) -> Vec<RescuedVolume> {
         let Some(catalog) = self.catalog() else { return Vec::new() };
-        let of = |(volume, known): (&VolumeId, &crate::catalog::Volume)| {
+        let of = |(volume, known): (&VolumeId, &Volume)| {
             let beneath = catalog.chain(known.layer).skip(1);
             let named = beneath.filter_map(|layer| {
                 catalog.volumes.iter().find(|(_, other)| other.layer == layer).map(|(other, _)| *other)
@@ -83,6 +83,14 @@ impl Rescue {
     /// What the pool's owner noted of each group.
     pub fn notes(&self) -> BTreeMap<GroupId, Vec<u8>> {
         self.catalog().map(|catalog| catalog.notes.clone()).unwrap_or_default()
+    }
+
+    /// Volumes that share what is stored with this one, itself included: its snapshots, clones, and what is kept of it.
+    pub fn relatives(&self, volume: VolumeId) -> Vec<VolumeId> {
+        let Some(catalog) = self.catalog() else { return Vec::new() };
+        let family = |known: &Volume| catalog.layers.get(&known.layer).map(|layer| layer.family);
+        let Some(own) = catalog.volumes.get(&volume).and_then(family) else { return Vec::new() };
+        catalog.volumes.iter().filter(|(_, known)| family(known) == Some(own)).map(|(relative, _)| *relative).collect()
     }
 
     /// Extents of a volume in which there is anything, and on which disks.

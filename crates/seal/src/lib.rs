@@ -1,17 +1,19 @@
-//! Keys of volumes that are encrypted at rest: made here, sealed under the cluster's master key for the log, and opened again
-//! for this node's `blockd`.
+//! Keys of volumes that are encrypted at rest: made here, sealed under the cluster's master key for the log and the pools, and
+//! opened again: for a node's `blockd`, and for a rescue.
 //!
 //! The master key lies in a file on each node and nowhere else: never in the log, on a pool's disk, or on a wire. Whoever has
 //! the log and the disks but not this file reads nothing. Who loses it on all nodes loses every encrypted volume.
 //!
-//! An opened key goes to `blockd` at once and is kept by neither this process nor any file: a `blockd` that was restarted
-//! waits for its `noded` anyway, because without orders it offers nothing to anybody.
+//! An opened key goes to whom it is for at once and is kept by neither this crate nor any file.
+
+mod keyring;
+
+pub use keyring::{Keyring, successor_file};
 
 use anyhow::{Context, Result, bail};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::rand;
-use pollux_base::{ClusterId, KeyId, Secret, VolumeSecret};
-use pollux_cluster::entry::SealedKey;
+use pollux_base::{ClusterId, KeyId, SealedKey, Secret, VolumeSecret};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -60,23 +62,24 @@ impl MasterKey {
         self.seal(&VolumeSecret::new(*random::<VOLUME_BYTES>()?))
     }
 
-    fn seal(&self, secret: &VolumeSecret) -> Result<SealedKey> {
+    /// A volume's key, under this master key.
+    pub fn seal(&self, secret: &VolumeSecret) -> Result<SealedKey> {
         let key = KeyId::of(secret);
         let nonce: [u8; NONCE_LEN] = *random()?;
         let mut bytes = Zeroizing::new(secret.expose().to_vec());
         let (aad, unique) = (self.aad(key), Nonce::assume_unique_for_key(nonce));
         let tag = self.key.seal_in_place_separate_tag(unique, aad, &mut bytes).context("AES-GCM")?;
-        let sealed = nonce.iter().chain(bytes.iter()).chain(tag.as_ref());
-        Ok(SealedKey { key, master: self.id, sealed: sealed.map(|byte| format!("{byte:02x}")).collect() })
+        let sealed: Vec<u8> = nonce.iter().chain(bytes.iter()).chain(tag.as_ref()).copied().collect();
+        Ok(SealedKey::of_bytes(key, self.id, &sealed))
     }
 
     /// The key, or why there is none.
     pub fn open(&self, sealed: &SealedKey) -> Result<VolumeSecret, String> {
         if sealed.master != self.id {
-            return Err(format!("it is sealed under the master key {}, this node has {}", sealed.master, self.id));
+            return Err(format!("it is sealed under the master key {}, not under {}", sealed.master, self.id));
         }
-        let damaged = || "the sealed key in the log is damaged".to_string();
-        let mut bytes = unhex(&sealed.sealed).ok_or_else(damaged)?;
+        let damaged = || "the sealed key is damaged".to_string();
+        let mut bytes = Zeroizing::new(sealed.bytes().ok_or_else(damaged)?);
         let (nonce, rest) = bytes.split_at_mut_checked(NONCE_LEN).ok_or_else(damaged)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| damaged())?;
         let opened = self.key.open_in_place(nonce, self.aad(sealed.key), rest).map_err(|_| damaged())?;
@@ -96,20 +99,11 @@ impl MasterKey {
     }
 }
 
-pub(crate) fn random<const BYTES: usize>() -> Result<Zeroizing<[u8; BYTES]>> {
+/// From the system.
+pub fn random<const BYTES: usize>() -> Result<Zeroizing<[u8; BYTES]>> {
     let mut bytes = Zeroizing::new([0; BYTES]);
     rand::fill(bytes.as_mut_slice()).map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?;
     Ok(bytes)
-}
-
-fn unhex(text: &str) -> Option<Zeroizing<Vec<u8>>> {
-    let digits = text.as_bytes();
-    let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
-    let bytes = digits.chunks(2).map(|pair| match pair {
-        [high, low] => Some(digit(*high)? << 4 | digit(*low)?),
-        _ => None,
-    });
-    bytes.collect::<Option<Vec<u8>>>().map(Zeroizing::new)
 }
 
 #[cfg(test)]
