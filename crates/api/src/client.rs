@@ -9,8 +9,8 @@ use crate::request::{
     LetGoDisk, MoveReplica, Promote, ResizeVolume, ScrubVolume, SetLag, SetMode,
 };
 use crate::resource::{
-    ConfirmToken, Event, Group, Image, Kept, Node, Pool, PoolVerification, PromoteToken, Snapshot, SnapshotDiff,
-    Status, Task, TaskState, Vm, Volume, Witness,
+    ConfirmToken, Event, Group, Image, Kept, MasterKeys, Node, Pool, PoolVerification, PromoteToken, Snapshot,
+    SnapshotDiff, Status, Task, TaskState, Vm, Volume, Witness,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -316,6 +316,12 @@ impl Client {
     }
     pub fn task(&self, task: &str) -> Result<Task, ClientError> {
         self.get(&format!("/v1/tasks/{}", escape(task)))
+    }
+    pub fn master_keys(&self) -> Result<MasterKeys, ClientError> {
+        self.get("/v1/master-key")
+    }
+    pub fn rotate_master_key(&self) -> Result<Accepted, ClientError> {
+        self.post_empty("/v1/master-key/rotate")
     }
     pub fn witness(&self) -> Result<Option<Witness>, ClientError> {
         self.get("/v1/witness")

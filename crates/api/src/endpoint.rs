@@ -226,5 +226,15 @@ pub const ENDPOINTS: &[Endpoint] = &[
         takes: Nothing,
         gives: One("Task"),
     },
+    get(
+        "/v1/master-key",
+        "Which nodes have which master key, and which volumes' keys are sealed under which.",
+        One("MasterKeys"),
+    ),
+    post(
+        "/v1/master-key/rotate",
+        "Seal all volumes' keys anew under the successor of the master key, which every node must have.",
+        Nothing,
+    ),
     get("/v1/witness", "The witness as the answering node last saw it; null without one.", One("Witness")),
 ];

@@ -96,6 +96,7 @@ fn schemas() -> BTreeMap<String, Value> {
     add::<resource::VolumeDiff>(&mut schemas);
     add::<resource::ByteRange>(&mut schemas);
     add::<resource::Image>(&mut schemas);
+    add::<resource::MasterKeys>(&mut schemas);
     add::<resource::Event>(&mut schemas);
     add::<resource::Task>(&mut schemas);
     add::<resource::ConfirmToken>(&mut schemas);

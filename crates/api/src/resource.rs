@@ -569,6 +569,36 @@ pub struct Image {
     pub encrypted: bool,
 }
 
+/// The master key, under which the keys of encrypted volumes are sealed: by name, which tells nothing of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MasterKeys {
+    /// That of new keys; none: the node that answers has none.
+    pub master_key: Option<String>,
+    pub nodes: Vec<NodeMasterKeys>,
+    /// Which volumes' keys are sealed under which; more than one: an exchange is under way.
+    pub sealed: Vec<SealedUnder>,
+    /// What is to be done next, if anything.
+    pub hint: Option<String>,
+}
+
+/// What a node had when its `noded` started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeMasterKeys {
+    pub node: String,
+    /// Whether it says so at present.
+    pub heard: bool,
+    pub master_key: Option<String>,
+    /// The one that is to follow it.
+    pub successor: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SealedUnder {
+    pub master_key: String,
+    /// Those of snapshots apart, which have the keys of what they are of.
+    pub volumes: Vec<String>,
+}
+
 /// Something that happened, with its reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Event {

@@ -17,7 +17,9 @@ pub mod table;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use command::pool::PoolCommand;
-use command::{event, group, image, kept, node, pool, pool_look, raw, snapshot, status, task, vm, volume, witness};
+use command::{
+    event, group, image, kept, master_key, node, pool, pool_look, raw, snapshot, status, task, vm, volume, witness,
+};
 use context::ContextArgs;
 use failure::{Failure, Outcome};
 use output::{Format, Output};
@@ -81,6 +83,9 @@ enum Noun {
     /// Disk images from which VMs are made
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// What the keys of encrypted volumes are sealed under
+    #[command(subcommand)]
+    MasterKey(master_key::MasterKeyCommand),
     /// The register outside the nodes that decides who goes on alone
     #[command(subcommand)]
     Witness(witness::WitnessCommand),
@@ -148,6 +153,7 @@ fn run_once(noun: Noun, client: &Arc<Client>, ca: &Path, output: &Output) -> Out
         Noun::Kept(command) => kept::run(command, client, ca, output),
         Noun::Group(command) => group::run(command, client, output),
         Noun::Image(command) => image::run(command, client, output),
+        Noun::MasterKey(command) => master_key::run(command, client, output),
         Noun::Witness(command) => witness::run(command, client, output),
         Noun::Event(command) => event::run(command, false, client, output),
         Noun::Task(command) => task::run(command, client, output),
@@ -174,8 +180,8 @@ impl Noun {
     /// Whether it changes nothing and ends at once, so that it may be done again and again.
     fn only_shows(&self) -> bool {
         use command::{
-            group::GroupCommand, image::ImageCommand, kept::KeptCommand, node::NodeCommand, snapshot::SnapshotCommand,
-            task::TaskCommand, vm::VmCommand, volume::VolumeCommand,
+            group::GroupCommand, image::ImageCommand, kept::KeptCommand, master_key::MasterKeyCommand,
+            node::NodeCommand, snapshot::SnapshotCommand, task::TaskCommand, vm::VmCommand, volume::VolumeCommand,
         };
         match self {
             Noun::Status | Noun::Event(_) | Noun::Witness(_) => true,
@@ -189,6 +195,7 @@ impl Noun {
                 matches!(command, SnapshotCommand::List | SnapshotCommand::Show { .. } | SnapshotCommand::Diff { .. })
             }
             Noun::Image(command) => matches!(command, ImageCommand::List | ImageCommand::Show { .. }),
+            Noun::MasterKey(command) => matches!(command, MasterKeyCommand::Show),
             Noun::Task(command) => matches!(command, TaskCommand::List | TaskCommand::Show { .. }),
             Noun::Api(_) | Noun::Lab(_) => false,
         }

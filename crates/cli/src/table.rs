@@ -3,8 +3,8 @@
 use crate::output::{Table, day_and_time, fields, list, or_dash, time_of_day};
 use crate::size::show as size;
 use pollux_api::{
-    Event, Group, GroupState, Image, Kept, Lag, Node, Pool, PoolDiskState, PoolFinding, PoolVerification, Resync,
-    Scrub, Snapshot, SnapshotDiff, Status, Task, Vm, Volume, Witness,
+    Event, Group, GroupState, Image, Kept, Lag, MasterKeys, Node, Pool, PoolDiskState, PoolFinding, PoolVerification,
+    Resync, Scrub, Snapshot, SnapshotDiff, Status, Task, Vm, Volume, Witness,
 };
 use std::fmt::Write;
 
@@ -440,6 +440,26 @@ pub fn image(image: &Image) -> String {
 
 fn yes_or_no(is_so: bool) -> &'static str {
     if is_so { "yes" } else { "no" }
+}
+
+/// Volumes that are named of those under one master key; more are counted.
+const VOLUMES_NAMED: usize = 6;
+
+pub fn master_keys(keys: &MasterKeys) -> String {
+    let mut nodes = Table::new(&["NODE", "MASTER KEY", "SUCCESSOR"]);
+    for node in &keys.nodes {
+        let present = if node.heard { or_dash(node.master_key.as_ref()) } else { "not heard".into() };
+        nodes.row([node.node.clone(), present, or_dash(node.successor.as_ref())]);
+    }
+    let mut sealed = Table::new(&["SEALED UNDER", "VOLUMES"]);
+    for under in &keys.sealed {
+        let (named, more) = under.volumes.split_at(under.volumes.len().min(VOLUMES_NAMED));
+        let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+        sealed.row([under.master_key.clone(), format!("{}{more}", named.join(", "))]);
+    }
+    let sealed = if keys.sealed.is_empty() { "no encrypted volumes".into() } else { sealed.to_string() };
+    let fix = keys.hint.as_ref().map_or(String::new(), |hint| format!("\n  next: {hint}"));
+    format!("new keys are sealed under {}{fix}\n\n{nodes}\n\n{sealed}", or_dash(keys.master_key.as_ref()))
 }
 
 pub fn witness(witness: Option<&Witness>) -> String {

@@ -125,6 +125,27 @@ fn vm() -> Vm {
     }
 }
 
+/// An exchange that stopped half way.
+fn master_keys() -> MasterKeys {
+    let (old, new) = ("11".repeat(16), "22".repeat(16));
+    let node = |node: &str, heard: bool| NodeMasterKeys {
+        node: node.into(),
+        heard,
+        master_key: heard.then(|| old.clone()),
+        successor: heard.then(|| new.clone()),
+    };
+    let volumes = (0..8).map(|number| format!("vm/web{number}/disk0")).collect();
+    MasterKeys {
+        master_key: Some(new.clone()),
+        nodes: vec![node("a", true), node("b", false)],
+        sealed: vec![
+            SealedUnder { master_key: old.clone(), volumes: vec!["data".into()] },
+            SealedUnder { master_key: new.clone(), volumes },
+        ],
+        hint: Some("not all keys are sealed under the master key of new ones: pollux master-key rotate".into()),
+    }
+}
+
 fn well() -> Status {
     Status {
         cluster: "0".repeat(32),
@@ -369,6 +390,7 @@ fn one_of_each_is_shown_as_reviewed() {
         table::events(&[event]),
         table::tasks(std::slice::from_ref(&task)),
         table::task(&task),
+        table::master_keys(&master_keys()),
         table::witness(None),
     ];
     compare("nouns.txt", &format!("{}\n", parts.join("\n\n")));

@@ -229,6 +229,7 @@ impl Applying<'_> {
                 self.tell(Subject::Node(*node), text);
                 Ok(Answer::Done)
             }
+            Change::SealKeys { master, keys, .. } => Ok(self.seal_keys(*master, keys)),
             Change::Note { subject, text } => {
                 self.tell(*subject, text.clone());
                 Ok(Answer::Done)

@@ -174,6 +174,7 @@ impl Cluster {
             wants_to_join: self.gave_up,
             pool: self.groups.pool.clone(),
             master: self.setup.master,
+            master_successor: self.setup.master_successor,
         }
     }
 
@@ -309,6 +310,7 @@ impl Cluster {
         }
         self.refuse_unborn(change)?;
         self.refuse_masters(now, change)?;
+        self.refuse_exchange(now, change)?;
         self.prepare_promotion(change)?;
         requests::refuse(&self.state, change)?;
         self.refuse_start(change)

@@ -6,7 +6,7 @@ use pollux_base::config::PowerConfig;
 use pollux_base::order::{Finding, ScrubReport};
 use pollux_base::record::{LagBound, Mode};
 use pollux_base::{
-    ByteCount, Epoch, GroupId, ImageId, Incarnation, NodeId, SealedKey, SnapshotId, Stamp, VmId, VolumeId,
+    ByteCount, Epoch, GroupId, ImageId, Incarnation, KeyId, NodeId, SealedKey, SnapshotId, Stamp, VmId, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -228,6 +228,13 @@ pub enum Change {
     Awake {
         node: NodeId,
         run: u64,
+    },
+    /// Keys of volumes, sealed anew under this master key, which is that of all keys from now on. Changes nothing unless `expect` is
+    /// the number of the last such entry.
+    SealKeys {
+        expect: Option<u64>,
+        master: KeyId,
+        keys: Vec<SealedKey>,
     },
     /// Something worth telling `pollux why`, without other effect.
     Note {

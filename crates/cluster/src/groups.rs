@@ -12,7 +12,9 @@ use crate::state::{Event, Owner};
 use pollux_base::order::{GroupReport, Offer, PathReport, PathState, ReplicaState};
 use pollux_base::pool::{PoolLevel, PoolReport, VerifyReport};
 use pollux_base::record::{GroupNames, GroupSpec};
-use pollux_base::{Epoch, Generation, GroupId, Instant, Kept, KeyId, NodeId, Order, Report, SnapshotId, Stamp};
+use pollux_base::{
+    Epoch, Generation, GroupId, Instant, Kept, KeyId, NodeId, Order, Report, SealedKey, SnapshotId, Stamp,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Default)]
@@ -57,12 +59,22 @@ struct Sent {
     fenced: BTreeSet<(NodeId, Epoch)>,
     forgotten: BTreeSet<GroupId>,
     scrubs: SentScrubs,
-    keys: BTreeSet<KeyId>,
+    /// Keys of volumes, and under which master key each was sealed then.
+    keys: BTreeMap<KeyId, KeyId>,
 }
 
 impl Groups {
     pub(crate) fn sent_scrubs(&mut self) -> &mut SentScrubs {
         &mut self.sent.scrubs
+    }
+
+    /// Under which master key a key was sealed when the data plane was last to be given it.
+    pub(crate) fn opened_under(&self, key: KeyId) -> Option<KeyId> {
+        self.sent.keys.get(&key).copied()
+    }
+
+    pub(crate) fn note_opened(&mut self, sealed: &SealedKey) {
+        self.sent.keys.insert(sealed.key, sealed.master);
     }
 }
 
@@ -324,7 +336,6 @@ impl Cluster {
                 orders.push(Order::Fenced { node: *id });
             }
         }
-        let mut keys = Vec::new();
         for (id, group) in &self.state.groups {
             // A node that carries none any more is told so as long as its data plane has one.
             let concerns = group.replicas.contains(&self.me) || group.record.primary == self.me;
@@ -336,7 +347,6 @@ impl Cluster {
             };
             if self.groups.sent.groups.get(id) != Some(&spec) {
                 self.groups.sent.groups.insert(*id, spec.clone());
-                keys.extend(spec.keys.values().filter(|key| self.groups.sent.keys.insert(**key)));
                 orders.push(Order::Group(spec));
             }
             let names = self.state.group_names(group);
@@ -361,7 +371,8 @@ impl Cluster {
         // The data plane forgets a key with its last group.
         let used: BTreeSet<KeyId> =
             self.groups.sent.groups.values().flat_map(|spec| spec.keys.values().copied()).collect();
-        self.groups.sent.keys.retain(|key| used.contains(key));
+        self.groups.sent.keys.retain(|key, _| used.contains(key));
+        let keys = self.keys_to_open(&used);
         let names = self.exports();
         if self.groups.sent.exports.as_ref() != Some(&names) {
             self.groups.sent.exports = Some(names.clone());
@@ -371,10 +382,8 @@ impl Cluster {
             orders.push(Order::Discard { group, loser });
         }
         // First: who is served finds its key there.
-        for key in keys {
-            if let Some(sealed) = self.state.keys.get(&key).cloned() {
-                self.output(Output::OpenKey(sealed));
-            }
+        for sealed in keys {
+            self.output(Output::OpenKey(sealed));
         }
         for order in orders {
             self.output(Output::Data(order));

@@ -15,6 +15,14 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Longest sealed key, in digits. A key of 64 bytes with its nonce and tag has 184.
 const SEALED_DIGITS_MAX: usize = 512;
 
+/// Why what is said to be a sealed key is none.
+pub(crate) fn refuse_text(SealedKey { key, sealed, .. }: &SealedKey) -> Result<(), Refusal> {
+    if sealed.len() > SEALED_DIGITS_MAX || !sealed.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(Refusal::Invalid(format!("what is said to be the sealed key {key} is none")));
+    }
+    Ok(())
+}
+
 impl State {
     /// Which of these volumes are encrypted at rest, and with what.
     pub(crate) fn keys_of<'a>(&self, volumes: impl Iterator<Item = &'a VolumeId>) -> BTreeMap<VolumeId, KeyId> {
@@ -24,9 +32,14 @@ impl State {
     /// Why these can not be the keys of new volumes.
     pub(crate) fn refuse_keys(&self, keys: &[SealedKey]) -> Result<(), Refusal> {
         let mut seen = BTreeSet::new();
-        for SealedKey { key, sealed, .. } in keys {
-            if sealed.len() > SEALED_DIGITS_MAX || !sealed.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-                return Err(Refusal::Invalid(format!("what is said to be the sealed key {key} is none")));
+        for sealed in keys {
+            refuse_text(sealed)?;
+            let (key, master) = (&sealed.key, sealed.master);
+            if let Some(sealing) = self.sealing.filter(|sealing| sealing.master != master) {
+                return Err(Refusal::Conflict(format!(
+                    "since the master key was exchanged keys are sealed under {}, not under {master}: ask again",
+                    sealing.master
+                )));
             }
             if self.keys.contains_key(key) || !seen.insert(key) {
                 return Err(Refusal::Conflict(format!("the key {key} is that of another volume")));
@@ -71,7 +84,8 @@ impl Cluster {
             _ => return Ok(()),
         };
         for SealedKey { master, .. } in keys {
-            if self.state.keys.values().any(|other| other.master != *master) {
+            // While an exchange is under way there are both; `refuse_keys` knows which one is right.
+            if self.state.sealing.is_none() && self.state.keys.values().any(|other| other.master != *master) {
                 return Err(Refusal::Conflict(format!(
                     "there are volumes whose keys are sealed under another master key than that of `{}`, {master}",
                     self.name_of(self.me)
@@ -79,9 +93,9 @@ impl Cluster {
             }
             let others = self.state.birth_replicas(node).into_iter().filter(|id| *id != self.me);
             // Who is away is not waited for; without the key it will serve nothing, and say so.
-            let heard = others.filter_map(|other| Some((other, self.hello_of(now, other)?.master)));
-            if let Some((lacking, has)) = heard.into_iter().find(|(_, has)| *has != Some(*master)) {
-                let has = match has {
+            let heard = others.filter_map(|other| Some((other, self.hello_of(now, other)?.masters())));
+            if let Some((lacking, has)) = heard.into_iter().find(|(_, has)| !has.has(*master)) {
+                let has = match has.present {
                     Some(other) => format!("has another master key, {other}"),
                     None => "has no master key".to_string(),
                 };

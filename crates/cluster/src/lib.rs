@@ -14,6 +14,7 @@ mod groups;
 pub mod headline;
 mod kept;
 mod keys;
+pub mod master_key;
 mod moves;
 mod peers;
 pub mod replicas;

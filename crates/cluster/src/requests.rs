@@ -46,6 +46,7 @@ pub fn is_for_users(change: &Change) -> bool {
         | Change::MoveReplica { .. }
         | Change::CancelMove { .. }
         | Change::PromoteReplica { .. }
+        | Change::SealKeys { .. }
         | Change::Note { .. } => true,
         Change::Init { .. }
         | Change::RaiseEpoch { .. }
@@ -171,6 +172,7 @@ pub fn refuse(state: &State, change: &Change) -> Result<(), Refusal> {
         | Change::CancelMove { .. }
         | Change::FinishMove { .. }
         | Change::PromoteReplica { .. } => state.refuse_replicas(change)?,
+        Change::SealKeys { expect, master, keys } => state.refuse_sealed_anew(*expect, *master, keys)?,
         Change::Note { subject, text } => {
             if text.len() > NOTE_BYTES_MAX {
                 return invalid(format!("a note has at most {NOTE_BYTES_MAX} bytes, this one has {}", text.len()));

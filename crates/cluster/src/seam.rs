@@ -48,6 +48,9 @@ pub struct PeerHello {
     /// Name of the master key that it has, for volumes that are encrypted at rest.
     #[serde(default)]
     pub master: Option<KeyId>,
+    /// Name of the one that it has beside it, to follow it.
+    #[serde(default)]
+    pub master_successor: Option<KeyId>,
 }
 
 /// What a core is told at its start.
@@ -61,8 +64,9 @@ pub struct Setup {
     pub witness: bool,
     /// What `Output::SaveEpoch` last saved. `None`: this node was never a member of anything.
     pub record: Option<EpochRecord>,
-    /// Name of the master key that this node has, if it has one.
+    /// Name of the master key that this node has, if it has one, and of the one that is to follow it.
     pub master: Option<KeyId>,
+    pub master_successor: Option<KeyId>,
     /// Random number of this run of `noded`.
     pub run: u64,
     pub unix_ms: u64,

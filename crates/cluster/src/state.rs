@@ -4,6 +4,7 @@
 //! id is minted once, a run has exactly one node. Wall-clock times in here are for people and decide nothing.
 
 use crate::entry::{FenceProof, Holder, NodePhase, NodeSpec, Proof, Subject, VmPhase, VmSpec, Wanted};
+use crate::master_key::Sealing;
 use crate::scrubs::Scrubs;
 use pollux_base::record::{GroupNames, GroupSpec, LagBound, Lineage, Mode, Snapshots};
 use pollux_base::{
@@ -38,6 +39,9 @@ pub struct State {
     /// Of all volumes that are encrypted at rest; gone with the last volume that has it.
     #[serde(default)]
     pub keys: BTreeMap<KeyId, SealedKey>,
+    /// Since the master key was exchanged.
+    #[serde(default)]
+    pub sealing: Option<Sealing>,
     /// Oldest first.
     pub events: VecDeque<Event>,
     /// Newest requests done: proposer, number, wall clock.

@@ -123,6 +123,12 @@ fn change() -> impl Strategy<Value = Change> {
             Change::DiscardReplica { group: GroupId(id), node, loser }
         }),
         1 => id().prop_map(|id| Change::VmFilled { vm: VmId(id) }),
+        1 => (proptest::option::of(0..40u64), 98u128..100, proptest::collection::vec(0u128..4, 0..3)).prop_map(
+            |(expect, master, keys)| {
+                let (master, keys) = (KeyId(master), keys.into_iter().map(sealed));
+                Change::SealKeys { expect, master, keys: keys.map(|key| SealedKey { master, ..key }).collect() }
+            }
+        ),
         1 => id().prop_map(|id| Change::Note { subject: Subject::Vm(VmId(id)), text: "t".into() }),
     ]
 }

@@ -166,6 +166,7 @@ fn setup(config: &NodeConfig, store: &Store, keyring: &Keyring) -> Result<Setup>
         witness: config.witness.is_some(),
         record: store.epoch_record()?,
         master: keyring.present(),
+        master_successor: keyring.successor(),
         run: u64::from_le_bytes(*pollux_seal::random()?),
         unix_ms: core::unix_ms(),
     })

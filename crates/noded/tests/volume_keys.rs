@@ -8,6 +8,7 @@ use common::guard::{Sky, play_guard};
 use common::{PATIENCE, Site, until};
 use pollux_api::{ClientError, CreateVm, CreateVolume, ErrorCode, NodeState};
 use pollux_base::{KeyId, Order, VolumeSecret};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
@@ -20,11 +21,22 @@ fn write_master(site: &Site, node: usize, master: Option<u8>) {
     let mut config = site.config(node);
     config.master_key_file = master.map(|byte| {
         let path = site.path(&format!("master-{node}"));
-        fs::write(&path, [byte; 32]).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        write_key(&path, byte);
         path
     });
     fs::write(site.path(&format!("node-{node}.json")), serde_json::to_vec(&config).unwrap()).unwrap();
+}
+
+fn write_key(path: &Path, byte: u8) {
+    fs::write(path, [byte; 32]).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+/// Where the master key of this node lies, and its successor.
+fn master_files(site: &Site, node: usize) -> (PathBuf, PathBuf) {
+    let file = site.path(&format!("master-{node}"));
+    let beside = pollux_seal::successor_file(&file);
+    (file, beside)
 }
 
 /// The test in the place of a node's `blockd`.
@@ -59,6 +71,19 @@ fn key(orders: &mut BufReader<UnixStream>) -> (KeyId, VolumeSecret) {
             _ => {}
         }
     }
+}
+
+/// The first keys that are handed over.
+fn keys(orders: &mut BufReader<UnixStream>, count: usize) -> BTreeMap<KeyId, VolumeSecret> {
+    let mut handed = BTreeMap::new();
+    while handed.len() < count {
+        let mut line = String::new();
+        assert!(orders.read_line(&mut line).unwrap() > 0, "noded has hung up");
+        if let Order::VolumeKey { key, secret } = serde_json::from_str(&line).unwrap() {
+            handed.insert(key, secret);
+        }
+    }
+    handed
 }
 
 fn until_members(site: &Site) {
@@ -133,6 +158,85 @@ fn without_the_same_master_key_on_both_nodes_nothing_is_encrypted_and_it_is_said
         assert!(error.to_string().contains(why), "{error}");
         assert!(site.client(0).volumes().unwrap().is_empty());
     }
+}
+
+/// The names of master keys under which keys are sealed, and how many volumes each has.
+fn sealed_under(site: &Site) -> Vec<(String, usize)> {
+    let sealed = site.client(0).master_keys().unwrap().sealed;
+    sealed.into_iter().map(|under| (under.master_key, under.volumes.len())).collect()
+}
+
+fn rotate(site: &Site, node: usize) -> Result<String, String> {
+    let client = site.client(node);
+    let taken = until("an answer", || match client.rotate_master_key() {
+        Err(ClientError::Refused(error)) if error.code == ErrorCode::NoQuorum => None,
+        answer => Some(answer),
+    });
+    let accepted = taken.map_err(|error| error.to_string())?;
+    client.wait_task(&accepted.task, PATIENCE, |_| {}).map(|task| task.detail).map_err(|error| error.to_string())
+}
+
+#[test]
+fn the_master_key_is_exchanged_and_the_old_one_is_needed_no_more() {
+    let site = Site::new(2);
+    let _witness = site.start_witness();
+    let planes = [data_plane(&site, 0), data_plane(&site, 1)];
+    (0..2).for_each(|node| write_master(&site, node, Some(5)));
+    let mut nodes: Vec<_> = (0..2).map(|node| site.start_written_node(node)).collect();
+    until_members(&site);
+    create(&site, "secret").expect("it is made");
+    let mut orders = connected(&planes[1]);
+    let before = key(&mut orders);
+    let old = site.client(0).master_keys().unwrap().master_key.unwrap();
+    assert_eq!(sealed_under(&site), [(old.clone(), 1)]);
+
+    let nothing = rotate(&site, 0).expect_err("there is no successor");
+    assert!(nothing.contains("no successor"), "{nothing}");
+    let restart = |nodes: &mut Vec<common::Daemon>, node: usize| {
+        nodes.remove(node).kill();
+        nodes.insert(node, site.start_written_node(node));
+        // Heard, and a member again.
+        let is_back = || {
+            let shown = site.client(1 - node).nodes().ok()?;
+            let own = site.client(node).nodes().ok()?;
+            let all = shown.iter().chain(&own).all(|node| node.state == NodeState::Online);
+            let heard = site.client(1 - node).master_keys().ok()?.nodes.iter().all(|node| node.heard);
+            (all && heard).then_some(())
+        };
+        until("it is back", is_back);
+    };
+    write_key(&master_files(&site, 0).1, 6);
+    restart(&mut nodes, 0);
+    let lacking = rotate(&site, 0).expect_err("b has it not");
+    assert!(lacking.contains("node `b` has not the master key"), "{lacking}");
+    write_key(&master_files(&site, 1).1, 6);
+    restart(&mut nodes, 1);
+    let told =
+        |what: &str| until(what, || site.client(0).master_keys().unwrap().hint.filter(|hint| hint.contains(what)));
+    told("every node has the successor");
+
+    fs::rename(master_files(&site, 0).1, site.path("away")).unwrap();
+    let gone = rotate(&site, 0).expect_err("nothing is sealed under what is only in memory");
+    assert!(gone.contains("not there any more"), "{gone}");
+    fs::rename(site.path("away"), master_files(&site, 0).1).unwrap();
+    let new = until("it is known", || site.client(0).master_keys().unwrap().nodes[0].successor.clone());
+    assert!(rotate(&site, 0).unwrap().contains(&new));
+    assert_eq!(sealed_under(&site), [(new.clone(), 1)]);
+    create(&site, "later").expect("while both are there");
+    assert_eq!(sealed_under(&site), [(new.clone(), 2)]);
+
+    for node in 0..2 {
+        let (file, beside) = master_files(&site, node);
+        fs::rename(beside, file).unwrap();
+        restart(&mut nodes, node);
+    }
+    until("tidy", || site.client(0).master_keys().unwrap().hint.is_none().then_some(()));
+    // Its second life, and its third, which has the new master key alone.
+    let mut lives = [connected(&planes[1]), connected(&planes[1])];
+    for orders in &mut lives {
+        assert_eq!(keys(orders, 2).get(&before.0), Some(&before.1), "the same key as before");
+    }
+    assert!(rotate(&site, 1).unwrap().contains(&new), "asked once more it is as well");
 }
 
 #[test]

@@ -46,6 +46,7 @@ impl World {
             witness: self.settings.witness,
             record: self.nodes[&id].record.clone(),
             master: Some(keys::MASTER),
+            master_successor: None,
             run,
             unix_ms,
         };

@@ -5,6 +5,7 @@ pub mod event;
 pub mod group;
 pub mod image;
 pub mod kept;
+pub mod master_key;
 pub mod node;
 pub mod pool;
 pub mod pool_look;

@@ -69,7 +69,15 @@ pub struct Server {
     pub has_power_switch: bool,
     /// Name of the master key that it has.
     pub master: Option<KeyId>,
+    /// And of the one beside it.
+    pub master_successor: Option<KeyId>,
     pub power_switch_fails: bool,
+}
+
+impl Server {
+    fn has_master(&self, master: KeyId) -> bool {
+        [self.master, self.master_successor].contains(&Some(master))
+    }
 }
 
 pub struct World {
@@ -133,6 +141,7 @@ impl World {
             memory: 8 * GIB,
             has_power_switch: with_power,
             master: Some(KeyId(1)),
+            master_successor: None,
             power_switch_fails: false,
         };
         World {
@@ -213,6 +222,7 @@ impl World {
             witness: self.with_witness,
             record: server.record.clone(),
             master: server.master,
+            master_successor: server.master_successor,
             run: node.0 * 1000 + server.boots,
             unix_ms: self.unix_ms(),
         }
@@ -706,7 +716,7 @@ impl World {
                 }
             }
             Output::Data(order) => self.on_order(node, order),
-            Output::OpenKey(sealed) if self.servers[&node].master == Some(sealed.master) => {
+            Output::OpenKey(sealed) if self.servers[&node].has_master(sealed.master) => {
                 self.orders.push((node, Order::VolumeKey { key: sealed.key, secret: Secret::new([0; 64]) }));
             }
             Output::OpenKey(SealedKey { key, .. }) => {

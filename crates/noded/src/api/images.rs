@@ -73,7 +73,7 @@ pub async fn upload(api: Arc<Api>, query: ImageQuery, body: Body) -> Result<Acce
             format!("an image of {} bytes is too large", file.size.0),
         )));
     }
-    let key = api.make_key_if(query.encrypted)?;
+    let key = api.make_key_if(query.encrypted).await?;
     let change = Change::CreateImage { name: query.name.clone(), size, node: api.config.node, key };
     let created = api.core.change(change).await?;
     let Answer::Created { id } = created else {

@@ -4,6 +4,7 @@ mod disks;
 mod groups;
 mod images;
 mod kept;
+mod master_key;
 mod peer;
 mod routes;
 mod snapshots;

@@ -146,8 +146,7 @@ impl Api {
     /// Has a change committed, and a task that watches its goal.
     pub(super) async fn change(&self, action: &str, subject: &str, change: Change, goal: Goal) -> Taken {
         self.core.change(change).await?;
-        let task = self.tasks.watch(action, subject, None, goal)?;
-        Ok(accepted(task, None))
+        self.done(action, subject, goal)
     }
 
     /// The same for a creation.
@@ -165,20 +164,38 @@ impl Api {
         Ok(accepted(task, Some(id)))
     }
 
-    /// New keys for so many volumes that are to be encrypted at rest.
-    pub(super) fn make_keys(&self, count: usize) -> Result<Vec<SealedKey>, ApiError> {
-        let Some(master) = self.keyring.present().and_then(|id| self.keyring.get(id)) else {
-            let text = "this node has no master key, without which nothing can be encrypted";
-            return Err(ApiError::new(ErrorCode::Conflict, text).with_hint(
-                "Make one of 32 random bytes, put it on every node, and name it there as `master_key_file`; keep a copy.",
-            ));
+    /// A task for what is done already.
+    pub(super) fn done(&self, action: &str, subject: &str, goal: Goal) -> Taken {
+        let task = self.tasks.watch(action, subject, None, goal)?;
+        Ok(accepted(task, None))
+    }
+
+    /// New keys for so many volumes that are to be encrypted at rest, sealed as the cluster's keys are.
+    pub(super) async fn make_keys(&self, count: usize) -> Result<Vec<SealedKey>, ApiError> {
+        let refused = |text: String, hint: &str| Err(ApiError::new(ErrorCode::Conflict, text).with_hint(hint));
+        let master = match self.core.ask(Cluster::master_for_new_keys).await? {
+            Some(id) if self.keyring.present().is_some() => match self.keyring.get(id) {
+                Some(master) => master,
+                None => {
+                    return refused(
+                        format!("keys are sealed under the master key {id}, which this node has not"),
+                        "Put its file here as `master_key_file` and restart `noded`; `pollux master-key show` tells more.",
+                    );
+                }
+            },
+            _ => {
+                return refused(
+                    "this node has no master key, without which nothing can be encrypted".into(),
+                    "Make one of 32 random bytes, put it on every node, and name it there as `master_key_file`; keep a copy.",
+                );
+            }
         };
         let keys = (0..count).map(|_| master.make_key()).collect::<anyhow::Result<_>>();
         keys.map_err(|error| ApiError::new(ErrorCode::Internal, format!("no key could be made: {error:#}")))
     }
 
-    pub(super) fn make_key_if(&self, is_encrypted: bool) -> Result<Option<SealedKey>, ApiError> {
-        Ok(if is_encrypted { self.make_keys(1)?.pop() } else { None })
+    pub(super) async fn make_key_if(&self, is_encrypted: bool) -> Result<Option<SealedKey>, ApiError> {
+        Ok(if is_encrypted { self.make_keys(1).await?.pop() } else { None })
     }
 
     /// Sends the client to another node.
@@ -235,6 +252,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .merge(super::disks::routes())
         .merge(super::groups::routes())
         .merge(super::kept::routes())
+        .merge(super::master_key::routes())
         .merge(super::snapshots::routes())
         .route("/v1/pools", get(pools))
         .route("/v1/pools/{node}", get(pool))
@@ -348,7 +366,7 @@ async fn create_vm(State(api): In, body: Result<Json<resource::CreateVm>, JsonRe
         mac: String::new(),
     };
     // Node 0: the core chooses.
-    let keys = if request.encrypted { api.make_keys(spec.disks.len().min(DISKS_MAX))? } else { Vec::new() };
+    let keys = if request.encrypted { api.make_keys(spec.disks.len().min(DISKS_MAX)).await? } else { Vec::new() };
     let change = Change::CreateVm { spec, node: NodeId(0), keys };
     api.create("vm create", &request.name, change, |id| Goal::VmReady(VmId(id))).await
 }
@@ -470,7 +488,7 @@ async fn volume(State(api): In, Path(name): Path<String>) -> Shown<resource::Vol
 async fn create_volume(State(api): In, body: Result<Json<resource::CreateVolume>, JsonRejection>) -> Taken {
     let Json(request) = body?;
     let size = ByteCount(request.size_bytes);
-    let key = api.make_key_if(request.encrypted)?;
+    let key = api.make_key_if(request.encrypted).await?;
     let change = Change::CreateVolume { name: request.name.clone(), size, node: NodeId(0), key };
     api.create("volume create", &request.name, change, |_| Goal::Committed).await
 }

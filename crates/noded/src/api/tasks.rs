@@ -8,7 +8,7 @@ use crate::core::{Core, unix_ms};
 use pollux_api::{ApiError, ErrorCode, Task, TaskState};
 use pollux_base::pool::DiskState;
 use pollux_base::record::Mode;
-use pollux_base::{DiskId, GroupId, ImageId, NodeId, SnapshotId, VmId, VolumeId};
+use pollux_base::{DiskId, GroupId, ImageId, KeyId, NodeId, SnapshotId, VmId, VolumeId};
 use pollux_cluster::Cluster;
 use pollux_cluster::entry::{NodePhase, VmPhase};
 use pollux_cluster::state::State;
@@ -54,6 +54,8 @@ pub enum Goal {
     NodeDown(NodeId),
     /// Nothing is left on this disk of the node's pool.
     DiskDrained(NodeId, DiskId),
+    /// All keys of volumes are sealed under this master key.
+    KeysSealed(KeyId),
     /// This node's pool was verified, by the run of this number.
     PoolVerified(u64),
 }
@@ -151,6 +153,17 @@ pub fn progress(goal: Goal, cluster: &Cluster) -> Progress {
                     DiskState::Healthy => Failed("it is not drained any more".into()),
                     DiskState::Failed | DiskState::Missing => Failed("it failed".into()),
                 },
+            }
+        }
+        Goal::KeysSealed(master) if state.sealing.is_none_or(|sealing| sealing.master != master) => {
+            Failed("the master key was exchanged again meanwhile".into())
+        }
+        Goal::KeysSealed(master) => {
+            let counts = state.keys_by_master();
+            let all = counts.get(&master).copied().unwrap_or(0);
+            match counts.values().sum::<usize>() - all {
+                0 => Done(format!("all keys ({all}) are sealed under {master}")),
+                left => Waiting(format!("{left} keys are left")),
             }
         }
         Goal::PoolVerified(id) => match cluster.verified() {
