@@ -46,8 +46,18 @@ fn every_sabotage_is_noticed() {
         let by_seed = |seed| blames(&|| Scenario::of_seed(seed, None), sabotage);
         let stories = scenario::named(1).len();
         let by_story = |(seed, story): (u64, usize)| blames(&|| scenario::named(seed).swap_remove(story), sabotage);
-        (1..=1200).any(by_seed) || (1..=10).flat_map(|seed| (0..stories).map(move |story| (seed, story))).any(by_story)
+        // A story that was made for it notices at once.
+        (1..=2).flat_map(|seed| (0..stories).map(move |story| (seed, story))).any(by_story) || (1..=1200).any(by_seed)
     };
-    let missed: Vec<Sabotage> = sabotage::ALL.into_iter().filter(|sabotage| !is_noticed(*sabotage)).collect();
+    // Side by side: the rare ones take as long as all others together.
+    let missed: Vec<Sabotage> = std::thread::scope(|scope| {
+        let is_noticed = &is_noticed;
+        let looks = sabotage::ALL.map(|sabotage| (sabotage, scope.spawn(move || is_noticed(sabotage))));
+        let missed = looks.into_iter().filter_map(|(sabotage, look)| {
+            let is_seen = look.join().expect("a simulation does not panic");
+            (!is_seen).then_some(sabotage)
+        });
+        missed.collect()
+    });
     assert!(missed.is_empty(), "not noticed: {missed:?}");
 }
