@@ -34,6 +34,7 @@ fn named_scenarios_hold() {
 
 /// A checker that notices nothing is no checker: each sabotage is caught within some seeds or stories, by an invariant.
 #[test]
+#[allow(clippy::disallowed_methods)] // each thread has a simulation of its own
 fn every_sabotage_is_noticed() {
     let fails = |mut scenario: Scenario, sabotage| {
         scenario.settings.sabotage = sabotage;
