@@ -280,7 +280,10 @@ impl Pool {
         if part.ops_left > 0 || self.failed.is_some() {
             return;
         }
+        let is_wanted = self.merging.as_ref().is_some_and(|merging| merging.part == Some(id));
         match &part.work {
+            // The layer was given up meanwhile, and its extent may be cooling: it needs its leaf for that.
+            _ if !is_wanted => self.end_merge(id),
             Work::Merge(Some(merged)) if merged.is_unreadable => self.give_up_merge(id),
             _ => self.write_merged_leaf(id),
         }

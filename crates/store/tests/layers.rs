@@ -515,3 +515,33 @@ fn the_space_of_a_deleted_snapshot_is_given_back_although_nobody_asks_for_anythi
     assert!(used < (units + 1) * UNIT_BYTES, "{used} bytes for {units} units and three short leaves");
     assert_eq!((rig.bytes(0, 2), rig.bytes(2048, 1)), (vec![2, 2], vec![3]));
 }
+
+/// Found by the simulator, seed 82232: the volume's layer was given up while another one was being made one with it.
+#[test]
+fn a_volume_may_go_back_while_a_deleted_snapshot_becomes_one_with_it() {
+    for (steps, seed) in (0..60).flat_map(|steps| (0..8).map(move |seed| (steps, seed))) {
+        let mut rig = Rig::fresh();
+        rig.disk.kill(seed);
+        rig.heat(&[0], 1);
+        rig.write(0, &[1; 8]);
+        snapshot(&mut rig, VOLUME, SNAPSHOT);
+        rig.write(0, &[2; 4]);
+        snapshot(&mut rig, VOLUME, SECOND);
+        rig.write(0, &[3; 2]);
+        let deleted = rig.ask(StoreOp::Delete { volume: SECOND });
+        for _ in 0..steps {
+            rig.step();
+        }
+        let also = Vec::new();
+        rig.done(StoreOp::Rollback { volume: VOLUME, snapshot: SNAPSHOT, generation: gen_(2), also });
+        quiet(&mut rig);
+        assert_eq!(rig.ended.remove(&deleted), Some(Ok(StoreReply::Done)), "after {steps} steps");
+        rig.store.check();
+        assert_eq!(rig.bytes(0, 8), [1; 8]);
+        rig.heat(&[0], 2);
+        rig.write(3, &[4]);
+        rig.cool(&[0]);
+        let mut rig = rig.reopen();
+        assert_eq!(rig.bytes(0, 8), [1, 1, 1, 4, 1, 1, 1, 1], "after {steps} steps");
+    }
+}
