@@ -1,11 +1,13 @@
-//! When extents are hot no more. The primary decides, because only it knows that every replica has finished every write to
-//! an extent: with three replicas a write may have reached one survivor and not the other, and only the mark tells of it.
+//! When extents are hot no more, and which become hot before they are written. The primary decides, because only it knows
+//! that every replica has finished every write to an extent: with three replicas a write may have reached one survivor and
+//! not the other, and only the mark tells of it.
 
 use crate::group::Group;
 use crate::node::{Node, Purpose};
 use crate::primary::{MemberState, Primary};
 use crate::wire::Message;
-use pollux_base::{ExtentIndex, Instant, Stamp, VolumeId};
+use pollux_base::unit::{BlockRange, EXTENT_BLOCKS};
+use pollux_base::{BlockIndex, ExtentIndex, Instant, Stamp, VolumeId};
 use pollux_store::StoreOp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -18,6 +20,11 @@ const COOL_AFTER: Duration = Duration::from_secs(5);
 const WARM_MAX: usize = pollux_store::HOT_EXTENTS_MAX * 3 / 4 / 2;
 /// Extents cooled at once under pressure, so that it is not done for each request.
 const COOL_BATCH: usize = 32;
+/// Extents that are marked ahead of a stream of writes: 64 MiB, so that it waits for a flush once in so much, and no more
+/// than this is compared in vain after a crash.
+const AHEAD_EXTENTS: u32 = 16;
+/// A stream enters an extent within its first MiB: writes all over a volume seldom look like that.
+const ENTRY_BLOCKS: usize = 256;
 
 impl Group {
     pub(crate) fn cool_later(&mut self, node: &Node) {
@@ -113,6 +120,40 @@ impl Group {
     pub(crate) fn on_cooled(&mut self, node: &mut Node, reap: Option<Stamp>) {
         if reap.is_some() && self.acting().map(|spec| spec.record.stamp) == reap {
             node.request(self.id, Purpose::Background, StoreOp::Reap { group: self.id });
+        }
+    }
+}
+
+impl Group {
+    /// The extents that come next if the range belongs to a stream: it enters an extent, and the two before are hot. They are
+    /// warm from now on, so they are cooled like those that were written.
+    pub(crate) fn ahead(&mut self, node: &Node, volume: VolumeId, range: BlockRange) -> Vec<ExtentIndex> {
+        let generation = self.generation();
+        let entered = range.start.extent().0;
+        let is_hot = |extent: u32| node.store.is_hot(volume, ExtentIndex(extent), generation);
+        let is_stream =
+            range.start.in_extent() < ENTRY_BLOCKS && entered >= 1 && (entered.saturating_sub(2)..entered).all(is_hot);
+        let Some(blocks) = self.blocks(volume).filter(|_| is_stream) else { return Vec::new() };
+        let Some(primary) = &mut self.primary else { return Vec::new() };
+        let last = BlockIndex(range.end().0.max(1) - 1).extent().0;
+        let end = blocks.div_ceil(EXTENT_BLOCKS).min(u64::from(last) + 1 + u64::from(AHEAD_EXTENTS)) as u32;
+        let ahead: Vec<ExtentIndex> = (last + 1..end).filter(|extent| !is_hot(*extent)).map(ExtentIndex).collect();
+        for extent in &ahead {
+            primary.warm.entry((volume, *extent)).or_insert((0, node.now));
+        }
+        ahead
+    }
+
+    /// Has the replicas that count mark the extents meanwhile, so that a first write waits for one flush and not for two in turn.
+    pub(crate) fn heat_there(&self, node: &mut Node, volume: VolumeId, extents: &[ExtentIndex]) {
+        let Some((stamp, primary)) = self.acting().map(|spec| spec.record.stamp).zip(self.primary.as_ref()) else {
+            return;
+        };
+        for (peer, member) in &primary.members {
+            if matches!(member.state, MemberState::Current) {
+                let extents = extents.to_vec();
+                node.send_bare(*peer, Message::Heat { group: self.id, stamp, volume, extents });
+            }
         }
     }
 }

@@ -396,6 +396,7 @@ impl DataPlane {
             | Message::Compare { group, .. }
             | Message::Differs { group, .. }
             | Message::Cool { group, .. }
+            | Message::Heat { group, .. }
             | Message::Current { group, .. }
             | Message::Snapshot { group, .. }
             | Message::Done { group, .. }

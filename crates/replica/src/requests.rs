@@ -289,7 +289,10 @@ impl Group {
                 } else {
                     pending.step = Step::Heating;
                     let purpose = Purpose::Heat { key, attempt: pending.attempt };
-                    node.request(id, purpose, StoreOp::Heat { volume, extents: cold, generation });
+                    let ahead = self.ahead(node, volume, range);
+                    let extents = [cold, ahead].concat();
+                    self.heat_there(node, volume, &extents);
+                    node.request(id, purpose, StoreOp::Heat { volume, extents, generation });
                 }
                 self.cool_under_pressure(node);
             }

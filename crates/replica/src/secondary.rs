@@ -249,6 +249,19 @@ impl Group {
                     self.cool_here(node, volume, extents, reap);
                 }
             }
+            Message::Heat { stamp, volume, extents, .. } => {
+                let acts = self.acting().is_some_and(|spec| spec.record.stamp == stamp && spec.record.primary == peer);
+                let blocks = self.blocks(volume).filter(|_| acts && self.fit(node).is_ok());
+                let extents: Vec<_> = extents
+                    .into_iter()
+                    .filter(|extent| blocks.is_some_and(|blocks| u64::from(extent.0) * EXTENT_BLOCKS < blocks))
+                    .filter(|extent| !node.store.is_hot(volume, *extent, stamp.generation))
+                    .collect();
+                if !extents.is_empty() {
+                    let generation = stamp.generation;
+                    node.request(self.id, Purpose::Background, StoreOp::Heat { volume, extents, generation });
+                }
+            }
             Message::LeaseAsk { .. } | Message::LeaseGrant { .. } | Message::Pool { .. } => {
                 unreachable!("leases are between nodes and handled there")
             }
@@ -562,6 +575,7 @@ fn asked_under(message: &Message) -> Option<Stamp> {
         | Message::ReadAsk { stamp, .. }
         | Message::Compare { stamp, .. }
         | Message::Cool { stamp, .. }
+        | Message::Heat { stamp, .. }
         | Message::StoredAsk { stamp, .. }
         | Message::Verify { stamp, .. }
         | Message::Current { stamp, .. }

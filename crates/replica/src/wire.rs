@@ -320,6 +320,14 @@ pub enum Message {
         mark: Box<Mark>,
         known: Option<Box<Mark>>,
     },
+    /// The extents are about to be written: their marks may be made durable while the primary makes its own. No promise: a
+    /// change marks what is not.
+    Heat {
+        group: GroupId,
+        stamp: Stamp,
+        volume: VolumeId,
+        extents: Vec<ExtentIndex>,
+    },
 }
 
 /// How a replica stands to the record it joins.

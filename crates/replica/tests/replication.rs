@@ -519,6 +519,25 @@ fn an_idle_group_sends_only_leases() {
 }
 
 #[test]
+fn a_stream_has_what_comes_next_marked_before_it_is_there_and_scattered_writes_do_not() {
+    let mut world = World::pair(25);
+    let extents = |world: &World, node| world.hot(node).iter().map(|extent| extent.0).collect::<Vec<_>>();
+    world.write_done(A, 3 * 1024, 1, 1);
+    assert_eq!((extents(&world, A), extents(&world, B)), (vec![3], vec![3]));
+    world.write_done(A, 0, 1, 1);
+    assert_eq!((extents(&world, A), extents(&world, B)), (vec![0, 3], vec![0, 3]));
+    // It enters the second extent, behind one that is hot.
+    world.write_done(A, 1024, 1, 1);
+    assert_eq!(
+        (extents(&world, A), extents(&world, B)),
+        (vec![0, 1, 2, 3, 4], vec![0, 1, 2, 3, 4]),
+        "to the volume's end"
+    );
+    world.run_for(ms(15_000));
+    assert_eq!((extents(&world, A), extents(&world, B)), (vec![], vec![]), "they cool like those that were written");
+}
+
+#[test]
 fn the_life_of_a_write_as_the_wire_sees_it() {
     let mut world = World::pair(24);
     world.messages.retain(|_| false);
@@ -526,5 +545,6 @@ fn the_life_of_a_write_as_the_wire_sees_it() {
     world.flush_done(A);
     let messages: Vec<&str> =
         world.messages.iter().map(String::as_str).filter(|text| !text.contains("lease")).collect();
-    assert_eq!(messages, ["n1>n2 write e1g1 b0+1", "n2>n1 done e1g1", "n1>n2 flush e1g1", "n2>n1 done e1g1"]);
+    let write = ["n1>n2 heat [x0]", "n1>n2 write e1g1 b0+1", "n2>n1 done e1g1"];
+    assert_eq!(messages, [&write[..], &["n1>n2 flush e1g1", "n2>n1 done e1g1"]].concat());
 }

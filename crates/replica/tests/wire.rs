@@ -98,6 +98,7 @@ fn messages() -> Vec<Message> {
         Message::Verified { group, stamp, sequence, bad: vec![range] },
         Message::Snapshot { group, stamp, sequence, of: vec![(volume, VolumeId(9))] },
         Message::Pool { mark: Box::new(mark), known: Some(Box::new(mark)) },
+        Message::Heat { group, stamp, volume, extents: vec![ExtentIndex(3), ExtentIndex(4)] },
     ]
 }
 

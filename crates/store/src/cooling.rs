@@ -48,10 +48,13 @@ impl Pool {
         }
         let request = self.requests.insert(Request::change(id, wanted.len()));
         for key in wanted {
-            if self.hot.contains_key(&key) {
-                self.mark(key, generation, request);
-            } else {
-                self.heat_waiting.push_back((request, key, generation));
+            match self.hot.get(&key) {
+                None => self.heat_waiting.push_back((request, key, generation)),
+                // The mark that is under way does for it, too.
+                Some(hot) if !hot.is_committing() && hot.generation >= generation && hot.marking.is_some() => {
+                    self.joined.extend(hot.marking.map(|number| (number, request)));
+                }
+                Some(_) => self.mark(key, generation, request),
             }
         }
         Ok(())

@@ -2,8 +2,9 @@
 //!
 //! Invariants: `tail <= recorded <= durable <= written <= next <= tail + JOURNAL_BLOCKS`. Blocks before `written` are on
 //! the disk, before `durable` they and every data write that their records tell of survive a power cut, and a durable
-//! block of the journal says so up to `recorded`. One batch is under way at a time, so that records reach the disk in
-//! the order in which they were queued and a hole can only be in what nobody was promised.
+//! block of the journal says so up to `recorded`. One batch is being written at a time, so that records reach the disk in
+//! the order in which they were queued and a hole can only be in what nobody was promised. While marks wait for their flush
+//! the next batch is written: first writes elsewhere do not wait for that flush.
 
 use crate::HOT_EXTENTS_MAX;
 use crate::layout::{BLOCK, BlockKind, Header, JOURNAL, JOURNAL_BLOCKS, unseal};
@@ -31,11 +32,14 @@ struct Batch<T> {
     end: u64,
     durable_said: u64,
     records: Vec<Record>,
-    then: Vec<T>,
+    /// In their order, each with whether it waits for its record to be durable.
+    then: Vec<(bool, T)>,
     writes_left: u32,
     /// It must be flushed after it was written: others wait for the flush with it.
     flush: bool,
     sync: bool,
+    /// All that is promised of it is that marks are durable: whatever else it says counts when it is written.
+    only_marks: bool,
 }
 
 /// A batch that ended: its records and who waited for them.
@@ -49,8 +53,10 @@ pub struct Committed<T> {
 /// What a completed write of the batch leads to.
 pub enum Wrote<T> {
     More,
+    /// It is committed when it was flushed.
     Flush,
-    Committed(Committed<T>),
+    /// A flush is to be asked for if marks of it wait for that.
+    Committed(Committed<T>, bool),
 }
 
 /// `T`: what to do when a record is committed.
@@ -68,6 +74,8 @@ pub struct Journal<T> {
     /// Records that only a checkpoint may write, ahead of `pending`.
     restated: Option<(Vec<Record>, T)>,
     batch: Option<Batch<T>>,
+    /// Who waits for marks that are written and not durable, with the end of their batch.
+    marked: VecDeque<(u64, T)>,
     recorded_wanted: u64,
 }
 
@@ -86,6 +94,7 @@ impl<T> Journal<T> {
             pending: VecDeque::new(),
             restated: None,
             batch: None,
+            marked: VecDeque::new(),
             recorded_wanted: 0,
         }
     }
@@ -109,7 +118,7 @@ impl<T> Journal<T> {
 
     /// Whether every record that was queued is committed.
     pub fn is_idle(&self) -> bool {
-        self.batch.is_none() && self.pending.is_empty() && self.restated.is_none()
+        self.batch.is_none() && self.pending.is_empty() && self.restated.is_none() && self.marked.is_empty()
     }
 
     /// Whether half of the ring is in use.
@@ -152,7 +161,7 @@ impl<T> Journal<T> {
         if let Some((records, then)) = self.restated.take() {
             let (blocks, packed) = pack(records.iter(), RESTATED_BLOCKS_MAX.min(free));
             assert_eq!(packed, records.len(), "the reserve holds everything that is hot");
-            return Some(self.begin(blocks, records, vec![then], true));
+            return Some(self.begin(blocks, records, vec![(true, then)], true, false));
         }
         let room = BATCH_BLOCKS_MAX.min(free.saturating_sub(RESERVED_BLOCKS as usize));
         let say = self.recorded_wanted > self.recorded && self.recorded_wanted <= self.durable;
@@ -164,11 +173,21 @@ impl<T> Journal<T> {
             blocks.push(Vec::new());
         }
         let (records, then): (Vec<_>, Vec<_>) = self.pending.drain(..packed).unzip();
+        let waits = records.iter().map(Record::is_sync);
+        let then = waits.zip(then).filter_map(|(waits, then)| Some((waits, then?))).collect();
         let sync = say || records.iter().any(Record::is_sync);
-        Some(self.begin(blocks, records, then.into_iter().flatten().collect(), sync))
+        let only_marks = records.iter().all(|record| !record.is_sync() || matches!(record, Record::Hot { .. }));
+        Some(self.begin(blocks, records, then, sync, only_marks))
     }
 
-    fn begin(&mut self, blocks: Vec<Vec<u8>>, records: Vec<Record>, then: Vec<T>, sync: bool) -> Vec<DiskOpKind> {
+    fn begin(
+        &mut self,
+        blocks: Vec<Vec<u8>>,
+        records: Vec<Record>,
+        then: Vec<(bool, T)>,
+        sync: bool,
+        only_marks: bool,
+    ) -> Vec<DiskOpKind> {
         // A sync write makes only itself durable. It may stand alone if nothing before it waits for a flush and it tells
         // of no data; otherwise the batch is written and then flushed.
         let stands_alone = self.durable == self.next && !records.iter().any(|r| matches!(r, Record::Valid { .. }));
@@ -198,6 +217,7 @@ impl<T> Journal<T> {
             writes_left: writes.len() as u32,
             flush: sync && !write_sync,
             sync,
+            only_marks,
         });
         writes
     }
@@ -209,16 +229,26 @@ impl<T> Journal<T> {
         if batch.writes_left > 0 {
             return Wrote::More;
         }
-        let (end, flush, sync) = (batch.end, batch.flush, batch.sync);
+        let (end, flush, sync, only_marks) = (batch.end, batch.flush, batch.sync, batch.only_marks);
         self.written = end;
         self.saying.push_back((end, batch.durable_said));
-        if flush {
+        if flush && !only_marks {
             return Wrote::Flush;
         }
-        if sync {
+        if flush {
+            let (waiting, rest) = std::mem::take(&mut batch.then).into_iter().partition(|(waits, _)| *waits);
+            batch.then = rest;
+            self.marked.extend(Vec::into_iter(waiting).map(|(_, then)| (end, then)));
+        } else if sync {
             self.on_durable(end);
         }
-        Wrote::Committed(self.finish())
+        Wrote::Committed(self.finish(), flush)
+    }
+
+    /// Who waited for marks that are durable now.
+    pub fn take_marked(&mut self) -> Vec<T> {
+        let durable = self.marked.partition_point(|(end, _)| *end <= self.durable);
+        self.marked.drain(..durable).map(|(_, then)| then).collect()
     }
 
     /// The flush that the batch asked for completed; `on_durable` was told already.
@@ -228,7 +258,8 @@ impl<T> Journal<T> {
 
     fn finish(&mut self) -> Committed<T> {
         let batch = self.batch.take().expect("a batch is under way until it is finished");
-        Committed { records: batch.records, then: batch.then, last: batch.end - 1 }
+        let then = batch.then.into_iter().map(|(_, then)| then).collect();
+        Committed { records: batch.records, then, last: batch.end - 1 }
     }
 
     /// Everything written before `block` survives a power cut, and so does the data it tells of.

@@ -167,6 +167,8 @@ pub struct Pool {
     pub hot: BTreeMap<Key, HotExtent>,
     /// Extents that wait for room among the hot ones, first come first served.
     pub heat_waiting: VecDeque<(RequestId, Key, Generation)>,
+    /// Who waits for a mark that somebody else asked for, by its number.
+    pub joined: Vec<(u64, RequestId)>,
     pub lanes: Lanes,
     pub parts: Slab<Part>,
     /// Parts that may go on.
@@ -243,6 +245,7 @@ impl Pool {
             space: found.space,
             leaves: LeafCache::default(),
             heat_waiting: VecDeque::new(),
+            joined: Vec::new(),
             lanes: Lanes::default(),
             parts: Slab::default(),
             ready: VecDeque::new(),
@@ -391,7 +394,12 @@ impl Pool {
             DiskThen::Journal => match self.journal.on_wrote() {
                 Wrote::More => {}
                 Wrote::Flush => self.flush(FlushThen::Journal),
-                Wrote::Committed(committed) => self.on_committed(committed),
+                Wrote::Committed(committed, wants_flush) => {
+                    self.on_committed(committed);
+                    if wants_flush {
+                        self.flush(FlushThen::Nothing);
+                    }
+                }
             },
             DiskThen::Flush => self.on_flushed(),
             DiskThen::Table => self.on_table_written(),
@@ -425,6 +433,8 @@ impl Pool {
         let (covered, waiting) = self.flushes.under_way.take().expect("a flush was under way");
         self.journal.on_durable(covered);
         self.start_flush();
+        let marked = self.journal.take_marked();
+        self.run_logged(marked, covered);
         for then in waiting {
             match then {
                 FlushThen::Nothing => {}
@@ -479,13 +489,22 @@ impl Pool {
                 | Record::Mask(_) => {}
             }
         }
-        for then in committed.then {
+        self.run_logged(committed.then, committed.last);
+    }
+
+    /// `last`: the block of the journal up to which it is said.
+    fn run_logged(&mut self, logged: Vec<LogThen>, last: u64) {
+        for then in logged {
             match then {
                 LogThen::Nothing => {}
-                LogThen::Part(part) => self.on_part_logged(part, committed.last),
+                LogThen::Part(part) => self.on_part_logged(part, last),
                 LogThen::Marked { key, number, generation, request } => {
                     self.on_marked(key, number, generation);
                     self.finish_one(request);
+                    for (_, request) in self.joined.extract_if(.., |(joined, _)| *joined == number).collect::<Vec<_>>()
+                    {
+                        self.finish_one(request);
+                    }
                 }
                 LogThen::Cooled(key, number) => self.on_cold(key, number),
                 LogThen::Request(id) => self.finish_one(id),

@@ -3,9 +3,11 @@
 mod common;
 
 use common::*;
-use pollux_base::{BlockChecksum, ByteCount, DiskError, DiskOpKind, GroupId, VolumeId};
+use pollux_base::{BlockChecksum, ByteCount, DiskError, DiskOpKind, GroupId, Instant, VolumeId};
 use pollux_store::faulty_disk::OpClass;
-use pollux_store::{HOT_EXTENTS_MAX, LOST_CHECKSUM, NOTE_BYTES_MAX, StoreError, StoreOp, StoreReply, UNIT_BYTES};
+use pollux_store::{
+    HOT_EXTENTS_MAX, Input, LOST_CHECKSUM, NOTE_BYTES_MAX, StoreError, StoreOp, StoreReply, UNIT_BYTES,
+};
 
 const UNIT_BLOCKS: u64 = UNIT_BYTES / BLOCK as u64;
 
@@ -99,6 +101,33 @@ fn a_mark_is_durable_before_heat_ends_and_gone_when_cool_ends() {
         rig.disk.power_cut(seed);
         assert_eq!(rig.reopen().store.hot(VOLUME), [x(1)]);
     }
+}
+
+#[test]
+fn a_first_write_does_not_wait_for_the_flush_of_another_extents_mark() {
+    let mut rig = Rig::fresh();
+    rig.heat(&[0], 1);
+    // Something that is not flushed: a mark behind it cannot be made durable alone.
+    rig.write(0, &[1]);
+    let heat = |extent| StoreOp::Heat { volume: VOLUME, extents: vec![x(extent)], generation: gen_(1) };
+    let marks = [rig.ask(heat(1)), rig.ask(heat(1)), rig.ask(heat(2))];
+    let write = rig.ask(write_op(VOLUME, 1, filled(&[2])));
+    let is_flush = |op: &&pollux_base::DiskOp| matches!(op.kind, DiskOpKind::Flush);
+    let next = |rig: &Rig| rig.disk.pending().find(|op| !is_flush(op)).map(|op| op.id);
+    while let Some(id) = next(&rig) {
+        let done = rig.disk.complete(id).expect("it is pending");
+        rig.store.handle(Instant(0), Input::Disk(done));
+        rig.drain();
+    }
+    assert_eq!(rig.disk.pending().filter(is_flush).count(), 1, "the marks wait for it");
+    assert_eq!(rig.ended.remove(&write), Some(Ok(StoreReply::Done)));
+    assert!(marks.iter().all(|mark| !rig.ended.contains_key(mark)) && !rig.store.is_hot(VOLUME, x(1), gen_(1)));
+    rig.settle();
+    assert!(marks.iter().all(|mark| rig.ended.remove(mark) == Some(Ok(StoreReply::Done))));
+    rig.disk.power_cut(1);
+    let mut rig = rig.reopen();
+    assert_eq!(rig.store.hot(VOLUME), [x(0), x(1), x(2)]);
+    assert_eq!(rig.bytes(0, 1), [1]);
 }
 
 #[test]

@@ -39,7 +39,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
-use work::{COMPARED, FILL, STEADY_WRITE, Work};
+use work::{COMPARED, FILL, ONE_FLUSH, STEADY_WRITE, Work};
 
 /// What `cargo xtask bench` takes.
 #[derive(clap::Args)]
@@ -209,7 +209,7 @@ impl Servers {
                         encryption: args.encryption()?,
                         encrypts_volumes: args.encrypted_volume,
                     };
-                    let mut pair = Pair::start(&scratch.join(server), bytes, &build, cgroup)?;
+                    let mut pair = Pair::start(&scratch.join(server), bytes, 3 * size_bytes, &build, cgroup)?;
                     let volume = pair.create(size_bytes)?;
                     let place = if server == BEFORE { &mut servers.before } else { &mut servers.pair };
                     *place = Some((pair, volume));
@@ -277,7 +277,9 @@ impl Servers {
         let (pair, steady) = self.pair.as_mut().context("pollux does not run")?;
         let mut runs = [("steady".to_owned(), Vec::new()), ("fresh".to_owned(), Vec::new())];
         for _ in 0..args.runs {
-            runs[0].1.push(measure(&mut pair.client(steady)?, &work, args.seconds, &cgroup)?);
+            let mut client = pair.client(steady)?;
+            runs[0].1.push(measure(&mut client, &work, args.seconds, &cgroup)?);
+            flush(&mut client, self.size_bytes)?;
             let new = pair.create(self.size_bytes)?;
             // No longer than half the blocks are new.
             let at_most = self.size_bytes / 4096 / 2;
@@ -299,6 +301,7 @@ impl Servers {
             runs[0].1.push(measure(&mut pair.client(steady)?, &work, args.seconds, &cgroup)?);
             let mut full = pair.create(self.size_bytes)?;
             fill(&mut pair.client(&full)?, self.size_bytes)?;
+            flush(&mut pair.client(&full)?, self.size_bytes)?;
             pair.snapshot(&mut full)?;
             // No longer than half the blocks are new.
             let at_most = self.size_bytes / 4096 / 2;
@@ -374,7 +377,7 @@ fn memory(args: &BenchArgs) -> Result<()> {
     let size_bytes = args.sparse_mib << 20;
     let servers = Servers::none()?;
     let build = Build { program: shipped(), encryption: args.encryption()?, encrypts_volumes: args.encrypted_volume };
-    let mut pair = Pair::start(&servers.scratch.0, size_bytes + size_bytes / 64, &build, servers.cgroup(POLLUX)?)?;
+    let mut pair = Pair::start(&servers.scratch.0, size_bytes + size_bytes / 64, 0, &build, servers.cgroup(POLLUX)?)?;
     let before = quiet::memory_mib(&pair)?;
     let volume = pair.create(size_bytes)?;
     let mut client = pair.client(&volume)?;
@@ -408,6 +411,12 @@ fn site(args: &BenchArgs, seconds: u32) -> Result<()> {
 
 fn fill(client: &mut Client, size_bytes: u64) -> Result<()> {
     client.run(&FILL.on(size_bytes), Duration::MAX, size_bytes / FILL.block_bytes as u64)?;
+    Ok(())
+}
+
+/// What was written before does not have to be flushed by what comes next.
+fn flush(client: &mut Client, size_bytes: u64) -> Result<()> {
+    client.run(&ONE_FLUSH.on(size_bytes), Duration::MAX, 1)?;
     Ok(())
 }
 

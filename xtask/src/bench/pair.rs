@@ -59,8 +59,9 @@ pub struct Build {
 }
 
 impl Pair {
-    /// With pools (sparse files) that hold so many bytes of volumes.
-    pub fn start(scratch: &Path, bytes: u64, build: &Build, cgroup: Cgroup) -> Result<Pair> {
+    /// With pools that hold so many bytes of volumes. They are files, of which so many first bytes are written as those of
+    /// a device are: a file system's work on a hole is not what is measured.
+    pub fn start(scratch: &Path, bytes: u64, written_bytes: u64, build: &Build, cgroup: Cgroup) -> Result<Pair> {
         let mut held = Vec::new();
         let mut addresses = Vec::new();
         for node in 1..=2u8 {
@@ -73,7 +74,7 @@ impl Pair {
         let pool_bytes = bytes + POOL_EXTRA_BYTES;
         let start = |node| {
             let config = config(&scratch.join(format!("node-{node}")), node, &addresses, build.encryption);
-            format(&config, &build.program, pool_bytes)?;
+            format(&config, &build.program, pool_bytes, written_bytes)?;
             Node::start(config, &build.program, &cgroup)
         };
         let nodes = [start(1)?, start(2)?];
@@ -276,14 +277,20 @@ impl Node {
 }
 
 /// Makes the node's home and its pool.
-fn format(config: &NodeConfig, program: &Path, pool_bytes: u64) -> Result<()> {
+fn format(config: &NodeConfig, program: &Path, pool_bytes: u64, written_bytes: u64) -> Result<()> {
     let home = &config.state_dir;
     let _ = fs::remove_dir_all(home);
     fs::create_dir_all(home)?;
     let file = home.join("node.json");
     fs::write(&file, serde_json::to_vec_pretty(config)?)?;
-    let size = format!("{}K", pool_bytes >> 10);
-    let format = Command::new(program).arg("--config").arg(&file).args(["format", "--size", &size]).output()?;
+    let mut pool = fs::File::create(&config.pool.path)?;
+    let zeroes = vec![0; 1 << 20];
+    for _ in 0..written_bytes >> 20 {
+        pool.write_all(&zeroes)?;
+    }
+    pool.set_len(pool_bytes)?;
+    pool.sync_all()?;
+    let format = Command::new(program).arg("--config").arg(&file).arg("format").output()?;
     ensure!(format.status.success(), "blockd format: {}", String::from_utf8_lossy(&format.stderr));
     Ok(())
 }

@@ -39,11 +39,14 @@ pub const STEADY_WRITE: Work = Work::random("4k randwrite qd32", true, 32);
 /// Touches every block once, so that nothing is measured on space that was never written.
 pub const FILL: Work = Work::stream("fill", true);
 
+/// A write that is flushed, and all before it.
+pub const ONE_FLUSH: Work = Work { flushes_each: true, ..Work::random("4k randwrite qd1 flush each", true, 1) };
+
 /// What is done at every server, side by side.
 pub const COMPARED: [Work; 7] = [
     STEADY_WRITE,
     Work::random("4k randwrite qd1", true, 1),
-    Work { flushes_each: true, ..Work::random("4k randwrite qd1 flush each", true, 1) },
+    ONE_FLUSH,
     Work::random("4k randread qd32", false, 32),
     Work::random("4k randread qd1", false, 1),
     Work::stream("1m write qd4", true),

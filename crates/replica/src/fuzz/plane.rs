@@ -313,6 +313,7 @@ fn fields(message: &mut Message) -> (Option<&mut Stamp>, Option<&mut Sequence>) 
         Message::Newer { stamp, .. }
         | Message::Join { stamp, .. }
         | Message::Cool { stamp, .. }
+        | Message::Heat { stamp, .. }
         | Message::Trail { stamp, .. }
         | Message::TrailMark { stamp, .. }
         | Message::Trailed { stamp, .. } => (Some(stamp), None),

@@ -739,6 +739,7 @@ pub fn summary(frame: &Frame) -> String {
         Message::Compare { extent, .. } => format!("compare {extent:?}"),
         Message::Differs { runs, .. } => format!("differs {runs:?}"),
         Message::Cool { extents, .. } => format!("cool {extents:?}"),
+        Message::Heat { extents, .. } => format!("heat {extents:?}"),
         Message::Current { stamp, .. } => format!("current {}", gen_of(stamp)),
         Message::Snapshot { of, .. } => format!("snapshot {of:?}"),
         Message::Done { stamp, .. } => format!("done {}", gen_of(stamp)),

@@ -589,6 +589,10 @@ impl History {
         }
         if crash == Crash::PowerCut {
             self.maybe_lost.extend(&self.must_be_hot);
+            // Of a snapshot that was asked for before what it holds was flushed.
+            let unflushed = self.blocks.iter().filter(|(_, versions)| versions.flushed < versions.acked);
+            let of_snapshots = unflushed.filter(|((volume, _), _)| self.frozen.contains(volume));
+            self.maybe_lost.extend(of_snapshots.map(|((volume, block), _)| (*volume, BlockIndex(*block).extent())));
         }
         let seed = self.luck.draw();
         let mut crash = crash;
@@ -685,6 +689,10 @@ impl History {
                 return Err(format!("{volume} {extent:?} may differ between replicas and is not hot"));
             }
         }
+        // What a snapshot's layer lost with the power is forgotten when the store takes back its mark by itself.
+        let (frozen, lost, store) = (&self.frozen, &self.maybe_lost, &self.rig.store);
+        let is_lost = |key: &ExtentKey| frozen.contains(&key.0) && lost.contains(key);
+        self.changed.retain(|key, _| !is_lost(key) || store.allocated(key.0).contains(&key.1));
         for ((volume, extent), generation) in &self.changed {
             if !self.rig.store.changed_since(*volume, gen_(generation - 1)).contains(extent) {
                 return Err(format!("{volume} {extent:?} was changed in generation {generation} and it is forgotten"));
