@@ -3,8 +3,8 @@
 //! Invariants: `tail <= recorded <= durable <= written <= next <= tail + JOURNAL_BLOCKS`. Blocks before `written` are on
 //! the disk, before `durable` they and every data write that their records tell of survive a power cut, and a durable
 //! block of the journal says so up to `recorded`. One batch is being written at a time, so that records reach the disk in
-//! the order in which they were queued and a hole can only be in what nobody was promised. While marks wait for their flush
-//! the next batch is written: first writes elsewhere do not wait for that flush.
+//! the order in which they were queued and a hole can only be in what nobody was promised. While marks wait for their flush,
+//! made or taken back, the next batch is written: first writes elsewhere do not wait for that flush.
 
 use crate::HOT_EXTENTS_MAX;
 use crate::layout::{BLOCK, BlockKind, Header, JOURNAL, JOURNAL_BLOCKS, unseal};
@@ -38,8 +38,9 @@ struct Batch<T> {
     /// It must be flushed after it was written: others wait for the flush with it.
     flush: bool,
     sync: bool,
-    /// All that is promised of it is that marks are durable: whatever else it says counts when it is written.
-    only_marks: bool,
+    /// All that is promised of it is that marks are made or taken back durably: whatever else it says counts when it is
+    /// written, and the next batch does not wait.
+    is_followed: bool,
 }
 
 /// A batch that ended: its records and who waited for them.
@@ -176,8 +177,9 @@ impl<T> Journal<T> {
         let waits = records.iter().map(Record::is_sync);
         let then = waits.zip(then).filter_map(|(waits, then)| Some((waits, then?))).collect();
         let sync = say || records.iter().any(Record::is_sync);
-        let only_marks = records.iter().all(|record| !record.is_sync() || matches!(record, Record::Hot { .. }));
-        Some(self.begin(blocks, records, then, sync, only_marks))
+        let about_marks = |record: &Record| matches!(record, Record::Hot { .. } | Record::Cold { .. });
+        let is_followed = records.iter().all(|record| !record.is_sync() || about_marks(record));
+        Some(self.begin(blocks, records, then, sync, is_followed))
     }
 
     fn begin(
@@ -186,7 +188,7 @@ impl<T> Journal<T> {
         records: Vec<Record>,
         then: Vec<(bool, T)>,
         sync: bool,
-        only_marks: bool,
+        is_followed: bool,
     ) -> Vec<DiskOpKind> {
         // A sync write makes only itself durable. It may stand alone if nothing before it waits for a flush and it tells
         // of no data; otherwise the batch is written and then flushed.
@@ -217,7 +219,7 @@ impl<T> Journal<T> {
             writes_left: writes.len() as u32,
             flush: sync && !write_sync,
             sync,
-            only_marks,
+            is_followed,
         });
         writes
     }
@@ -229,10 +231,10 @@ impl<T> Journal<T> {
         if batch.writes_left > 0 {
             return Wrote::More;
         }
-        let (end, flush, sync, only_marks) = (batch.end, batch.flush, batch.sync, batch.only_marks);
+        let (end, flush, sync, is_followed) = (batch.end, batch.flush, batch.sync, batch.is_followed);
         self.written = end;
         self.saying.push_back((end, batch.durable_said));
-        if flush && !only_marks {
+        if flush && !is_followed {
             return Wrote::Flush;
         }
         if flush {

@@ -48,10 +48,12 @@ impl Floor {
         let mut command = self.cgroup.command(&self.program.to_string_lossy());
         command.arg("primary").arg(&self.socket).arg(&self.address).arg(&self.files[0]);
         let primary = self.primary.insert(Running::start(command, &self.socket.with_extension("err"))?);
+        let mut client = None;
         wait_for("the floor to listen", || {
             primary.check()?;
-            Ok(self.socket.exists())
+            client = Client::floor(&self.socket).ok();
+            Ok(client.is_some())
         })?;
-        Client::floor(&self.socket).context("the floor")
+        client.context("the floor was waited for")
     }
 }

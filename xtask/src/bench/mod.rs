@@ -90,7 +90,14 @@ impl BenchArgs {
             other => bail!("replication encryption is on or off, not `{other}`"),
         }
     }
+
+    fn chooses(&self, name: &str) -> bool {
+        self.rows.is_empty() || self.rows.iter().any(|row| name.contains(row.as_str()))
+    }
 }
+
+/// What part of the volume's size those have whose first writes are measured.
+const SMALL_PART: u64 = 4;
 
 /// Rows beside those of `COMPARED`: Pollux against itself, or alone.
 const WIDE: &str = "wide: 4k writes qd32 over the large volume against as much as the small one has";
@@ -131,7 +138,7 @@ pub struct Row {
 pub fn run(args: &BenchArgs) -> Result<()> {
     let names: Vec<&str> =
         COMPARED.iter().map(|work| work.name).chain([WIDE, FRESH, SNAPSHOT, RESYNC, IDLE, MEMORY]).collect();
-    let is_chosen = |name: &str| args.rows.is_empty() || args.rows.iter().any(|row| name.contains(row.as_str()));
+    let is_chosen = |name: &str| args.chooses(name);
     ensure!(names.iter().any(|name| is_chosen(name)), "no row has such a name; there are:\n  {}", names.join("\n  "));
     let mut servers = Servers::start(args)?;
     let mut rows = Vec::new();
@@ -146,6 +153,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         if is_chosen(SNAPSHOT) {
             rows.push(servers.snapshot(args)?);
         }
+        servers.give_back_used()?;
         if is_chosen(IDLE) {
             servers.idle()?;
         }
@@ -179,6 +187,8 @@ struct Servers {
     plain: Option<PlainExport>,
     before: Option<(Pair, Volume)>,
     pair: Option<(Pair, Volume)>,
+    /// Volumes whose first writes were measured.
+    used: Vec<Volume>,
     /// In the order in which they are measured.
     names: Vec<String>,
     size_bytes: u64,
@@ -209,7 +219,10 @@ impl Servers {
                         encryption: args.encryption()?,
                         encrypts_volumes: args.encrypted_volume,
                     };
-                    let mut pair = Pair::start(&scratch.join(server), bytes, 3 * size_bytes, &build, cgroup)?;
+                    // What the rows of first writes take, five runs each; beyond it they are slower.
+                    let is_written = args.chooses(FRESH) || args.chooses(SNAPSHOT);
+                    let written_bytes = if is_written { 5 * size_bytes } else { 0 };
+                    let mut pair = Pair::start(&scratch.join(server), bytes, written_bytes, &build, cgroup)?;
                     let volume = pair.create(size_bytes)?;
                     let place = if server == BEFORE { &mut servers.before } else { &mut servers.pair };
                     *place = Some((pair, volume));
@@ -235,7 +248,17 @@ impl Servers {
         let scratch = Scratch::new(crate::target().join("bench"))?;
         let cgroups = cgroup::root()?;
         let names = Vec::new();
-        Ok(Servers { floor: None, plain: None, before: None, pair: None, names, size_bytes: 0, cgroups, scratch })
+        Ok(Servers {
+            floor: None,
+            plain: None,
+            before: None,
+            pair: None,
+            used: Vec::new(),
+            names,
+            size_bytes: 0,
+            cgroups,
+            scratch,
+        })
     }
 
     fn cgroup(&self, server: &str) -> Result<Cgroup> {
@@ -273,20 +296,16 @@ impl Servers {
     /// First writes, on a new volume each time, against the volume that is full.
     fn fresh(&mut self, args: &BenchArgs) -> Result<Row> {
         let work = STEADY_WRITE.on(self.size_bytes);
-        let cgroup = self.cgroup_dir("pollux");
+        let cgroup = self.cgroup_dir(POLLUX);
         let (pair, steady) = self.pair.as_mut().context("pollux does not run")?;
         let mut runs = [("steady".to_owned(), Vec::new()), ("fresh".to_owned(), Vec::new())];
         for _ in 0..args.runs {
             let mut client = pair.client(steady)?;
             runs[0].1.push(measure(&mut client, &work, args.seconds, &cgroup)?);
             flush(&mut client, self.size_bytes)?;
-            let new = pair.create(self.size_bytes)?;
-            // No longer than half the blocks are new.
-            let at_most = self.size_bytes / 4096 / 2;
-            let mut client = pair.client(&new)?;
-            runs[1].1.push(counted(&mut client, &work, args.seconds, at_most, &cgroup)?);
-            drop(client);
-            pair.remove(new)?;
+            let new = pair.create(self.size_bytes / SMALL_PART)?;
+            runs[1].1.push(first_writes(&mut pair.client(&new)?, self.size_bytes / SMALL_PART, args.seconds, &cgroup)?);
+            self.used.push(new);
         }
         Ok(table::printed(Row { name: FRESH, is_stream: false, runs: runs.into() }))
     }
@@ -297,18 +316,24 @@ impl Servers {
         let cgroup = self.cgroup_dir(POLLUX);
         let (pair, steady) = self.pair.as_mut().context("pollux does not run")?;
         let mut runs = [("steady".to_owned(), Vec::new()), ("snapshot".to_owned(), Vec::new())];
+        let small_bytes = self.size_bytes / SMALL_PART;
         for _ in 0..args.runs {
-            runs[0].1.push(measure(&mut pair.client(steady)?, &work, args.seconds, &cgroup)?);
-            let mut full = pair.create(self.size_bytes)?;
-            fill(&mut pair.client(&full)?, self.size_bytes)?;
-            flush(&mut pair.client(&full)?, self.size_bytes)?;
+            let mut client = pair.client(steady)?;
+            runs[0].1.push(measure(&mut client, &work, args.seconds, &cgroup)?);
+            let mut full = pair.create(small_bytes)?;
+            fill(&mut pair.client(&full)?, small_bytes)?;
+            flush(&mut client, self.size_bytes)?;
             pair.snapshot(&mut full)?;
-            // No longer than half the blocks are new.
-            let at_most = self.size_bytes / 4096 / 2;
-            runs[1].1.push(counted(&mut pair.client(&full)?, &work, args.seconds, at_most, &cgroup)?);
-            pair.remove(full)?;
+            runs[1].1.push(first_writes(&mut pair.client(&full)?, small_bytes, args.seconds, &cgroup)?);
+            self.used.push(full);
         }
         Ok(table::printed(Row { name: SNAPSHOT, is_stream: false, runs: runs.into() }))
+    }
+
+    /// Gives back what the rows of first writes have used. Not before: what is given back is a hole in the pool's file.
+    fn give_back_used(&mut self) -> Result<()> {
+        let (pair, _) = self.pair.as_mut().context("pollux does not run")?;
+        self.used.drain(..).try_for_each(|volume| pair.remove(volume))
     }
 
     /// Node 2 is away while a twentieth of a large volume is changed, then comes back.
@@ -412,6 +437,15 @@ fn site(args: &BenchArgs, seconds: u32) -> Result<()> {
 fn fill(client: &mut Client, size_bytes: u64) -> Result<()> {
     client.run(&FILL.on(size_bytes), Duration::MAX, size_bytes / FILL.block_bytes as u64)?;
     Ok(())
+}
+
+/// Each block at most once, all over a volume of which none is its own yet.
+fn first_writes(client: &mut Client, size_bytes: u64, seconds: f64, paying: &Path) -> Result<Figures> {
+    let blocks = size_bytes / STEADY_WRITE.block_bytes as u64;
+    // Odd, so that it meets every block of a power of two before it comes round.
+    client.step((blocks * 618 / 1000 | 1) * STEADY_WRITE.block_bytes as u64);
+    let scattered = Work { is_random: false, ..STEADY_WRITE.on(size_bytes) };
+    counted(client, &scattered, seconds, blocks / 2, paying)
 }
 
 /// What was written before does not have to be flushed by what comes next.
