@@ -443,7 +443,7 @@ fn fill(client: &mut Client, size_bytes: u64) -> Result<()> {
 fn first_writes(client: &mut Client, size_bytes: u64, seconds: f64, paying: &Path) -> Result<Figures> {
     let blocks = size_bytes / STEADY_WRITE.block_bytes as u64;
     // Odd, so that it meets every block of a power of two before it comes round.
-    client.step((blocks * 618 / 1000 | 1) * STEADY_WRITE.block_bytes as u64);
+    client.step(((blocks * 618 / 1000) | 1) * STEADY_WRITE.block_bytes as u64);
     let scattered = Work { is_random: false, ..STEADY_WRITE.on(size_bytes) };
     counted(client, &scattered, seconds, blocks / 2, paying)
 }
