@@ -56,8 +56,7 @@ pub enum Wrote<T> {
     More,
     /// It is committed when it was flushed.
     Flush,
-    /// A flush is to be asked for if marks of it wait for that.
-    Committed(Committed<T>, bool),
+    Committed(Committed<T>),
 }
 
 /// `T`: what to do when a record is committed.
@@ -148,9 +147,16 @@ impl<T> Journal<T> {
         self.recorded_wanted = self.recorded_wanted.max(block);
     }
 
-    /// Whether a flush must come before what `want_recorded` asked for can be said.
+    /// Whether somebody waits for a flush: for marks, for what `want_recorded` asked for to be durable, or, when a block that
+    /// says so is written, for that block.
     pub fn wants_flush(&self) -> bool {
-        self.recorded_wanted > self.durable && self.recorded_wanted <= self.written
+        let can_be_durable = self.recorded_wanted > self.durable && self.recorded_wanted <= self.written;
+        !self.marked.is_empty() || can_be_durable || (self.recorded_wanted > self.recorded && self.is_said())
+    }
+
+    /// Whether a block that is written and not durable says what `want_recorded` asked for.
+    fn is_said(&self) -> bool {
+        self.saying.back().is_some_and(|(_, said)| *said >= self.recorded_wanted)
     }
 
     /// Begins the next batch if there is reason to and room; gives its writes.
@@ -165,7 +171,8 @@ impl<T> Journal<T> {
             return Some(self.begin(blocks, records, vec![(true, then)], true, false));
         }
         let room = BATCH_BLOCKS_MAX.min(free.saturating_sub(RESERVED_BLOCKS as usize));
-        let say = self.recorded_wanted > self.recorded && self.recorded_wanted <= self.durable;
+        let can_be_said = self.recorded_wanted > self.recorded && self.recorded_wanted <= self.durable;
+        let say = can_be_said && !self.is_said();
         if room == 0 || (self.pending.is_empty() && !say) {
             return None;
         }
@@ -244,7 +251,7 @@ impl<T> Journal<T> {
         } else if sync {
             self.on_durable(end);
         }
-        Wrote::Committed(self.finish(), flush)
+        Wrote::Committed(self.finish())
     }
 
     /// Who waited for marks that are durable now.

@@ -394,12 +394,7 @@ impl Pool {
             DiskThen::Journal => match self.journal.on_wrote() {
                 Wrote::More => {}
                 Wrote::Flush => self.flush(FlushThen::Journal),
-                Wrote::Committed(committed, wants_flush) => {
-                    self.on_committed(committed);
-                    if wants_flush {
-                        self.flush(FlushThen::Nothing);
-                    }
-                }
+                Wrote::Committed(committed) => self.on_committed(committed),
             },
             DiskThen::Flush => self.on_flushed(),
             DiskThen::Table => self.on_table_written(),
@@ -646,6 +641,7 @@ impl Pool {
         let reason = error.to_string();
         self.failed = Some(reason.clone());
         self.heat_waiting.clear();
+        self.joined.clear();
         self.catalog_queue.clear();
         let ended: Vec<RequestId> =
             self.requests.iter().filter(|(_, request)| request.changes).map(|(id, _)| id).collect();
