@@ -122,10 +122,8 @@ impl Group {
             node.request(self.id, Purpose::Background, StoreOp::Reap { group: self.id });
         }
     }
-}
 
-impl Group {
-    /// The extents that come next if the range belongs to a stream: it enters an extent, and the two before are hot. They are
+    /// The extents that come next if the range, which is not empty, belongs to a stream: it enters an extent, and the two before are hot. They are
     /// warm from now on, so they are cooled like those that were written.
     pub(crate) fn ahead(&mut self, node: &Node, volume: VolumeId, range: BlockRange) -> Vec<ExtentIndex> {
         let generation = self.generation();
@@ -135,9 +133,10 @@ impl Group {
             range.start.in_extent() < ENTRY_BLOCKS && entered >= 1 && (entered.saturating_sub(2)..entered).all(is_hot);
         let Some(blocks) = self.blocks(volume).filter(|_| is_stream) else { return Vec::new() };
         let Some(primary) = &mut self.primary else { return Vec::new() };
-        let last = BlockIndex(range.end().0.max(1) - 1).extent().0;
-        let end = blocks.div_ceil(EXTENT_BLOCKS).min(u64::from(last) + 1 + u64::from(AHEAD_EXTENTS)) as u32;
-        let ahead: Vec<ExtentIndex> = (last + 1..end).filter(|extent| !is_hot(*extent)).map(ExtentIndex).collect();
+        let next = BlockIndex(range.end().0 - 1).extent().0 + 1;
+        let end = blocks.div_ceil(EXTENT_BLOCKS) as u32;
+        let ahead = (next..end.min(next + AHEAD_EXTENTS)).filter(|extent| !is_hot(*extent));
+        let ahead: Vec<ExtentIndex> = ahead.map(ExtentIndex).collect();
         for extent in &ahead {
             primary.warm.entry((volume, *extent)).or_insert((0, node.now));
         }

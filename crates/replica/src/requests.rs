@@ -289,8 +289,7 @@ impl Group {
                 } else {
                     pending.step = Step::Heating;
                     let purpose = Purpose::Heat { key, attempt: pending.attempt };
-                    let ahead = self.ahead(node, volume, range);
-                    let extents = [cold, ahead].concat();
+                    let extents = [cold, self.ahead(node, volume, range)].concat();
                     self.heat_there(node, volume, &extents);
                     node.request(id, purpose, StoreOp::Heat { volume, extents, generation });
                 }

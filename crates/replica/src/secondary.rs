@@ -244,21 +244,18 @@ impl Group {
                 node.answer(peer, session, Frame::bare(Message::Stored { group, stamp, sequence, extents }));
             }
             Message::Cool { stamp, volume, extents, reap, .. } => {
-                let acts = self.acting().is_some_and(|spec| spec.record.stamp == stamp && spec.record.primary == peer);
-                if acts && self.fit(node).is_ok() && self.blocks(volume).is_some() {
+                if self.blocks_heeded(node, peer, stamp, volume).is_some() {
                     self.cool_here(node, volume, extents, reap);
                 }
             }
             Message::Heat { stamp, volume, extents, .. } => {
-                let acts = self.acting().is_some_and(|spec| spec.record.stamp == stamp && spec.record.primary == peer);
-                let blocks = self.blocks(volume).filter(|_| acts && self.fit(node).is_ok());
-                let extents: Vec<_> = extents
-                    .into_iter()
-                    .filter(|extent| blocks.is_some_and(|blocks| u64::from(extent.0) * EXTENT_BLOCKS < blocks))
-                    .filter(|extent| !node.store.is_hot(volume, *extent, stamp.generation))
-                    .collect();
+                let Some(blocks) = self.blocks_heeded(node, peer, stamp, volume) else { return };
+                let generation = stamp.generation;
+                let is_cold = |extent: &ExtentIndex| {
+                    extent.first_block().0 < blocks && !node.store.is_hot(volume, *extent, generation)
+                };
+                let extents: Vec<ExtentIndex> = extents.into_iter().filter(is_cold).collect();
                 if !extents.is_empty() {
-                    let generation = stamp.generation;
                     node.request(self.id, Purpose::Background, StoreOp::Heat { volume, extents, generation });
                 }
             }
@@ -266,6 +263,12 @@ impl Group {
                 unreachable!("leases are between nodes and handled there")
             }
         }
+    }
+
+    /// Blocks of the volume, if its primary says something of it under the record by which this replica takes part.
+    fn blocks_heeded(&self, node: &Node, peer: NodeId, stamp: Stamp, volume: VolumeId) -> Option<u64> {
+        let acts = self.acting().is_some_and(|spec| spec.record.stamp == stamp && spec.record.primary == peer);
+        self.blocks(volume).filter(|_| acts && self.fit(node).is_ok())
     }
 
     /// A peer says which record it knows.

@@ -48,13 +48,14 @@ impl Pool {
         }
         let request = self.requests.insert(Request::change(id, wanted.len()));
         for key in wanted {
-            match self.hot.get(&key) {
-                None => self.heat_waiting.push_back((request, key, generation)),
-                // The mark that is under way does for it, too.
-                Some(hot) if !hot.is_committing() && hot.generation >= generation && hot.marking.is_some() => {
-                    self.joined.extend(hot.marking.map(|number| (number, request)));
-                }
-                Some(_) => self.mark(key, generation, request),
+            let Some(hot) = self.hot.get(&key) else {
+                self.heat_waiting.push_back((request, key, generation));
+                continue;
+            };
+            match hot.marking.filter(|_| !hot.is_committing() && hot.generation >= generation) {
+                // It does for this one, too.
+                Some(under_way) => self.joined.push((under_way, request)),
+                None => self.mark(key, generation, request),
             }
         }
         Ok(())

@@ -275,12 +275,12 @@ impl Pool {
     }
 
     pub fn on_merge_copied(&mut self, id: PartId) {
+        let is_wanted = self.merging_of(id).is_some();
         let Some(part) = self.parts.get_mut(id) else { return };
         part.ops_left -= 1;
         if part.ops_left > 0 || self.failed.is_some() {
             return;
         }
-        let is_wanted = self.merging.as_ref().is_some_and(|merging| merging.part == Some(id));
         match &part.work {
             // The layer was given up meanwhile, and its extent may be cooling: it needs its leaf for that.
             _ if !is_wanted => self.end_merge(id),
