@@ -138,32 +138,35 @@ pub struct Row {
 pub fn run(args: &BenchArgs) -> Result<()> {
     let names: Vec<&str> =
         COMPARED.iter().map(|work| work.name).chain([WIDE, FRESH, SNAPSHOT, RESYNC, IDLE, MEMORY]).collect();
-    let is_chosen = |name: &str| args.chooses(name);
-    ensure!(names.iter().any(|name| is_chosen(name)), "no row has such a name; there are:\n  {}", names.join("\n  "));
+    ensure!(
+        names.iter().any(|name| args.chooses(name)),
+        "no row has such a name; there are:\n  {}",
+        names.join("\n  ")
+    );
     let mut servers = Servers::start(args)?;
     let mut rows = Vec::new();
-    for work in COMPARED.iter().filter(|work| is_chosen(work.name)) {
+    for work in COMPARED.iter().filter(|work| args.chooses(work.name)) {
         rows.push(servers.compare(work, args)?);
     }
     let mut has_memory = None;
     if servers.pair.is_some() {
-        if is_chosen(FRESH) {
-            rows.push(servers.fresh(args)?);
+        if args.chooses(FRESH) {
+            rows.push(servers.first_writes(args, FRESH, false)?);
         }
-        if is_chosen(SNAPSHOT) {
-            rows.push(servers.snapshot(args)?);
+        if args.chooses(SNAPSHOT) {
+            rows.push(servers.first_writes(args, SNAPSHOT, true)?);
         }
         servers.give_back_used()?;
-        if is_chosen(IDLE) {
+        if args.chooses(IDLE) {
             servers.idle()?;
         }
-        if is_chosen(WIDE) {
+        if args.chooses(WIDE) {
             rows.push(servers.wide(args)?);
         }
-        if is_chosen(RESYNC) {
+        if args.chooses(RESYNC) {
             servers.resync(args)?;
         }
-        if is_chosen(MEMORY) {
+        if args.chooses(MEMORY) {
             has_memory = Some(());
         }
     }
@@ -232,7 +235,8 @@ impl Servers {
         }
         eprintln!("bench: filling");
         for server in &servers.names.clone() {
-            fill(&mut servers.client(server)?, size_bytes)?;
+            let rate = fill(&mut servers.client(server)?, size_bytes)?;
+            eprintln!("bench: {server} was filled with {rate:.0} MiB/s");
         }
         Ok(servers)
     }
@@ -293,41 +297,29 @@ impl Servers {
         Ok(row)
     }
 
-    /// First writes, on a new volume each time, against the volume that is full.
-    fn fresh(&mut self, args: &BenchArgs) -> Result<Row> {
-        let work = STEADY_WRITE.on(self.size_bytes);
+    /// First writes, on a new volume each time, right after a snapshot of it when it was filled or with nothing in it,
+    /// against the volume that is full.
+    fn first_writes(&mut self, args: &BenchArgs, name: &'static str, after_snapshot: bool) -> Result<Row> {
         let cgroup = self.cgroup_dir(POLLUX);
         let (pair, steady) = self.pair.as_mut().context("pollux does not run")?;
-        let mut runs = [("steady".to_owned(), Vec::new()), ("fresh".to_owned(), Vec::new())];
-        for _ in 0..args.runs {
-            let mut client = pair.client(steady)?;
-            runs[0].1.push(measure(&mut client, &work, args.seconds, &cgroup)?);
-            flush(&mut client, self.size_bytes)?;
-            let new = pair.create(self.size_bytes / SMALL_PART)?;
-            runs[1].1.push(first_writes(&mut pair.client(&new)?, self.size_bytes / SMALL_PART, args.seconds, &cgroup)?);
-            self.used.push(new);
-        }
-        Ok(table::printed(Row { name: FRESH, is_stream: false, runs: runs.into() }))
-    }
-
-    /// Writes right after a snapshot of a full volume, a new one each time, against the volume that is full.
-    fn snapshot(&mut self, args: &BenchArgs) -> Result<Row> {
-        let work = STEADY_WRITE.on(self.size_bytes);
-        let cgroup = self.cgroup_dir(POLLUX);
-        let (pair, steady) = self.pair.as_mut().context("pollux does not run")?;
-        let mut runs = [("steady".to_owned(), Vec::new()), ("snapshot".to_owned(), Vec::new())];
+        let label = if after_snapshot { "snapshot" } else { "fresh" };
+        let mut runs = [("steady".to_owned(), Vec::new()), (label.to_owned(), Vec::new())];
         let small_bytes = self.size_bytes / SMALL_PART;
         for _ in 0..args.runs {
             let mut client = pair.client(steady)?;
-            runs[0].1.push(measure(&mut client, &work, args.seconds, &cgroup)?);
-            let mut full = pair.create(small_bytes)?;
-            fill(&mut pair.client(&full)?, small_bytes)?;
+            runs[0].1.push(measure(&mut client, &STEADY_WRITE.on(self.size_bytes), args.seconds, &cgroup)?);
+            let mut new = pair.create(small_bytes)?;
+            if after_snapshot {
+                fill(&mut pair.client(&new)?, small_bytes)?;
+            }
             flush(&mut client, self.size_bytes)?;
-            pair.snapshot(&mut full)?;
-            runs[1].1.push(first_writes(&mut pair.client(&full)?, small_bytes, args.seconds, &cgroup)?);
-            self.used.push(full);
+            if after_snapshot {
+                pair.snapshot(&mut new)?;
+            }
+            runs[1].1.push(each_once(&mut pair.client(&new)?, small_bytes, args.seconds, &cgroup)?);
+            self.used.push(new);
         }
-        Ok(table::printed(Row { name: SNAPSHOT, is_stream: false, runs: runs.into() }))
+        Ok(table::printed(Row { name, is_stream: false, runs: runs.into() }))
     }
 
     /// Gives back what the rows of first writes have used. Not before: what is given back is a hole in the pool's file.
@@ -434,13 +426,14 @@ fn site(args: &BenchArgs, seconds: u32) -> Result<()> {
     Ok(())
 }
 
-fn fill(client: &mut Client, size_bytes: u64) -> Result<()> {
-    client.run(&FILL.on(size_bytes), Duration::MAX, size_bytes / FILL.block_bytes as u64)?;
-    Ok(())
+/// Gives the MiB per second.
+fn fill(client: &mut Client, size_bytes: u64) -> Result<f64> {
+    let run = client.run(&FILL.on(size_bytes), Duration::MAX, size_bytes / FILL.block_bytes as u64)?;
+    Ok((size_bytes >> 20) as f64 / run.elapsed.as_secs_f64())
 }
 
 /// Each block at most once, all over a volume of which none is its own yet.
-fn first_writes(client: &mut Client, size_bytes: u64, seconds: f64, paying: &Path) -> Result<Figures> {
+fn each_once(client: &mut Client, size_bytes: u64, seconds: f64, paying: &Path) -> Result<Figures> {
     let blocks = size_bytes / STEADY_WRITE.block_bytes as u64;
     // Odd, so that it meets every block of a power of two before it comes round.
     client.step(((blocks * 618 / 1000) | 1) * STEADY_WRITE.block_bytes as u64);
