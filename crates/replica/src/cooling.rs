@@ -17,7 +17,9 @@ use std::time::Duration;
 const COOL_AFTER: Duration = Duration::from_secs(5);
 /// Hot extents that one node's primaries cause at most: three quarters of the store's bound, halved because the peers'
 /// primaries mark as many here. Beyond it the longest idle are cooled at once; if none is idle the store makes marks wait.
-const WARM_MAX: usize = pollux_store::HOT_EXTENTS_MAX * 3 / 4 / 2;
+fn warm_max(node: &Node) -> usize {
+    node.store.hot_extents_max() * 3 / 4 / 2
+}
 /// Extents cooled at once under pressure, so that it is not done for each request.
 const COOL_BATCH: usize = 32;
 /// Extents that are marked ahead of a stream of writes: 64 MiB, so that it waits for a flush once in so much, and no more
@@ -53,7 +55,7 @@ impl Group {
     /// Cools the longest idle if there are too many.
     pub(crate) fn cool_under_pressure(&mut self, node: &mut Node) {
         let Some(primary) = &mut self.primary else { return };
-        if primary.warm.len() > WARM_MAX && may_cool(primary) && self.freeze(node).is_none() {
+        if primary.warm.len() > warm_max(node) && may_cool(primary) && self.freeze(node).is_none() {
             let mut idle: Vec<Instant> = primary_idle(self.primary.as_ref()).collect();
             idle.sort_unstable();
             if let Some(limit) = idle.get(COOL_BATCH.min(idle.len().saturating_sub(1))).copied() {

@@ -24,7 +24,9 @@ use std::time::Duration;
 const COOL_AFTER: Duration = Duration::from_secs(5);
 /// Hot extents that a node's trailing replicas cause, each; beyond it the longest idle cool at once. A quarter of the
 /// store's bound: the rest is for the primaries of this node and of its peers.
-const WARM_MAX: usize = pollux_store::HOT_EXTENTS_MAX / 4;
+fn warm_max(node: &Node) -> usize {
+    node.store.hot_extents_max() / 4
+}
 /// Pieces of a batch that are applied at once: enough to keep a disk busy, few enough that their extents never fill the
 /// store's bound between two coolings.
 const PIECES_AT_ONCE: usize = 64;
@@ -463,7 +465,7 @@ impl Group {
 
     fn cool_to_bound(&mut self, node: &mut Node) {
         let now = node.now;
-        let over = self.trailing.warm.len().saturating_sub(WARM_MAX);
+        let over = self.trailing.warm.len().saturating_sub(warm_max(node));
         if over > 0 {
             // What is being applied now is not idle.
             self.cool_older(node, |at| at < now, over);

@@ -13,7 +13,7 @@ use crate::record::Record;
 use crate::slots::{LayerId, Slot, SlotState};
 use crate::transfer::{Request, RequestId};
 use crate::units::Units;
-use crate::{HOT_EXTENTS_MAX, StoreError, StoreReply, StoreRequestId};
+use crate::{StoreError, StoreReply, StoreRequestId};
 use pollux_base::unit::EXTENT_BYTES;
 use pollux_base::{DiskOpKind, ExtentIndex, Generation, GroupId, VolumeId};
 use std::collections::BTreeSet;
@@ -68,7 +68,7 @@ impl Pool {
                 return;
             }
             if !self.hot.contains_key(&key) {
-                if self.is_merging(key) || self.hot.len() >= HOT_EXTENTS_MAX {
+                if self.is_merging(key) || self.hot.len() >= self.geometry().ring.hot_extents_max() {
                     return;
                 }
                 let view = self.view(key).map(|(slot, descriptor)| (slot, descriptor.clone()));

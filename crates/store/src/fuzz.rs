@@ -10,8 +10,8 @@ use crate::catalog::{Catalog, Member, MemberState, Volume};
 use crate::journal;
 use crate::lanes::FamilyId;
 use crate::layout::{
-    BLOCK, BlockKind, DESCRIPTORS_PER_BLOCK, Geometry, HEADER_BYTES, Header, JOURNAL_BLOCKS, LeafPlace, PAYLOAD_BYTES,
-    UNIT_BLOCKS, UNITS, unseal,
+    BLOCK, BlockKind, DESCRIPTORS_PER_BLOCK, Geometry, HEADER_BYTES, Header, LeafPlace, PAYLOAD_BYTES, UNIT_BLOCKS,
+    UNITS, unseal,
 };
 use crate::leaf::{self, LOST_CHECKSUM, LeafOwner, SUMS};
 use crate::record::{Mask, Record, pack, set_bit};
@@ -203,17 +203,18 @@ pub fn journal(bytes: &[u8]) {
     let mut tape = Tape(bytes);
     let (tail, durable, life) = (tape.u64() % COUNT_MAX, tape.u64(), u64::from(tape.u8() % 4));
     let end = Some(tape.u64()).filter(|end| *end != 0);
-    let mut ring: BTreeMap<u64, Data> = BTreeMap::new();
+    let ring = geometry().ring;
+    let mut blocks: BTreeMap<u64, Data> = BTreeMap::new();
     while !tape.is_empty() {
         let sequence = tail.wrapping_add(u64::from(tape.u8()));
         let (one, two) = (u64::from(tape.u8() % 4), durable.wrapping_add(u64::from(tape.u8() % 8)));
         let len = usize::from(tape.u16()) % (PAYLOAD_BYTES + 1);
         let payload = tape.bytes(len);
         let header = Header { kind: BlockKind::Journal, part: 0, sequence, one, two, len: payload.len() };
-        ring.insert(sequence % JOURNAL_BLOCKS, sealed(IDENTITY.pool, header, payload));
+        blocks.insert(ring.offset(sequence), sealed(IDENTITY.pool, header, payload));
     }
-    let at = |place: u64| ring.get(&place).map(Data::as_slice);
-    let found = journal::find(at, IDENTITY.pool, life, tail, durable, end);
+    let at = |offset: u64| blocks.get(&offset).map(Data::as_slice);
+    let found = journal::find(at, IDENTITY.pool, ring, life, tail, durable, end);
     if found.fault.is_some() {
         return;
     }

@@ -1,29 +1,18 @@
 //! The journal: a ring of 4 KiB blocks to which records are only ever appended, several at a time (group commit).
 //!
-//! Invariants: `tail <= recorded <= durable <= written <= next <= tail + JOURNAL_BLOCKS`. Blocks before `written` are on
+//! Invariants: `tail <= recorded <= durable <= written <= next <= tail + ring`. Blocks before `written` are on
 //! the disk, before `durable` they and every data write that their records tell of survive a power cut, and a durable
 //! block of the journal says so up to `recorded`. One batch is being written at a time, so that records reach the disk in
 //! the order in which they were queued and a hole can only be in what nobody was promised. While marks wait for their flush,
 //! made or taken back, the next batch is written: first writes elsewhere do not wait for that flush.
 
-use crate::HOT_EXTENTS_MAX;
-use crate::layout::{BLOCK, BlockKind, Header, JOURNAL, JOURNAL_BLOCKS, unseal};
+use crate::layout::{BLOCK, BlockKind, Header, Ring, unseal};
 use crate::record::{Record, pack};
 use crate::superblock::{Anchor, sealed};
-use pollux_base::unit::BLOCK_BYTES;
 use pollux_base::{ByteCount, Data, DiskOpKind, PoolId};
 use std::collections::VecDeque;
 use std::ops::Range;
 
-/// Marks at one time: twice the hot extents, because a snapshot puts a layer with marks of its own on top of one whose
-/// extents have yet to cool.
-pub const HOT_MARKS_MAX: usize = 2 * HOT_EXTENTS_MAX;
-/// Blocks that only a checkpoint (or an opening) may use for what it must write anew: a mark of 24 bytes and a mask of
-/// 520 bytes for each of them, so 13 and 293 blocks.
-pub const RESTATED_BLOCKS_MAX: usize = 320;
-/// Kept free of ordinary records: room for a checkpoint, and again for the opening after a crash in the middle of it. So
-/// a checkpoint can always be finished, and finishing it gives half of the ring back.
-const RESERVED_BLOCKS: u64 = 2 * RESTATED_BLOCKS_MAX as u64;
 /// Blocks of one ordinary batch: 256 KiB, some 250 us on a common disk. What waits longer is in the next one.
 const BATCH_BLOCKS_MAX: usize = 64;
 
@@ -62,6 +51,7 @@ pub enum Wrote<T> {
 /// `T`: what to do when a record is committed.
 pub struct Journal<T> {
     pool: PoolId,
+    ring: Ring,
     life: u64,
     tail: u64,
     next: u64,
@@ -81,9 +71,10 @@ pub struct Journal<T> {
 
 impl<T> Journal<T> {
     /// A journal whose next block is `next`, where everything before it is durable and no longer needed from `tail` on.
-    pub fn new(pool: PoolId, life: u64, next: u64) -> Journal<T> {
+    pub fn new(pool: PoolId, ring: Ring, life: u64, next: u64) -> Journal<T> {
         Journal {
             pool,
+            ring,
             life,
             tail: next,
             next,
@@ -123,7 +114,7 @@ impl<T> Journal<T> {
 
     /// Whether half of the ring is in use.
     pub fn checkpoint_due(&self) -> bool {
-        self.next - self.tail >= JOURNAL_BLOCKS / 2
+        self.next - self.tail >= self.ring.blocks / 2
     }
 
     pub fn queue(&mut self, record: Record) {
@@ -135,7 +126,7 @@ impl<T> Journal<T> {
         self.pending.push_back((record, Some(then)));
     }
 
-    /// Writes these records next, ahead of what waits, in one batch of at most `RESTATED_BLOCKS_MAX` blocks, durably.
+    /// Writes these records next, ahead of what waits, in one batch of at most `Ring::restated_blocks_max` blocks, durably.
     /// That is sound because they state what is in memory, where the waiting records are applied already.
     pub fn restate(&mut self, records: Vec<Record>, then: T) {
         assert!(self.restated.is_none(), "one checkpoint at a time");
@@ -164,13 +155,16 @@ impl<T> Journal<T> {
         if self.batch.is_some() {
             return None;
         }
-        let free = (self.tail + JOURNAL_BLOCKS - self.next) as usize;
+        let free = (self.tail + self.ring.blocks - self.next) as usize;
+        let restated_blocks_max = self.ring.restated_blocks_max();
         if let Some((records, then)) = self.restated.take() {
-            let (blocks, packed) = pack(records.iter(), RESTATED_BLOCKS_MAX.min(free));
+            let (blocks, packed) = pack(records.iter(), restated_blocks_max.min(free));
             assert_eq!(packed, records.len(), "the reserve holds everything that is hot");
             return Some(self.begin(blocks, records, vec![(true, then)], true, false));
         }
-        let room = BATCH_BLOCKS_MAX.min(free.saturating_sub(RESERVED_BLOCKS as usize));
+        // Kept free of ordinary records: room for a checkpoint, and again for the opening after a crash in the middle of it.
+        // So a checkpoint can always be finished, and finishing it gives half of the ring back.
+        let room = BATCH_BLOCKS_MAX.min(free.saturating_sub(2 * restated_blocks_max));
         let can_be_said = self.recorded_wanted > self.recorded && self.recorded_wanted <= self.durable;
         let say = can_be_said && !self.is_said();
         if room == 0 || (self.pending.is_empty() && !say) {
@@ -205,15 +199,15 @@ impl<T> Journal<T> {
         for (payload, sequence) in blocks.iter().zip(self.next..) {
             let (one, two, len) = (self.life, self.durable, payload.len());
             let header = Header { kind: BlockKind::Journal, part: 0, sequence, one, two, len };
-            let place = sequence % JOURNAL_BLOCKS;
+            let place = self.ring.place(sequence);
             if runs.is_empty() || place == 0 {
-                runs.push((place, Vec::new()));
+                runs.push((self.ring.offset(sequence), Vec::new()));
             }
             runs.last_mut().expect("a run was just begun").1.push(sealed(self.pool, header, payload));
         }
         let writes: Vec<_> = runs
             .into_iter()
-            .map(|(place, data)| DiskOpKind::Write { offset: offset_of(place), data, sync: write_sync })
+            .map(|(offset, data)| DiskOpKind::Write { offset: ByteCount(offset), data, sync: write_sync })
             .collect();
         let start = self.next;
         self.next += blocks.len() as u64;
@@ -302,7 +296,7 @@ impl<T> Journal<T> {
     pub fn check(&self) {
         assert!(self.tail <= self.recorded && self.recorded <= self.durable, "{} {}", self.recorded, self.durable);
         assert!(self.durable <= self.written && self.written <= self.next, "{} {}", self.durable, self.written);
-        assert!(self.next <= self.tail + JOURNAL_BLOCKS, "the ring is not overrun");
+        assert!(self.next <= self.tail + self.ring.blocks, "the ring is not overrun");
         assert!(self.batch.is_some() || self.written == self.next, "what is not under way is written");
     }
 }
@@ -320,10 +314,6 @@ fn records_in(block: &[u8], len: usize) -> impl Iterator<Item = Option<Record>> 
     })
 }
 
-fn offset_of(place: u64) -> ByteCount {
-    ByteCount(JOURNAL + place * BLOCK_BYTES)
-}
-
 /// The journal as found at open.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Found {
@@ -337,20 +327,26 @@ pub struct Found {
     pub fault: Option<String>,
 }
 
-/// Whether any of these blocks is there and belongs to the anchor's journal. `ring` gives a block by its place.
-pub fn any<'a>(ring: impl Fn(u64) -> Option<&'a [u8]>, pool: PoolId, anchor: Anchor, blocks: Range<u64>) -> bool {
+/// Whether any of these blocks is there and belongs to the anchor's journal. `at` gives what lies at an offset of the disk.
+pub fn any<'a>(
+    at: impl Fn(u64) -> Option<&'a [u8]>,
+    pool: PoolId,
+    ring: Ring,
+    anchor: Anchor,
+    blocks: Range<u64>,
+) -> bool {
     blocks.into_iter().any(|sequence| {
-        let header =
-            ring(sequence % JOURNAL_BLOCKS).and_then(|block| unseal(block, BlockKind::Journal, Some(pool)).ok());
+        let header = at(ring.offset(sequence)).and_then(|block| unseal(block, BlockKind::Journal, Some(pool)).ok());
         header.is_some_and(|(header, _)| header.one == anchor.log_life && header.sequence == sequence)
     })
 }
 
-/// Reads a journal of `life` from block `tail` on. `ring` gives a block by its place. `durable`: blocks before it must
-/// be there. `end`: where it ends, if that is known.
+/// Reads a journal of `life` from block `tail` on. `at` gives what lies at an offset of the disk. `durable`: blocks before it
+/// must be there. `end`: where it ends, if that is known.
 pub fn find<'a>(
-    ring: impl Fn(u64) -> Option<&'a [u8]>,
+    at: impl Fn(u64) -> Option<&'a [u8]>,
     pool: PoolId,
+    ring: Ring,
     life: u64,
     tail: u64,
     durable: u64,
@@ -358,11 +354,11 @@ pub fn find<'a>(
 ) -> Found {
     // Every block of the ring that belongs to this life, by number.
     let mut blocks = std::collections::BTreeMap::new();
-    for place in 0..JOURNAL_BLOCKS {
-        if let Some(block) = ring(place)
+    for place in 0..ring.blocks {
+        if let Some(block) = at(ring.offset(place))
             && let Ok((header, _)) = unseal(block, BlockKind::Journal, Some(pool))
             && header.one == life
-            && header.sequence % JOURNAL_BLOCKS == place
+            && ring.place(header.sequence) == place
             && header.sequence >= tail
             && header.sequence < end.unwrap_or(u64::MAX)
         {

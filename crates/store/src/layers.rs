@@ -11,7 +11,6 @@
 use crate::catalog::Catalog;
 use crate::control::Change;
 use crate::hot::HotExtent;
-use crate::journal::HOT_MARKS_MAX;
 use crate::lanes::Key;
 use crate::pool::{LogThen, Pool};
 use crate::record::Record;
@@ -179,7 +178,7 @@ impl Pool {
                 marked += usize::from(hot.marked.is_some());
             }
         }
-        if self.hot.len() + marked > HOT_MARKS_MAX {
+        if self.hot.len() + marked > self.geometry().ring.hot_marks_max() {
             if matches!(turning.turn, Turn::Adopt(_)) {
                 self.freeze_beneath();
             }

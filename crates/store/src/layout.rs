@@ -12,7 +12,7 @@ use std::ops::Range;
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-pub const FORMAT_VERSION: u16 = 4;
+pub const FORMAT_VERSION: u16 = 5;
 pub const BLOCK: usize = BLOCK_BYTES as usize;
 const MAGIC: [u8; 8] = *b"PolluxMB";
 
@@ -135,11 +135,10 @@ pub const CATALOGS: [u64; 2] = [2 << 20, 3 << 20];
 /// Bytes of one copy of the catalog: some 900 groups with the longest note, or 10,000 with short ones.
 pub const CATALOG_BYTES: usize = 1 << 20;
 pub const JOURNAL: u64 = 4 << 20;
-/// Blocks of the journal: 8 MiB. Half of it is written before a checkpoint is due: then the cost of a checkpoint (at most
-/// some 130 blocks for what is hot, and the changed blocks of the table twice) is a small part of what was written
-/// anyway, and reading the ring back at open takes some 10 ms.
-pub const JOURNAL_BLOCKS: u64 = 2048;
-const TABLE: u64 = JOURNAL + JOURNAL_BLOCKS * BLOCK_BYTES;
+/// The journal takes so much of the disk, within bounds: what can be hot depends on it.
+const JOURNAL_PART: u64 = 128;
+const JOURNAL_BLOCKS_MIN: u64 = 2048;
+const JOURNAL_BLOCKS_MAX: u64 = 32768;
 
 /// Data space is taken in units of this size. Small, so that scattered writes take little; large enough that the map of
 /// an extent that lies here and there stays small. Reckoned, not measured yet against 16, 64 and 128 KiB.
@@ -175,11 +174,59 @@ impl LeafPlace {
     }
 }
 
+/// Where the journal lies: a ring of blocks, each known by its number in the order in which they are written.
+///
+/// Half of it is written before a checkpoint is due: then the cost of a checkpoint (what is hot, and the changed blocks of the
+/// table twice) is a small part of what was written anyway. Reading it back at open takes some 10 ms for 8 MiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ring {
+    pub blocks: u64,
+}
+
+impl Ring {
+    /// That of a disk so long: from 8 MiB up to 128 MiB, a power of two.
+    fn of(size: u64) -> Ring {
+        let wanted = (size / JOURNAL_PART / BLOCK_BYTES).clamp(JOURNAL_BLOCKS_MIN, JOURNAL_BLOCKS_MAX);
+        Ring { blocks: 1 << wanted.ilog2() }
+    }
+
+    pub fn bytes(self) -> u64 {
+        self.blocks * BLOCK_BYTES
+    }
+
+    /// Block of the ring in which the journal's block of this number lies.
+    pub fn place(self, number: u64) -> u64 {
+        number % self.blocks
+    }
+
+    pub fn offset(self, number: u64) -> u64 {
+        JOURNAL + self.place(number) * BLOCK_BYTES
+    }
+
+    /// Extents that may be hot at one time.
+    pub fn hot_extents_max(self) -> usize {
+        self.blocks as usize / 2
+    }
+
+    /// Marks at one time: twice the hot extents, because a snapshot puts a layer with marks of its own on top of one whose
+    /// extents have yet to cool.
+    pub fn hot_marks_max(self) -> usize {
+        2 * self.hot_extents_max()
+    }
+
+    /// Blocks that only a checkpoint (or an opening) may use for what it must write anew: a mark of 24 bytes and a mask of
+    /// 520 bytes for each of them, so 13 and 293 of 2048 blocks.
+    pub fn restated_blocks_max(self) -> usize {
+        self.blocks as usize * 5 / 32
+    }
+}
+
 /// The regions whose size depends on that of the pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     /// Size of the pool, as found when it was formatted.
     pub size: u64,
+    pub ring: Ring,
     /// Regions of `UNITS` units.
     pub regions: u32,
     pub slots: u32,
@@ -197,7 +244,7 @@ impl Geometry {
         if size.0 > POOL_BYTES_MAX {
             return Err(FormatError::TooLarge { size, max: ByteCount(POOL_BYTES_MAX) });
         }
-        let mut regions = (size.0 - TABLE) / EXTENT_BYTES;
+        let mut regions = (size.0 - JOURNAL - Ring::of(size.0).bytes()) / EXTENT_BYTES;
         loop {
             let geometry = Geometry::with_regions(size.0, regions);
             let over = (geometry.data + regions * EXTENT_BYTES).saturating_sub(size.0);
@@ -212,13 +259,16 @@ impl Geometry {
     fn with_regions(size: u64, regions: u64) -> Geometry {
         let slots = regions * (EXTENT_BYTES / BYTES_PER_SLOT);
         let table_blocks = slots.div_ceil(DESCRIPTORS_PER_BLOCK as u64);
-        let second = TABLE + table_blocks * BLOCK_BYTES;
+        let ring = Ring::of(size);
+        let first = JOURNAL + ring.bytes();
+        let second = first + table_blocks * BLOCK_BYTES;
         Geometry {
             size,
+            ring,
             regions: u32::try_from(regions).expect("POOL_BYTES_MAX keeps region numbers in 32 bits"),
             slots: u32::try_from(slots).expect("POOL_BYTES_MAX keeps slot numbers in 32 bits"),
             table_blocks: u32::try_from(table_blocks).expect("there are fewer table blocks than slots"),
-            tables: [TABLE, second],
+            tables: [first, second],
             data: (second + table_blocks * BLOCK_BYTES).next_multiple_of(EXTENT_BYTES),
         }
     }
@@ -278,7 +328,10 @@ mod tests {
             assert!(g.tables[1] + table <= g.data);
             assert!(g.offset(g.units() - 1, UNIT_BLOCKS - 1).0 + BLOCK_BYTES <= size);
             assert_eq!(g.slots_of_block(g.table_blocks - 1).end, g.slots);
-            assert!(u64::from(g.regions) * EXTENT_BYTES + (32 << 20) + size / 64 >= size, "little is wasted");
+            assert!(
+                u64::from(g.regions) * EXTENT_BYTES + (160 << 20).min((32 << 20) + size / 64) + size / 64 >= size,
+                "little is wasted"
+            );
         }
         assert!(Geometry::of(ByteCount(POOL_BYTES_MIN - 1)).is_err());
         assert!(Geometry::of(ByteCount(POOL_BYTES_MAX + 1)).is_err());

@@ -112,7 +112,7 @@ pub enum StoreOp {
     PutNote { group: GroupId, note: Option<Vec<u8>> },
     /// W7: marks the extents hot under `generation` durably, allocating nothing yet. Ends in `Done` when every one of
     /// them is hot with at least this generation on disk. Must precede `Write`, and `Zero` of what is allocated
-    /// (asserted). Beyond `HOT_EXTENTS_MAX` it waits. Calls off a cooling that is under way.
+    /// (asserted). Beyond `hot_extents_max` it waits. Calls off a cooling that is under way.
     Heat { volume: VolumeId, extents: Vec<ExtentIndex>, generation: Generation },
     /// The caller states that the extents hold the same on every in-sync replica and that nothing is in flight: their
     /// derived metadata is written and the mark taken back, in the background. Ends in `Done` when cold on disk. An
@@ -254,10 +254,6 @@ pub enum OpenError {
 pub const POOL_BYTES_MIN: u64 = 64 << 20;
 /// Largest pool: 64 TiB, of whose slot table 512 MiB would be in memory.
 pub const POOL_BYTES_MAX: u64 = 1 << 46;
-/// Extents that are hot at one time, over all volumes. Bounds the memory for their checksums (8 KiB each), the records
-/// that a checkpoint of the journal writes anew, and what is read again after a crash (4 MiB each). `Heat` beyond it
-/// waits until others have cooled.
-pub const HOT_EXTENTS_MAX: usize = 1024;
 
 /// Why a pool cannot be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -13,10 +13,10 @@ use crate::catalog::Catalog;
 use crate::hot::Base;
 use crate::journal::{self, Journal, Wrote};
 use crate::lanes::Key;
-use crate::layout::{ANCHORS, BLOCK, CATALOGS, Geometry, JOURNAL, JOURNAL_BLOCKS, SUPERBLOCKS, UNIT_BLOCKS};
+use crate::layout::{ANCHORS, BLOCK, CATALOGS, Geometry, SUPERBLOCKS, UNIT_BLOCKS};
 use crate::pool::{LogThen, Pool};
 use crate::record::Record;
-use crate::recovery::{Found, Image, TableFound, find_anchor, recover, ring};
+use crate::recovery::{Found, Image, TableFound, find_anchor, recover};
 use crate::slots::SlotTable;
 use crate::superblock::{Anchor, Superblock};
 use crate::{OpenError, Output, Position};
@@ -28,9 +28,9 @@ use std::collections::{BTreeMap, VecDeque};
 
 /// Bytes of one read or write of the opening.
 const CHUNK_BYTES: u64 = 1 << 20;
-/// Blocks of the journal read at a time, and how long a stretch without any block of it must be for it to have ended.
-/// Longer than any batch, so that what a crash left of the last one lies within.
-const STRETCH_BLOCKS: u64 = 256;
+/// The part of the journal that is read at a time, and how long a stretch without any block of it must be for it to have
+/// ended. Longer than nearly any batch, so that what a crash left of the last one lies within.
+const STRETCH_PART: u64 = 8;
 /// Operations under way at once: enough to keep a disk busy, 8 MiB of memory.
 const WINDOW: usize = 8;
 
@@ -331,18 +331,19 @@ impl Opening {
     /// is missing, and what is read beyond serves to tell an end from a hole.
     fn read_journal(&mut self) -> bool {
         let Some((_, anchor)) = find_anchor(&self.image, self.pool_id()) else { return false };
-        let from = self.journal_read;
-        let goes_on = from == 0 || journal::any(ring(&self.image), self.pool_id(), anchor, from - STRETCH_BLOCKS..from);
+        let ring = self.geometry().ring;
+        let (from, stretch) = (self.journal_read, ring.blocks / STRETCH_PART);
+        let at = |offset| self.image.block(offset);
+        let goes_on = from == 0 || journal::any(at, self.pool_id(), ring, anchor, from - stretch..from);
         let from = from.max(anchor.tail);
-        let blocks = STRETCH_BLOCKS.min((anchor.tail + JOURNAL_BLOCKS).saturating_sub(from));
+        let blocks = stretch.min((anchor.tail + ring.blocks).saturating_sub(from));
         if !goes_on || blocks == 0 {
             return false;
         }
-        let place = from % JOURNAL_BLOCKS;
-        let before_end = blocks.min(JOURNAL_BLOCKS - place);
-        self.read(JOURNAL + place * BLOCK_BYTES, before_end * BLOCK_BYTES);
-        self.read(JOURNAL, (blocks - before_end) * BLOCK_BYTES);
-        self.journal_read = from + STRETCH_BLOCKS;
+        let before_end = blocks.min(ring.blocks - ring.place(from));
+        self.read(ring.offset(from), before_end * BLOCK_BYTES);
+        self.read(ring.offset(0), (blocks - before_end) * BLOCK_BYTES);
+        self.journal_read = from + stretch;
         true
     }
 
@@ -355,7 +356,7 @@ impl Opening {
         found.table_heal.keys().for_each(|block| table.mark_dirty(*block));
         let table_blocks = table.take_dirty(pool);
         let anchor = found.anchor;
-        let journal = Journal::new(pool, anchor.life + 1, found.journal_end);
+        let journal = Journal::new(pool, geometry.ring, anchor.life + 1, found.journal_end);
         self.state = Some(Recovering { found, table, anchor, journal, table_blocks });
         Ok(())
     }

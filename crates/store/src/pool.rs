@@ -8,7 +8,7 @@ use crate::catalog::{Catalog, CatalogCopy};
 use crate::checkpoint::Checkpoint;
 use crate::control::{CatalogCommit, CatalogQueue, Change, Leaving};
 use crate::hot::HotExtent;
-use crate::journal::{Committed, HOT_MARKS_MAX, Journal, Wrote};
+use crate::journal::{Committed, Journal, Wrote};
 use crate::lanes::{Key, LaneKey, Lanes};
 use crate::layer_map::LayerMap;
 use crate::layers::{Held, Turn, Turning};
@@ -682,7 +682,7 @@ impl Pool {
     /// The invariants that cost next to nothing to check.
     pub fn check_step(&self) {
         self.journal.check();
-        assert!(self.hot.len() <= HOT_MARKS_MAX, "the hot set is bounded");
+        assert!(self.hot.len() <= self.geometry().ring.hot_marks_max(), "the hot set is bounded");
     }
 
     /// Asserts what must always hold; see the heads of the files.
@@ -691,7 +691,7 @@ impl Pool {
         self.table.check();
         self.leaves.check();
         self.space.check();
-        assert!(self.hot.len() <= HOT_MARKS_MAX, "the hot set is bounded");
+        assert!(self.hot.len() <= self.geometry().ring.hot_marks_max(), "the hot set is bounded");
         assert_eq!(self.parts.is_empty(), self.lanes.is_empty(), "who holds blocks is under way");
         let mut owned = BTreeMap::new();
         for (layer, map) in &self.layers {

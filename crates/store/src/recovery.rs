@@ -6,9 +6,9 @@
 use crate::OpenError;
 use crate::catalog::Catalog;
 use crate::hot::{Base, Recovered};
-use crate::journal::{self, HOT_MARKS_MAX};
+use crate::journal;
 use crate::lanes::Key;
-use crate::layout::{ANCHORS, BLOCK, CATALOGS, Geometry, JOURNAL, LeafPlace, table_block_of};
+use crate::layout::{ANCHORS, BLOCK, CATALOGS, Geometry, LeafPlace, table_block_of};
 use crate::record::Record;
 use crate::slots::{LayerId, Slot, SlotState, decode_block, table_blocks_for};
 use crate::space::Space;
@@ -194,7 +194,8 @@ pub fn examine(
     };
     judge_table(table, &mut found, faults);
     let end = (anchor.end != 0).then_some(anchor.end);
-    let journal = journal::find(ring(image), pool, anchor.log_life, anchor.tail, anchor.durable, end);
+    let journal =
+        journal::find(|at| image.block(at), pool, geometry.ring, anchor.log_life, anchor.tail, anchor.durable, end);
     faults.extend(journal.fault.clone().map(Fault::Journal));
     found.journal_end = journal.end;
     replay(journal, geometry, &mut found, faults);
@@ -206,11 +207,6 @@ pub fn examine(
 pub fn find_anchor(image: &Image, pool: PoolId) -> Option<(usize, Anchor)> {
     let copies = ANCHORS.map(|offset| image.block(offset).and_then(|block| Anchor::decode(block, pool)));
     newer(copies.map(|copy| copy.map(|anchor| (anchor.sequence, anchor))))
-}
-
-/// The journal's blocks by place.
-pub fn ring<'a>(image: &'a Image) -> impl Fn(u64) -> Option<&'a [u8]> {
-    move |place| image.block(JOURNAL + place * BLOCK_BYTES)
 }
 
 fn newer<T>(copies: [Option<(u64, T)>; 2]) -> Option<(usize, T)> {
@@ -330,7 +326,7 @@ fn replay(journal: journal::Found, geometry: &Geometry, found: &mut Found, fault
     faults.extend(homeless.map(|(volume, layer)| Fault::VolumeWithoutLayer { volume, layer }));
     faults.extend(found.catalog.layers_without_parent().map(Fault::LayerWithoutParent));
     marks.retain(|(layer, _), _| layers.contains_key(layer));
-    if marks.len() > HOT_MARKS_MAX {
+    if marks.len() > geometry.ring.hot_marks_max() {
         faults.push(Fault::MarksTooMany(marks.len()));
     }
     for (key, generation) in marks {

@@ -1,7 +1,7 @@
 //! The store as its user sees it: being opened, open, or refused.
 
 use crate::catalog::{Catalog, Member, MemberState};
-use crate::layout::{ANCHORS, CATALOGS, Geometry, JOURNAL, JOURNAL_BLOCKS, SUPERBLOCKS, UNIT_BYTES};
+use crate::layout::{ANCHORS, CATALOGS, Geometry, JOURNAL, SUPERBLOCKS, UNIT_BYTES};
 use crate::opening::{Opening, Progress};
 use crate::pool::Pool;
 use crate::slots::LayerId;
@@ -55,7 +55,7 @@ impl Store {
             write(offset, Data::zeroed(BLOCK_BYTES as usize));
         }
         let zeros = Data::zeroed(FORMAT_CHUNK_BYTES as usize);
-        for at in (0..JOURNAL_BLOCKS * BLOCK_BYTES).step_by(FORMAT_CHUNK_BYTES as usize) {
+        for at in (0..geometry.ring.bytes()).step_by(FORMAT_CHUNK_BYTES as usize) {
             write(JOURNAL + at, zeros.clone());
         }
         for offset in CATALOGS {
@@ -212,6 +212,12 @@ impl Store {
             pool.cancel_cooling((layer, extent));
             self.out.append(&mut pool.io.out);
         }
+    }
+
+    /// Extents that may be hot at one time, over all volumes: it bounds the memory for their checksums (8 KiB each), what a
+    /// checkpoint of the journal writes anew, and what is read again after a crash (4 MiB each). A larger disk has more.
+    pub fn hot_extents_max(&self) -> usize {
+        self.pool().map_or(0, |pool| pool.geometry().ring.hot_extents_max())
     }
 
     /// Hot extents of the volume and of what it lies on. Right after opening: those that were hot when the process or the

@@ -4,7 +4,8 @@
 //! anchor is written at open and at every checkpoint, one copy after the other, so that one of them is always whole.
 
 use crate::layout::{
-    BLOCK, BlockFault, BlockKind, FORMAT_VERSION, Geometry, HEADER_BYTES, Header, SUPERBLOCKS, UNIT_BYTES, seal, unseal,
+    BLOCK, BlockFault, BlockKind, FORMAT_VERSION, Geometry, HEADER_BYTES, Header, Ring, SUPERBLOCKS, UNIT_BYTES, seal,
+    unseal,
 };
 use crate::{OpenError, PoolIdentity};
 use pollux_base::data::Buffer;
@@ -26,6 +27,7 @@ struct RawSuperblock {
     table_second: U64,
     data: U64,
     disk: U128,
+    journal_blocks: U32,
 }
 
 /// What a superblock says.
@@ -50,6 +52,7 @@ impl Superblock {
             table_second: g.tables[1].into(),
             data: g.data.into(),
             disk: self.identity.disk.0.into(),
+            journal_blocks: (g.ring.blocks as u32).into(),
         };
         let len = size_of::<RawSuperblock>();
         let header = Header { kind: BlockKind::Superblock, part: 0, sequence: 1, one: 0, two: 0, len };
@@ -62,6 +65,7 @@ impl Superblock {
         let cluster = ClusterId(raw.cluster.get());
         let found = Geometry {
             size: raw.size.get(),
+            ring: Ring { blocks: raw.journal_blocks.get().into() },
             regions: raw.regions.get(),
             slots: raw.slots.get(),
             table_blocks: raw.table_blocks.get(),

@@ -56,8 +56,8 @@ fn numbered(numbers: &[u8]) -> Data {
     Data::copy_of(&numbers.iter().flat_map(block).collect::<Vec<u8>>())
 }
 
-/// Every kind of block and of record that version 4 knows, mid-flight: the process died.
-fn version_4() -> FaultyDisk {
+/// Every kind of block and of record that version 5 knows, mid-flight: the process died.
+fn version_5() -> FaultyDisk {
     let mut rig = Rig::fresh();
     rig.done(StoreOp::PutNote { group: GROUP, note: Some(b"stamp".to_vec()) });
     rig.done(StoreOp::Create { volume: VolumeId(2), group: GroupId(2), size: pollux_base::ByteCount(8 << 20) });
@@ -80,19 +80,19 @@ fn version_4() -> FaultyDisk {
 
 #[test]
 fn formatting_gives_the_bytes_it_always_gave() {
-    assert_eq!(fixture("formatted-v4", formatted), to_text(&formatted()));
+    assert_eq!(fixture("formatted-v5", formatted), to_text(&formatted()));
 }
 
 #[test]
-fn a_formatted_pool_of_version_4_opens() {
-    let disk = from_text(&fixture("formatted-v4", formatted));
+fn a_formatted_pool_of_version_5_opens() {
+    let disk = from_text(&fixture("formatted-v5", formatted));
     let rig = Rig::open(disk).expect("it opens");
     assert_eq!((rig.store.volumes().count(), rig.store.free().0), (0, 12 << 22));
 }
 
 #[test]
-fn a_pool_of_version_4_in_the_middle_of_its_life_opens_with_all_it_held() {
-    let disk = from_text(&fixture("used-v4", version_4));
+fn a_pool_of_version_5_in_the_middle_of_its_life_opens_with_all_it_held() {
+    let disk = from_text(&fixture("used-v5", version_5));
     let mut rig = Rig::open(disk).expect("it opens");
     let volumes: Vec<_> = rig.store.volumes().map(|(volume, group, size)| (volume.0, group.0, size.0)).collect();
     assert_eq!(volumes, [(1, 1, 32 << 20), (2, 2, 8 << 20)]);

@@ -5,9 +5,7 @@ mod common;
 use common::*;
 use pollux_base::{BlockChecksum, ByteCount, DiskError, DiskOpKind, GroupId, Instant, VolumeId};
 use pollux_store::faulty_disk::OpClass;
-use pollux_store::{
-    HOT_EXTENTS_MAX, Input, LOST_CHECKSUM, NOTE_BYTES_MAX, StoreError, StoreOp, StoreReply, UNIT_BYTES,
-};
+use pollux_store::{Input, LOST_CHECKSUM, NOTE_BYTES_MAX, StoreError, StoreOp, StoreReply, UNIT_BYTES};
 
 const UNIT_BLOCKS: u64 = UNIT_BYTES / BLOCK as u64;
 
@@ -575,12 +573,12 @@ fn heat_beyond_the_bound_waits_until_others_have_cooled() {
     rig.thorough = false;
     rig.done(StoreOp::Create { volume: VOLUME, group: GROUP, size: ByteCount(1 << 40) });
     let extents = |range: std::ops::Range<u32>| range.map(x).collect::<Vec<_>>();
-    let all = HOT_EXTENTS_MAX as u32;
+    let all = rig.store.hot_extents_max() as u32;
     rig.done(StoreOp::Heat { volume: VOLUME, extents: extents(0..all), generation: gen_(1) });
     let more = StoreOp::Heat { volume: VOLUME, extents: extents(all..all + 2), generation: gen_(1) };
     let waiting = rig.ask(more);
     rig.settle();
-    assert!(!rig.ended.contains_key(&waiting) && rig.store.hot(VOLUME).len() == HOT_EXTENTS_MAX);
+    assert!(!rig.ended.contains_key(&waiting) && rig.store.hot(VOLUME).len() == all as usize);
     rig.cool(&[5, 6]);
     rig.settle();
     assert_eq!(rig.ended.remove(&waiting), Some(Ok(StoreReply::Done)));
@@ -592,7 +590,7 @@ fn the_journal_goes_round_many_times_with_everything_hot() {
     let mut rig = Rig::fresh();
     rig.thorough = false;
     rig.done(StoreOp::Create { volume: VOLUME, group: GROUP, size: ByteCount(1 << 40) });
-    let extents: Vec<_> = (0..HOT_EXTENTS_MAX as u32).map(x).collect();
+    let extents: Vec<_> = (0..rig.store.hot_extents_max() as u32).map(x).collect();
     rig.done(StoreOp::Heat { volume: VOLUME, extents, generation: gen_(1) });
     let slots = rig.store.free().0 >> 22;
     for extent in 0..slots {
@@ -610,7 +608,7 @@ fn the_journal_goes_round_many_times_with_everything_hot() {
     rig.store.check();
     rig.disk.kill(7);
     let mut rig = rig.reopen();
-    assert_eq!(rig.store.hot(VOLUME).len(), HOT_EXTENTS_MAX);
+    assert_eq!(rig.store.hot(VOLUME).len(), rig.store.hot_extents_max());
     for extent in 0..slots {
         let full = [extent as u8 + 1, extent as u8 + 1, extent as u8 + 1, 0];
         let holed = [extent as u8 + 1, 0, extent as u8 + 1, 0];

@@ -455,6 +455,11 @@ impl Disks {
         extents.into_iter().collect()
     }
 
+    /// Extents that may be hot at one time, if all of them live on the smallest disk.
+    pub fn hot_extents_max(&self) -> usize {
+        self.members().map(|(_, disk)| disk.store.hot_extents_max()).min().unwrap_or(0)
+    }
+
     /// Hot extents, and those that were lost with a disk: what is there may differ from what the other replicas have.
     pub fn hot(&self, volume: VolumeId) -> Vec<ExtentIndex> {
         self.over_all(volume, |store| store.hot(volume))

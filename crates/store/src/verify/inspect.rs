@@ -5,11 +5,9 @@ use super::{Findings, ReadDisk};
 use crate::catalog::{Catalog, Layer, Volume};
 use crate::journal;
 use crate::lanes::{FamilyId, Key};
-use crate::layout::{
-    ANCHORS, BLOCK, BlockFault, BlockKind, CATALOGS, Geometry, JOURNAL, JOURNAL_BLOCKS, SUPERBLOCKS, unseal,
-};
+use crate::layout::{ANCHORS, BLOCK, BlockFault, BlockKind, CATALOGS, Geometry, JOURNAL, SUPERBLOCKS, unseal};
 use crate::record::Record;
-use crate::recovery::{Fault, Found, Image, TableFound, examine, find_anchor, ring};
+use crate::recovery::{Fault, Found, Image, TableFound, examine, find_anchor};
 use crate::slots::{Slot, SlotState};
 use crate::superblock::{Anchor, COUNT_MAX, Superblock};
 use pollux_base::unit::{BLOCK_BYTES, EXTENT_BYTES, VOLUME_BYTES_MAX};
@@ -36,7 +34,7 @@ impl Inspected {
             let text = format!("the disk has {} bytes, its superblock says {}", disk.size().0, geometry.size);
             findings.add(Code::Size, text);
         }
-        let image = metadata(disk, image, pool);
+        let image = metadata(disk, image, pool, &geometry);
         copies(&image, pool, findings);
         let anchor = find_anchor(&image, pool).filter(|(_, anchor)| anchor.slots <= geometry.slots);
         let is_guessed = anchor.is_none();
@@ -59,7 +57,7 @@ impl Inspected {
             }
         }
         let mut faults = Vec::new();
-        let spare = spare.unwrap_or_else(|| made_up_catalog(&image, &table, anchor.1, pool));
+        let spare = spare.unwrap_or_else(|| made_up_catalog(&image, &table, anchor.1, pool, &geometry));
         let mut found = examine(&image, Some(anchor), spare, table, pool, &geometry, &mut faults)?;
         // Without an anchor all of the table is read, and what was never written of it is not damaged.
         faults.retain(|fault| !(is_guessed && matches!(fault, Fault::TableBlock(_))));
@@ -122,7 +120,7 @@ fn no_superblock(first: Option<BlockFault>, second: Option<BlockFault>) -> Strin
 }
 
 /// Anchors, catalogs and journal.
-fn metadata(disk: &mut dyn ReadDisk, mut image: Image, pool: PoolId) -> Image {
+fn metadata(disk: &mut dyn ReadDisk, mut image: Image, pool: PoolId, geometry: &Geometry) -> Image {
     for start in ANCHORS.into_iter().chain(CATALOGS) {
         read_all(disk, start, BLOCK_BYTES, &mut |at, data| image.insert(at, data));
     }
@@ -131,7 +129,7 @@ fn metadata(disk: &mut dyn ReadDisk, mut image: Image, pool: PoolId) -> Image {
         let len = (len as u64).next_multiple_of(BLOCK_BYTES);
         read_all(disk, start + BLOCK_BYTES, len, &mut |at, data| image.insert(at, data));
     }
-    read_all(disk, JOURNAL, JOURNAL_BLOCKS * BLOCK_BYTES, &mut |at, data| image.insert(at, data));
+    read_all(disk, JOURNAL, geometry.ring.bytes(), &mut |at, data| image.insert(at, data));
     image
 }
 
@@ -168,11 +166,11 @@ fn copies(image: &Image, pool: PoolId, findings: &mut Findings) {
 /// Without an anchor: the journal of the newest life that has blocks in the ring, from the first of those that follow each
 /// other up to the last. What was said before it is in the table, unless the anchor was lost right at a checkpoint.
 fn guess_anchor(image: &Image, pool: PoolId, geometry: &Geometry) -> Anchor {
-    let ring = ring(image);
-    let headers: Vec<_> = (0..JOURNAL_BLOCKS)
+    let ring = geometry.ring;
+    let headers: Vec<_> = (0..ring.blocks)
         .filter_map(|place| {
-            let (header, _) = unseal(ring(place)?, BlockKind::Journal, Some(pool)).ok()?;
-            (header.sequence % JOURNAL_BLOCKS == place && header.sequence < COUNT_MAX).then_some(header)
+            let (header, _) = unseal(image.block(ring.offset(place))?, BlockKind::Journal, Some(pool)).ok()?;
+            (ring.place(header.sequence) == place && header.sequence < COUNT_MAX).then_some(header)
         })
         .collect();
     let life = headers.iter().map(|header| header.one).max().unwrap_or(1);
@@ -185,8 +183,9 @@ fn guess_anchor(image: &Image, pool: PoolId, geometry: &Geometry) -> Anchor {
 }
 
 /// Without a catalog each layer is a volume of its own, under the layer's number: what its own extents hold can be had.
-fn made_up_catalog(image: &Image, table: &TableFound, anchor: Anchor, pool: PoolId) -> Catalog {
-    let journal = journal::find(ring(image), pool, anchor.log_life, anchor.tail, anchor.durable, None);
+fn made_up_catalog(image: &Image, table: &TableFound, anchor: Anchor, pool: PoolId, geometry: &Geometry) -> Catalog {
+    let ring = geometry.ring;
+    let journal = journal::find(|at| image.block(at), pool, ring, anchor.log_life, anchor.tail, anchor.durable, None);
     let told = journal.records.iter().filter_map(|(_, record)| match record {
         Record::Slot { descriptor, .. } | Record::Merge { descriptor, .. } => Some(&**descriptor),
         _ => None,

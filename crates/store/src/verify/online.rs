@@ -15,9 +15,7 @@ use super::code::Code;
 use super::{Counts, Finding};
 use crate::StoreRequestId;
 use crate::catalog::Catalog;
-use crate::layout::{
-    ANCHORS, BLOCK, CATALOG_BYTES, CATALOGS, JOURNAL, JOURNAL_BLOCKS, LeafPlace, SUPERBLOCKS, UNIT_BLOCKS, UNIT_BYTES,
-};
+use crate::layout::{ANCHORS, BLOCK, CATALOG_BYTES, CATALOGS, LeafPlace, SUPERBLOCKS, UNIT_BLOCKS, UNIT_BYTES};
 use crate::leaf::{self, LOST_CHECKSUM, LeafOwner, SUMS, is_data};
 use crate::pool::{DiskThen, Pool};
 use crate::record::Record;
@@ -145,10 +143,11 @@ impl Pool {
             Piece::Journal(part) => {
                 let blocks = self.journal_blocks(part);
                 // The ring goes round.
-                let turn = blocks.end - blocks.end % JOURNAL_BLOCKS;
+                let ring = self.geometry().ring;
+                let turn = blocks.end - ring.place(blocks.end);
                 let halves =
                     if blocks.contains(&turn) { [blocks.start..turn, turn..blocks.end] } else { [blocks, 0..0] };
-                let read = |run: &Range<u64>| (journal_place(run.start), (run.end - run.start) * BLOCK_BYTES);
+                let read = |run: &Range<u64>| (ring.offset(run.start), (run.end - run.start) * BLOCK_BYTES);
                 reads.extend(halves.iter().filter(|run| !run.is_empty()).map(read));
             }
             Piece::Table(from) => {
@@ -349,7 +348,7 @@ impl Pool {
         let until = part.map_or(asked.journal.1, |(_, until)| until);
         let blocks = asked.journal.0..asked.journal.1.min(asked.journal.0 + JOURNAL_AT_ONCE);
         for number in blocks.clone().filter(|number| *number >= self.journal.tail()) {
-            let block = asked.read.get(&journal_place(number)).map(Data::as_slice);
+            let block = asked.read.get(&self.geometry().ring.offset(number)).map(Data::as_slice);
             match self.journal.records_of(number, block) {
                 None => findings.push(Finding::new(Code::Journal, format!("journal block {number} is damaged"))),
                 Some(records) => {
@@ -549,10 +548,6 @@ impl Pool {
         }
         self.end_look(id, findings, None);
     }
-}
-
-fn journal_place(block: u64) -> u64 {
-    JOURNAL + block % JOURNAL_BLOCKS * BLOCK_BYTES
 }
 
 fn one_bad_copy(code: Code, name: &str, is_right: [bool; 2]) -> Option<Finding> {

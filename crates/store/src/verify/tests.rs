@@ -4,9 +4,8 @@ use super::*;
 use crate::catalog::{Catalog, Layer, Member};
 use crate::fuzz::IDENTITY;
 use crate::fuzz::pool::used;
-use crate::journal::HOT_MARKS_MAX;
 use crate::lanes::FamilyId;
-use crate::layout::{ANCHORS, BLOCK, BlockKind, CATALOGS, HEADER_BYTES, Header, JOURNAL, JOURNAL_BLOCKS, SUPERBLOCKS};
+use crate::layout::{ANCHORS, BLOCK, BlockKind, CATALOGS, HEADER_BYTES, Header, SUPERBLOCKS};
 use crate::leaf::{LOST_CHECKSUM, LeafOwner, SUMS};
 use crate::record::{Record, pack};
 use crate::slots::{LayerId, Slot, SlotState};
@@ -60,7 +59,7 @@ fn append(disk: &mut FaultyDisk, known: &Inspected, records: &[Record]) {
     let (life, end) = (known.found.anchor.log_life, known.found.journal_end);
     for (payload, sequence) in blocks.iter().zip(end..) {
         let header = Header { kind: BlockKind::Journal, part: 0, sequence, one: life, two: end, len: payload.len() };
-        let place = JOURNAL + sequence % JOURNAL_BLOCKS * BLOCK_BYTES;
+        let place = known.superblock.geometry.ring.offset(sequence);
         disk.write_now(place, sealed(known.superblock.identity.pool, header, payload).as_slice());
     }
 }
@@ -131,12 +130,13 @@ fn a_disk_that_is_another_or_has_another_size_is_told() {
 
 #[test]
 fn a_journal_that_lost_what_was_promised_or_names_what_is_not_there_is_told() {
-    let hole = found(|disk, known| disk.rot(JOURNAL + known.found.anchor.tail % JOURNAL_BLOCKS * BLOCK_BYTES + 70));
+    let hole = found(|disk, known| disk.rot(known.superblock.geometry.ring.offset(known.found.anchor.tail) + 70));
     assert!(hole.contains("V040"), "{hole:?}");
     assert_eq!(found(|disk, known| say_slot(disk, known, u32::MAX, Slot::default())), only("V041"));
     let many = found(|disk, known| {
         let (layer, generation) = (cold(known).1.layer, Generation(1));
-        let extents = (0..=HOT_MARKS_MAX as u32).map(|extent| ExtentIndex(5000 + extent));
+        let extents =
+            (0..=known.superblock.geometry.ring.hot_marks_max() as u32).map(|extent| ExtentIndex(5000 + extent));
         let marks: Vec<Record> = extents.map(|extent| Record::Hot { layer, extent, generation }).collect();
         append(disk, known, &marks);
     });
