@@ -586,6 +586,44 @@ fn heat_beyond_the_bound_waits_until_others_have_cooled() {
 }
 
 #[test]
+fn on_a_large_disk_a_large_working_set_is_hot_and_survives_a_power_cut() {
+    let mut rig = Rig::open(formatted_with(16 << 30)).expect("a fresh pool opens");
+    rig.thorough = false;
+    let all = rig.store.hot_extents_max() as u32;
+    assert_eq!(all, 16384, "64 GiB");
+    rig.done(StoreOp::Create { volume: VOLUME, group: GROUP, size: ByteCount(1 << 40) });
+    rig.done(StoreOp::Heat { volume: VOLUME, extents: (0..all).map(x).collect(), generation: gen_(1) });
+    let (written, rounds) = (3000, 4);
+    for round in 0..rounds {
+        for extent in 0..written {
+            rig.ask(write_op(VOLUME, extent * 1024 + round, filled(&[round as u8 + 1])));
+        }
+        rig.settle();
+    }
+    // A block of the journal each, so that a checkpoint is made, which says anew all that is hot.
+    for round in 0..17_000u64 {
+        match round % 2 {
+            0 => rig.write(100, &[1]),
+            _ => rig.zero(100, 1),
+        }
+    }
+    let anchors = rig
+        .issued
+        .iter()
+        .filter(|op| matches!(op, DiskOpKind::Write { offset, sync: true, .. } if offset.0 == BLOCK as u64));
+    assert!(anchors.count() > 0, "the tail moved");
+    rig.flush();
+    rig.disk.power_cut(3);
+    let mut rig = rig.reopen();
+    rig.thorough = false;
+    assert_eq!(rig.store.hot(VOLUME).len(), all as usize);
+    for extent in [0, 1, 1500, written - 1] {
+        let expected: Vec<u8> = (1..=rounds as u8).collect();
+        assert_eq!(rig.bytes(extent * 1024, rounds), expected, "extent {extent}");
+    }
+}
+
+#[test]
 fn the_journal_goes_round_many_times_with_everything_hot() {
     let mut rig = Rig::fresh();
     rig.thorough = false;

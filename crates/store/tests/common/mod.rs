@@ -30,8 +30,13 @@ const WATCH: u64 = 1 << 40;
 pub type Ended = Result<StoreReply, StoreError>;
 
 pub fn formatted() -> FaultyDisk {
-    let mut disk = FaultyDisk::new(SIZE, 1);
-    for op in Store::format(IDENTITY, ByteCount(SIZE)).expect("a legal size") {
+    formatted_with(SIZE)
+}
+
+/// A disk so long; memory is taken only for what is written.
+pub fn formatted_with(size: u64) -> FaultyDisk {
+    let mut disk = FaultyDisk::new(size, 1);
+    for op in Store::format(IDENTITY, ByteCount(size)).expect("a legal size") {
         let id = op.id;
         disk.submit(op);
         disk.complete(id).expect("it was just submitted").result.expect("nothing fails here");
