@@ -14,13 +14,13 @@ impl BlockChecksum {
     /// The block is not stored: it reads as zeros.
     pub const ZERO: BlockChecksum = BlockChecksum(0);
 
-    /// Checksum of the bytes of a written block. The values in 2^64 that stand for something else (`ZERO`, and two of the
+    /// Checksum of the bytes of a written block. The values in 2^64 that stand for something else (`ZERO`, and three of the
     /// store's own) are moved.
     pub fn of(block: &[u8]) -> BlockChecksum {
         debug_assert_eq!(block.len() as u64, crate::unit::BLOCK_BYTES);
         match crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, block) {
             0 => BlockChecksum(1),
-            value => BlockChecksum(value.min(u64::MAX - 2)),
+            value => BlockChecksum(value.min(u64::MAX - 3)),
         }
     }
 

@@ -19,6 +19,11 @@ use pollux_base::{DiskOpKind, ExtentIndex, Generation, GroupId, VolumeId};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+/// Leaves that coolings write at once: what is to cool may be thousands of extents, at 12 KiB each.
+const LEAVES_AT_ONCE: u32 = 64;
+/// Extents that were hot at a crash and are read at once for coolings: they are 4 MiB each, and guests want the disk, too.
+const LOADS_AT_ONCE: u32 = 4;
+
 impl Pool {
     pub fn begin_heat(
         &mut self,
@@ -165,15 +170,27 @@ impl Pool {
         if hot.writers > 0 || hot.marking.is_some() || hot.leaf_under_way || is_merging {
             return self.finish_one(request);
         }
-        hot.cooling = Some(Cooling { number, step: CoolingStep::Load, leaf_blocks: 0, requests: vec![request] });
-        self.continue_cooling(key);
+        hot.cooling = Some(Cooling { number, step: CoolingStep::Wait, leaf_blocks: 0, requests: vec![request] });
+        self.cool_waiting.push_back((key, number));
     }
 
-    /// After the checksums are there.
+    /// Begins to cool what waits for it, as far as that is worth its memory and its share of the disk.
+    pub fn cool_waiting_extents(&mut self) {
+        while self.leaves_under_way < LEAVES_AT_ONCE && self.cooling_loads < LOADS_AT_ONCE {
+            let Some((key, number)) = self.cool_waiting.pop_front() else { return };
+            if self.cooling(key, number, CoolingStep::Wait).is_some() {
+                self.continue_cooling(key);
+            }
+        }
+    }
+
     fn continue_cooling(&mut self, key: Key) {
+        let is_known = self.is_known(key);
         let hot = self.hot.get_mut(&key).expect("what cools is hot");
         let Some(slot) = hot.slot.filter(|_| hot.dirty) else { return self.commit_cooling(key, None) };
-        if matches!(hot.checksums, Checksums::Unloaded) {
+        if !is_known {
+            let cooling = hot.cooling.as_mut().expect("it is cooling");
+            cooling.step = CoolingStep::Load;
             return self.load(key, None);
         }
         // What the journal knows of is given back by the record that names the units that are left.
@@ -208,6 +225,7 @@ impl Pool {
         cooling.step = CoolingStep::Leaf;
         cooling.leaf_blocks = (data.len() / BLOCK) as u8;
         hot.leaf_under_way = true;
+        self.leaves_under_way += 1;
         let number = cooling.number;
         let offset = self.superblock.geometry.leaf_offset(spare);
         self.layers.get_mut(&key.0).expect("the layer is known").busy += 1;
@@ -229,6 +247,7 @@ impl Pool {
     }
 
     pub fn on_leaf_written(&mut self, key: Key, number: u64) {
+        self.leaves_under_way -= 1;
         if let Some(hot) = self.hot.get_mut(&key) {
             hot.leaf_under_way = false;
         }

@@ -5,7 +5,7 @@
 //! A write during the first two steps of cooling, or a `Heat` during the last, makes it hot again.
 
 use crate::layout::{LeafPlace, UNIT_BLOCKS, UNITS};
-use crate::leaf::{HOLE_CHECKSUM, LOST_CHECKSUM, SUMS, Sums, is_data};
+use crate::leaf::{HOLE_CHECKSUM, LOST_CHECKSUM, SUMS, Sums, UNREAD_CHECKSUM, is_data};
 use crate::record::{Mask, bit, set_bit};
 use crate::slots::Slot;
 use crate::transfer::RequestId;
@@ -85,6 +85,21 @@ impl Recovered {
         });
     }
 
+    /// What is known of the blocks after the crash, given what the leaf says.
+    pub fn lay_over(&self, sums: &mut Sums) {
+        assert!(self.overlay.is_empty(), "first writes are verified before anything is used");
+        for (sum, base) in sums.iter_mut().zip(&self.base) {
+            *sum = match base {
+                Base::Leaf if is_data(*sum) && *sum != LOST_CHECKSUM => UNREAD_CHECKSUM,
+                Base::Leaf => *sum,
+                Base::Zero => BlockChecksum::ZERO,
+                Base::Hole => HOLE_CHECKSUM,
+                Base::Valid => UNREAD_CHECKSUM,
+                Base::Lost => LOST_CHECKSUM,
+            }
+        }
+    }
+
     /// The record that says the same; the overlay must be settled.
     pub fn mask(&self, slot: u32) -> Mask {
         assert!(self.overlay.is_empty(), "first writes are verified before anything is restated");
@@ -112,7 +127,7 @@ impl Recovered {
 pub enum Checksums {
     /// The extent has no slot, or an empty one: all blocks hold nothing.
     Absent,
-    /// They must be read from the leaf, and for a recovered extent from the data.
+    /// They must be read from the leaf.
     Unloaded,
     Loaded(Box<Sums>),
 }
@@ -130,6 +145,8 @@ pub struct Fresh {
 /// How far cooling has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CoolingStep {
+    /// Others come first.
+    Wait,
     /// Its checksums are being loaded.
     Load,
     /// The leaf is being written.
@@ -174,7 +191,7 @@ pub struct HotExtent {
     pub fresh: BTreeMap<u16, Fresh>,
     /// Up to where the journal had recorded when `fresh` was last looked through.
     settled: u64,
-    /// Was hot when the pool was opened, and its checksums were not rebuilt yet.
+    /// Was hot when the pool was opened, and its checksums were not loaded yet.
     pub recovered: Option<Box<Recovered>>,
     /// Its content may differ from its leaf.
     pub dirty: bool,

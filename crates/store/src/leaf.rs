@@ -21,6 +21,10 @@ pub const LOST_CHECKSUM: BlockChecksum = BlockChecksum(u64::MAX);
 /// The block reads as zeros whatever lies beneath: it was zeroed above data of a layer further down.
 pub const HOLE_CHECKSUM: BlockChecksum = BlockChecksum(u64::MAX - 1);
 
+/// Of a block that holds data in an extent that was hot at the last crash: whatever is on the disk counts, and nobody has
+/// read it yet. Only in memory.
+pub const UNREAD_CHECKSUM: BlockChecksum = BlockChecksum(u64::MAX - 2);
+
 /// Whether the block has data of its own here.
 pub fn is_data(sum: BlockChecksum) -> bool {
     !sum.is_zero() && sum != HOLE_CHECKSUM
@@ -62,6 +66,7 @@ fn header_of(owner: LeafOwner, part: usize, len: usize) -> Header {
 
 /// The leaf; empty if there is nothing to say.
 pub fn encode(sums: &Sums, owner: LeafOwner, pool: PoolId) -> Data {
+    assert!(!sums.contains(&UNREAD_CHECKSUM), "a leaf knows its blocks");
     let units: Vec<usize> = told_units(sums).collect();
     let parts = units.chunks(LEAF_UNITS_PER_BLOCK);
     let mut buffer = Buffer::zeroed(parts.len() * BLOCK);
@@ -93,6 +98,8 @@ pub fn decode(bytes: &[u8], owner: LeafOwner, pool: PoolId, units: &Units) -> Bo
             None => is_whole = false,
         }
     }
+    // No leaf was written with it.
+    sums.iter_mut().filter(|sum| **sum == UNREAD_CHECKSUM).for_each(|sum| *sum = LOST_CHECKSUM);
     if !is_whole {
         for (unit, _) in units.iter().filter(|(unit, _)| !told[*unit]) {
             sums[of_unit(unit)].fill(LOST_CHECKSUM);

@@ -1,27 +1,30 @@
-//! Bringing the checksums of an extent into memory: from its leaf, and for an extent that was hot at the last crash from
-//! its data.
+//! Bringing the checksums of an extent into memory: from its leaf. Of what was hot at the last crash the leaf does not tell, so
+//! its blocks are *unread* at first: the first read of each gives its checksum, and what wants to know all of them reads the rest.
+//! So a request to such an extent waits for a leaf and not for 4 MiB.
 
-use crate::hot::{Base, Checksums};
+use crate::hot::Checksums;
 use crate::lanes::Key;
 use crate::layout::{BLOCK, UNIT_BLOCKS};
-use crate::leaf::{self, HOLE_CHECKSUM, LOST_CHECKSUM, LeafOwner, SUMS, Sums, is_data};
+use crate::leaf::{self, LOST_CHECKSUM, LeafOwner, SUMS, Sums, UNREAD_CHECKSUM, is_data};
 use crate::pool::{DiskThen, Pool, block_of};
 use crate::transfer::{PartId, pieces};
 use pollux_base::{BlockChecksum, ByteCount, Data, DiskOpKind};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Checksums of an extent on their way into memory.
+#[derive(Default)]
 pub struct Load {
-    slot: u32,
-    sums: Box<Sums>,
     /// The leaf, when it had to be read block by block.
     leaf: Vec<u8>,
     reads_left: u32,
+    /// A cooling waits for it.
+    is_for_cooling: bool,
     parts: Vec<PartId>,
 }
 
-/// Blocks of one read that rebuilds checksums.
-const REBUILD_BLOCKS: usize = 256;
+/// Blocks of one read of what is unread.
+const REREAD_BLOCKS: usize = 256;
 
 impl Pool {
     /// Whether the checksums of the extent are in memory.
@@ -35,19 +38,32 @@ impl Pool {
         }
     }
 
-    /// Brings the checksums of an extent with data into memory; the part goes on when they are there.
+    /// Whether they are, and of every block.
+    pub fn is_known(&self, key: Key) -> bool {
+        let sums = self.hot.get(&key).and_then(|hot| hot.loaded());
+        self.is_loaded(key) && sums.is_none_or(|sums| !sums.contains(&UNREAD_CHECKSUM))
+    }
+
+    /// Brings the checksums of an extent with data into memory, or if they are there reads what is unread; then the part goes
+    /// on, or without one the extent's cooling.
     pub fn load(&mut self, key: Key, part: Option<PartId>) {
-        if let Some(load) = self.loads.get_mut(&key) {
-            load.parts.extend(part);
+        let is_under_way = self.loads.contains_key(&key);
+        let load = self.loads.entry(key).or_default();
+        if part.is_none() && !load.is_for_cooling {
+            load.is_for_cooling = true;
+            self.cooling_loads += 1;
+        }
+        load.parts.extend(part);
+        if is_under_way {
             return;
         }
-        let (slot, descriptor) = self.view(key).expect("what has checksums has a slot");
-        let leaf = descriptor.leaf;
-        let sums = leaf::leafless(descriptor.lost);
-        self.loads.insert(key, Load { slot, sums, leaf: Vec::new(), reads_left: 0, parts: part.into_iter().collect() });
         self.layers.get_mut(&key.0).expect("the layer is known").busy += 1;
-        match leaf {
-            None => self.on_leaf_known(key),
+        if self.is_loaded(key) {
+            return self.reread(key);
+        }
+        let (_, descriptor) = self.view(key).expect("what has checksums has a slot");
+        match descriptor.leaf {
+            None => self.on_sums(key, leaf::leafless(descriptor.lost)),
             Some(place) => {
                 let (offset, len) = (self.geometry().leaf_offset(place), usize::from(place.blocks) * BLOCK);
                 self.io.submit(DiskOpKind::Read { offset, len }, DiskThen::Leaf(key));
@@ -88,76 +104,81 @@ impl Pool {
         let (slot, descriptor) = self.view(key).expect("a load is under way");
         let owner = LeafOwner { slot, sequence: descriptor.leaf_sequence };
         let sums = leaf::decode(bytes, owner, self.pool_id(), &descriptor.units);
-        self.loads.get_mut(&key).expect("it was just there").sums = sums;
-        self.on_leaf_known(key);
+        self.on_sums(key, sums);
     }
 
-    /// The leaf is there. What was hot at the last crash may have been overwritten since: its data is read again.
-    fn on_leaf_known(&mut self, key: Key) {
+    /// What the leaf says is known.
+    fn on_sums(&mut self, key: Key, mut sums: Box<Sums>) {
+        let recovered = self.hot.get_mut(&key).and_then(|hot| hot.recovered.take());
+        if let Some(recovered) = recovered {
+            recovered.lay_over(&mut sums);
+        }
+        let (slot, descriptor) = self.view(key).expect("a load is under way");
+        // Data without a place is lost data; a pool that is whole has none.
+        for (block, sum) in sums.iter_mut().enumerate() {
+            if is_data(*sum) && descriptor.units.get(block / UNIT_BLOCKS).is_none() {
+                *sum = LOST_CHECKSUM;
+            }
+        }
+        match self.hot.get_mut(&key) {
+            Some(hot) => {
+                assert!(matches!(hot.checksums, Checksums::Unloaded), "what is loaded is not loaded again");
+                hot.checksums = Checksums::Loaded(sums);
+            }
+            None => self.leaves.insert(slot, Arc::from(sums)),
+        }
+        self.finish_load(key);
+    }
+
+    fn reread(&mut self, key: Key) {
         let geometry = self.superblock.geometry;
-        let units = self.view(key).expect("a load is under way").1.units.clone();
-        let load = self.loads.get_mut(&key).expect("a load is under way");
-        let recovered = self.hot.get(&key).and_then(|hot| hot.recovered.as_ref());
-        let mut rebuild = vec![false; SUMS];
-        for (block, sum) in load.sums.iter_mut().enumerate() {
-            match recovered.map(|recovered| recovered.base[block]) {
-                None => {}
-                Some(Base::Leaf) => rebuild[block] = is_data(*sum) && *sum != LOST_CHECKSUM,
-                Some(Base::Zero) => *sum = BlockChecksum::ZERO,
-                Some(Base::Hole) => *sum = HOLE_CHECKSUM,
-                Some(Base::Lost) => *sum = LOST_CHECKSUM,
-                Some(Base::Valid) => {
-                    // Any value but zero, until the data was read.
-                    *sum = BlockChecksum(1);
-                    rebuild[block] = true;
+        let hot = self.hot.get(&key).expect("only what is hot has unread blocks");
+        let sums = hot.loaded().expect("it is loaded");
+        let is_unread = |block: &usize| sums[*block] == UNREAD_CHECKSUM;
+        let load = self.loads.get_mut(&key).expect("it was just put there");
+        for piece in pieces(&hot.descriptor.units, 0..SUMS) {
+            for start in piece.blocks.clone().step_by(REREAD_BLOCKS) {
+                let mut blocks = start..piece.blocks.end.min(start + REREAD_BLOCKS);
+                let Some((from, to)) = blocks.clone().find(is_unread).zip(blocks.rfind(is_unread)) else { continue };
+                let (unit, block) = place_of(&hot.descriptor.units, from);
+                let (offset, count) = (geometry.offset(unit, block), to + 1 - from);
+                let then = DiskThen::Reread(key, from as u16, count as u16);
+                self.io.submit(DiskOpKind::Read { offset, len: count * BLOCK }, then);
+                load.reads_left += 1;
+            }
+        }
+        if load.reads_left == 0 {
+            self.finish_load(key);
+        }
+    }
+
+    pub fn on_reread(&mut self, key: Key, first: u16, count: u16, data: Option<Data>) {
+        let geometry = self.superblock.geometry;
+        // Others may have written meanwhile, or read; what they know counts.
+        let mut unread = BTreeMap::new();
+        if let Some(hot) = self.hot.get_mut(&key)
+            && let Checksums::Loaded(sums) = &mut hot.checksums
+        {
+            let blocks = usize::from(first)..usize::from(first) + usize::from(count);
+            for (at, block) in blocks.enumerate() {
+                match &data {
+                    _ if sums[block] != UNREAD_CHECKSUM => {}
+                    Some(data) => sums[block] = BlockChecksum::of(block_of(data, at)),
+                    // One bad block must not hide its neighbours.
+                    None if count > 1 => {
+                        unread.insert(block, place_of(&hot.descriptor.units, block));
+                    }
+                    None => sums[block] = LOST_CHECKSUM,
                 }
             }
-            // Data without a place is lost data; a pool that is whole has none.
-            if is_data(*sum) && units.get(block / UNIT_BLOCKS).is_none() {
-                (*sum, rebuild[block]) = (LOST_CHECKSUM, false);
-            }
-        }
-        let mut reads = Vec::new();
-        for piece in pieces(&units, 0..SUMS) {
-            for start in piece.blocks.clone().step_by(REBUILD_BLOCKS) {
-                let end = piece.blocks.end.min(start + REBUILD_BLOCKS);
-                let wanted = &rebuild[start..end];
-                let Some(from) = wanted.iter().position(|wanted| *wanted) else { continue };
-                let to = wanted.iter().rposition(|wanted| *wanted).expect("there is one");
-                reads.push(((start + from) as u16, (to + 1 - from) as u16));
-            }
-        }
-        load.reads_left = reads.len() as u32;
-        if reads.is_empty() {
-            return self.finish_load(key);
-        }
-        for (first, count) in reads {
-            let (unit, block) = place_of(&units, usize::from(first));
-            let read = DiskOpKind::Read { offset: geometry.offset(unit, block), len: usize::from(count) * BLOCK };
-            self.io.submit(read, DiskThen::Rebuild(key, first, count));
-        }
-    }
-
-    pub fn on_rebuilt(&mut self, key: Key, first: u16, count: u16, data: Option<Data>) {
-        let geometry = self.superblock.geometry;
-        if data.is_none() && count > 1 {
-            let units = self.view(key).expect("a load is under way").1.units.clone();
-            self.loads.get_mut(&key).expect("a load is under way").reads_left += u32::from(count) - 1;
-            for block in first..first + count {
-                let (unit, at) = place_of(&units, usize::from(block));
-                let read = DiskOpKind::Read { offset: geometry.offset(unit, at), len: BLOCK };
-                self.io.submit(read, DiskThen::Rebuild(key, block, 1));
-            }
-            return;
         }
         let load = self.loads.get_mut(&key).expect("a load is under way");
-        for at in 0..usize::from(count) {
-            let sum = &mut load.sums[usize::from(first) + at];
-            if is_data(*sum) && *sum != LOST_CHECKSUM {
-                *sum = data.as_ref().map_or(LOST_CHECKSUM, |data| BlockChecksum::of(block_of(data, at)));
-            }
-        }
+        load.reads_left += unread.len() as u32;
         load.reads_left -= 1;
+        for (block, (unit, at)) in unread {
+            let read = DiskOpKind::Read { offset: geometry.offset(unit, at), len: BLOCK };
+            self.io.submit(read, DiskThen::Reread(key, block as u16, 1));
+        }
         if load.reads_left == 0 {
             self.finish_load(key);
         }
@@ -165,15 +186,8 @@ impl Pool {
 
     fn finish_load(&mut self, key: Key) {
         let load = self.loads.remove(&key).expect("a load is under way");
+        self.cooling_loads -= u32::from(load.is_for_cooling);
         self.ready.extend(load.parts);
-        match self.hot.get_mut(&key) {
-            Some(hot) if matches!(hot.checksums, Checksums::Unloaded) => {
-                hot.checksums = Checksums::Loaded(load.sums);
-                hot.recovered = None;
-            }
-            Some(_) => {}
-            None => self.leaves.insert(load.slot, Arc::from(load.sums)),
-        }
         self.on_loaded(key);
         self.no_longer_busy(key.0);
     }

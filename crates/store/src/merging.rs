@@ -163,7 +163,7 @@ impl Pool {
         // It came to this layer's volume when that was made, whatever its own generation is.
         let foreign = self.catalog.layers.get(&child).and_then(|layer| layer.foreign);
         let from = Slot { generation: foreign.unwrap_or(from.generation), ..from };
-        if let Some(wanted) = [above, below].into_iter().find(|key| !self.is_loaded(*key)) {
+        if let Some(wanted) = [above, below].into_iter().find(|key| !self.is_known(*key)) {
             return self.load(wanted, Some(id));
         }
         match self.view(above).map(|(number, slot)| (number, slot.clone())) {

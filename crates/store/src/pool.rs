@@ -12,8 +12,8 @@ use crate::journal::{Committed, Journal, Wrote};
 use crate::lanes::{Key, LaneKey, Lanes};
 use crate::layer_map::LayerMap;
 use crate::layers::{Held, Turn, Turning};
-use crate::layout::{Geometry, LeafPlace};
-use crate::leaf::LeafCache;
+use crate::layout::{Geometry, LeafPlace, UNIT_BLOCKS};
+use crate::leaf::{LeafCache, SUMS, UNREAD_CHECKSUM};
 use crate::loading::Load;
 use crate::merging::Merging;
 use crate::reading::is_bad_spot;
@@ -42,8 +42,8 @@ pub enum DiskThen {
     Leaf(Key),
     /// One block of it.
     LeafBlock(Key, usize),
-    /// Blocks of a recovered extent were read, from this one on.
-    Rebuild(Key, u16, u16),
+    /// Blocks of an extent were read, from this one on, because some are unread.
+    Reread(Key, u16, u16),
     LeafWritten(Key, u64),
     /// Blocks of a layer that is given up were read, from this one of the extent on.
     MergeRead(PartId, u16, u16),
@@ -177,6 +177,12 @@ pub struct Pool {
     pub settling: Vec<PartId>,
     settled: u64,
     pub loads: BTreeMap<Key, Load>,
+    /// Those of them for which coolings wait.
+    pub cooling_loads: u32,
+    /// Extents that are to cool, and the number of the cooling.
+    pub cool_waiting: VecDeque<(Key, u64)>,
+    /// Leaves that are being written for coolings.
+    pub leaves_under_way: u32,
     pub requests: Slab<Request>,
     pub journal: Journal<LogThen>,
     flushes: Flushes,
@@ -252,6 +258,9 @@ impl Pool {
             settling: Vec::new(),
             settled: 0,
             loads: BTreeMap::new(),
+            cooling_loads: 0,
+            cool_waiting: VecDeque::new(),
+            leaves_under_way: 0,
             requests: Slab::default(),
             journal,
             flushes: Flushes::default(),
@@ -344,7 +353,7 @@ impl Pool {
             DiskThen::Read(..)
                 | DiskThen::Leaf(_)
                 | DiskThen::LeafBlock(..)
-                | DiskThen::Rebuild(..)
+                | DiskThen::Reread(..)
                 | DiskThen::MergeRead(..)
                 | DiskThen::Look(..)
         );
@@ -363,7 +372,7 @@ impl Pool {
             DiskThen::Read(part, first, count) => self.on_piece_read(part, first, count, done.result),
             DiskThen::Leaf(key) => self.on_leaf_read(key, done.result.ok().flatten()),
             DiskThen::LeafBlock(key, part) => self.on_leaf_block(key, part, done.result.ok().flatten()),
-            DiskThen::Rebuild(key, first, count) => self.on_rebuilt(key, first, count, done.result.ok().flatten()),
+            DiskThen::Reread(key, first, count) => self.on_reread(key, first, count, done.result.ok().flatten()),
             DiskThen::Discard(first, count, ticket) => self.on_discarded(first, count, ticket),
             DiskThen::Look(offset, len) => self.on_look_read(offset, len, done.result.ok().flatten()),
             DiskThen::MergeRead(part, first, count) => {
@@ -404,7 +413,7 @@ impl Pool {
             | DiskThen::MergeRead(..)
             | DiskThen::Leaf(_)
             | DiskThen::LeafBlock(..)
-            | DiskThen::Rebuild(..)
+            | DiskThen::Reread(..)
             | DiskThen::Look(..)
             | DiskThen::Discard(..) => unreachable!("told apart by the caller"),
         }
@@ -568,6 +577,7 @@ impl Pool {
             self.discard_given_back();
             self.step_turn();
             self.step_merge();
+            self.cool_waiting_extents();
             self.heat_waiting_extents();
             let changes_ended = self.start_catalog_commit();
             let turn_ended = self.end_turn();
@@ -719,10 +729,13 @@ impl Pool {
             let mapped = self.layers.get(&key.0).and_then(|map| map.extents.get(&key.1)).copied();
             assert_eq!(hot.slot, mapped, "the hot set and the map agree on {key:?}");
             assert!(hot.cooling.is_none() || hot.writers == 0, "what is written to is not cooled");
-            assert!(hot.recovered.is_none() || hot.loaded().is_none(), "a recovered extent is rebuilt before use");
+            assert!(hot.recovered.is_none() || hot.loaded().is_none(), "what is loaded has taken over what was recovered");
             if let Some(sums) = hot.loaded() {
                 let fresh = hot.fresh.keys().all(|block| !sums[usize::from(*block)].is_zero());
                 assert!(fresh, "a fresh block holds data");
+                let has_place = |block: usize| hot.descriptor.units.get(block / UNIT_BLOCKS).is_some();
+                let placed = (0..SUMS).all(|block| sums[block] != UNREAD_CHECKSUM || has_place(block));
+                assert!(placed, "an unread block has a place");
             }
         }
     }

@@ -1,8 +1,9 @@
 //! Reads: what is asked for is put together from pieces that lie here and there, each block checked.
 
+use crate::hot::Checksums;
 use crate::lanes::Key;
 use crate::layout::{BLOCK, UNIT_BLOCKS};
-use crate::leaf::{HOLE_CHECKSUM, LOST_CHECKSUM, SUMS, Sums, is_data};
+use crate::leaf::{HOLE_CHECKSUM, LOST_CHECKSUM, SUMS, Sums, UNREAD_CHECKSUM, is_data};
 use crate::pool::{DiskThen, Pool, block_of};
 use crate::slots::{LayerId, Slot};
 use crate::transfer::{PartId, Request, Work, pieces};
@@ -212,8 +213,6 @@ impl Pool {
         let expected = &expected[within..within + usize::from(count)];
         let Some(request) = self.requests.get_mut(part.request) else { return };
         let reading = request.reading.as_mut().expect("reads belong to a read request");
-        let mut corrupt =
-            |at: usize| reading.corrupt.push(BlockRange::new(BlockIndex(start.0 + at as u64), BlockCount(1)));
         let data = match result {
             Ok(Some(data)) if data.len() == expected.len() * BLOCK => data,
             Ok(_) => {
@@ -222,7 +221,9 @@ impl Pool {
             }
             // A spot of the medium that cannot be read is healed like one that reads wrong.
             Err(error) if is_bad_spot(&error) => {
-                (0..expected.len()).filter(|at| !expected[*at].is_zero()).for_each(corrupt);
+                let bad = (0..expected.len()).filter(|at| !expected[*at].is_zero());
+                let bad = bad.map(|at| BlockRange::new(BlockIndex(start.0 + at as u64), BlockCount(1)));
+                reading.corrupt.extend(bad);
                 return;
             }
             Err(error) => {
@@ -231,18 +232,35 @@ impl Pool {
             }
         };
         let mut run_start = 0;
+        let mut reread: Vec<(usize, BlockChecksum)> = Vec::new();
         for at_run in 0..=expected.len() {
             let held = expected.get(at_run).is_some_and(|sum| !sum.is_zero());
-            if held && BlockChecksum::of(block_of(&data, at_run)) != expected[at_run] {
-                // What was lost with a disk is not this one's fault.
-                self.checksum_errors += u64::from(expected[at_run] != LOST_CHECKSUM);
-                corrupt(at_run);
+            let found = held.then(|| BlockChecksum::of(block_of(&data, at_run)));
+            match found.filter(|found| *found != expected[at_run]) {
+                None => {}
+                Some(found) if expected[at_run] == UNREAD_CHECKSUM => {
+                    reading.checksums[at + at_run] = found;
+                    reread.push((usize::from(first) + at_run, found));
+                }
+                Some(_) => {
+                    // What was lost with a disk is not this one's fault.
+                    self.checksum_errors += u64::from(expected[at_run] != LOST_CHECKSUM);
+                    reading.corrupt.push(BlockRange::new(BlockIndex(start.0 + at_run as u64), BlockCount(1)));
+                }
             }
             if !held {
                 if at_run > run_start {
                     reading.runs.push((at + run_start, data.slice(run_start * BLOCK..at_run * BLOCK)));
                 }
                 run_start = at_run + 1;
+            }
+        }
+        // Of a layer beneath, which is about to cool, it is not remembered.
+        if let Some(Checksums::Loaded(sums)) = self.hot.get_mut(&part.key).map(|hot| &mut hot.checksums) {
+            for (block, found) in reread {
+                if sums[block] == UNREAD_CHECKSUM {
+                    sums[block] = found;
+                }
             }
         }
     }

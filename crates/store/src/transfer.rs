@@ -310,7 +310,9 @@ impl Pool {
         let Some(part) = self.parts.get(id) else { return };
         let (key, range) = (part.key, part.blocks());
         let reads = !part.work.changes();
-        let unloaded = |layer: &LayerId| Some((*layer, key.1)).filter(|key| !self.is_loaded(*key));
+        let compares = matches!(part.work, Work::Checksums);
+        let is_there = |key: Key| if compares { self.is_known(key) } else { self.is_loaded(key) };
+        let unloaded = |layer: &LayerId| Some((*layer, key.1)).filter(|key| !is_there(*key));
         let wanted = unloaded(&key.0).or_else(|| part.below.iter().filter(|_| reads).find_map(unloaded));
         match &part.work {
             Work::Merge(_) => self.advance_merge(id),

@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use pollux_base::{BlockChecksum, ByteCount, DiskError, DiskOpKind, GroupId, Instant, VolumeId};
+use pollux_base::{BlockChecksum, ByteCount, DiskError, DiskOp, DiskOpKind, GroupId, Instant, VolumeId};
 use pollux_store::faulty_disk::OpClass;
 use pollux_store::{Input, LOST_CHECKSUM, NOTE_BYTES_MAX, StoreError, StoreOp, StoreReply, UNIT_BYTES};
 
@@ -449,14 +449,49 @@ fn a_spot_that_cannot_be_read_is_corrupt_and_other_read_errors_are_errors() {
     rig.disk.fail_next(OpClass::Read, DiskError::Io("gone".into(), 19));
     assert!(matches!(rig.read_of(VOLUME, 0, 4), Err(StoreError::Disk(_))));
     assert_eq!(rig.bytes(0, 2), [1, 2]);
-    // Neither a leaf nor the data of an extent that was hot is given up for one failed read.
+    // Neither the data of an extent that was hot nor a leaf is given up for one failed read.
     let mut rig = rig.reopen();
     rig.disk.fail_next(OpClass::Read, DiskError::Io("medium error".into(), 5));
-    assert_eq!(rig.bytes(0, 2), [1, 2]);
+    assert_eq!(rig.corrupt(0, 4), [range(0, 2)]);
+    rig.disk.fail_next(OpClass::Read, DiskError::Io("medium error".into(), 5));
     rig.cool(&[0]);
+    assert_eq!(rig.bytes(0, 2), [1, 2]);
     let mut rig = rig.reopen();
     rig.disk.fail_next(OpClass::Read, DiskError::Io("medium error".into(), 5));
     assert_eq!(rig.bytes(0, 2), [1, 2]);
+}
+
+#[test]
+fn what_was_hot_at_a_crash_is_read_only_as_far_as_somebody_asks() {
+    let mut rig = Rig::fresh();
+    rig.heat(&[0, 1], 1);
+    rig.write(0, &[1; 1024]);
+    rig.flush();
+    rig.cool(&[0]);
+    rig.heat(&[0], 1);
+    rig.write(0, &[2]);
+    rig.write(1024, &[3; 1024]);
+    rig.flush();
+    let mut rig = rig.reopen();
+    rig.read_bytes = 0;
+    rig.write(5, &[4]);
+    assert_eq!(rig.read_bytes, 3 * BLOCK, "a leaf");
+    assert_eq!(rig.bytes(0, 2), [2, 1]);
+    assert_eq!(rig.read_bytes, 5 * BLOCK, "and what was asked for");
+    rig.write(1030, &[5]);
+    assert_eq!(rig.bytes(1029, 2), [3, 5]);
+    assert_eq!(rig.read_bytes, 7 * BLOCK, "where there is no leaf not even that");
+    let Ok(StoreReply::Checksums(sums)) = rig.end(StoreOp::Checksums { volume: VOLUME, extent: x(0) }) else {
+        panic!("checksums can be had")
+    };
+    let is = |byte: u8| BlockChecksum::of(&[byte; BLOCK]);
+    assert_eq!((sums[0], sums[1], sums[5], sums[1023]), (is(2), is(1), is(4), is(1)));
+    assert_eq!(rig.read_bytes, (7 + 1022) * BLOCK, "who compares reads the rest");
+    rig.cool(&[0, 1]);
+    let mut rig = rig.reopen();
+    assert_eq!(rig.store.hot(VOLUME), []);
+    let expected: Vec<u8> = [vec![2, 1, 1, 1, 1, 4], vec![1; 1018], vec![3; 6], vec![5], vec![3; 1017]].concat();
+    assert_eq!(rig.bytes(0, 2048), expected);
 }
 
 #[test]
@@ -621,6 +656,45 @@ fn on_a_large_disk_a_large_working_set_is_hot_and_survives_a_power_cut() {
         let expected: Vec<u8> = (1..=rounds as u8).collect();
         assert_eq!(rig.bytes(extent * 1024, rounds), expected, "extent {extent}");
     }
+}
+
+#[test]
+fn very_many_extents_cool_a_few_at_a_time() {
+    let mut rig = Rig::open(formatted_with(16 << 30)).expect("a fresh pool opens");
+    rig.thorough = false;
+    rig.done(StoreOp::Create { volume: VOLUME, group: GROUP, size: ByteCount(4 << 30) });
+    let all: Vec<_> = (0..500).map(x).collect();
+    let write_all = |rig: &mut Rig| {
+        rig.done(StoreOp::Heat { volume: VOLUME, extents: all.clone(), generation: gen_(1) });
+        all.iter().for_each(|extent| rig.write(extent.first_block().0, &[7]));
+        rig.flush();
+    };
+    // The largest number of reads and writes that were under way at once.
+    let most_at_once = |rig: &mut Rig| {
+        let cooling = rig.ask(StoreOp::Cool { volume: VOLUME, extents: all.clone() });
+        let (mut reads, mut writes) = (0, 0);
+        loop {
+            let is_read = |op: &&DiskOp| matches!(op.kind, DiskOpKind::Read { .. });
+            let under_way = rig.disk.pending().count();
+            let being_read = rig.disk.pending().filter(is_read).count();
+            (reads, writes) = (reads.max(being_read), writes.max(under_way - being_read));
+            if !rig.step() {
+                break;
+            }
+        }
+        assert_eq!(rig.ended.remove(&cooling), Some(Ok(StoreReply::Done)));
+        assert_eq!(rig.store.hot(VOLUME), []);
+        (reads, writes)
+    };
+    write_all(&mut rig);
+    let (reads, writes) = most_at_once(&mut rig);
+    assert!(reads == 0 && (64..80).contains(&writes), "{reads} reads, {writes} writes at once");
+    write_all(&mut rig);
+    let mut rig = rig.reopen();
+    rig.thorough = false;
+    let (reads, _) = most_at_once(&mut rig);
+    assert!((1..=4).contains(&reads), "{reads} reads at once");
+    assert_eq!(rig.bytes(499 * 1024, 1), [7]);
 }
 
 #[test]

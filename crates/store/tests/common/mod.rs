@@ -75,6 +75,8 @@ pub struct Rig {
     closed: BTreeSet<DiskIndex>,
     /// Writes, flushes and discards that the store has issued since it was opened, oldest first.
     pub issued: Vec<DiskOpKind>,
+    /// Bytes that the store has asked the disks for since it was opened.
+    pub read_bytes: usize,
     /// Whether all invariants are checked after every step, which takes long when a thousand extents are hot.
     pub thorough: bool,
     /// Somebody verifies the metadata all the time, as fast as it goes.
@@ -116,6 +118,7 @@ impl Rig {
             opened: None,
             closed: BTreeSet::new(),
             issued: Vec::new(),
+            read_bytes: 0,
             thorough: true,
             watch: None,
             watch_answers: BTreeMap::new(),
@@ -156,8 +159,9 @@ impl Rig {
         while let Some(output) = self.store.poll() {
             match output {
                 Output::Disk(op) => {
-                    if !matches!(op.kind, DiskOpKind::Read { .. }) {
-                        self.issued.push(op.kind.clone());
+                    match &op.kind {
+                        DiskOpKind::Read { len, .. } => self.read_bytes += len,
+                        other => self.issued.push(other.clone()),
                     }
                     assert!(!self.closed.contains(&op.id.disk), "{op:?} is for a disk that may be closed");
                     match op.id.disk.index() {
