@@ -372,6 +372,19 @@ mod tests {
         assert_eq!(before, after);
     }
 
+    #[test]
+    fn of_what_was_hot_at_a_crash_the_leaf_tells_only_what_holds_nothing() {
+        let mut recovered = Recovered::default();
+        recovered.base[2..6].copy_from_slice(&[Base::Zero, Base::Hole, Base::Lost, Base::Valid]);
+        let mut sums = Box::new([BlockChecksum::ZERO; SUMS]);
+        sums[1..7].fill(BlockChecksum(9));
+        (sums[7], sums[8]) = (HOLE_CHECKSUM, LOST_CHECKSUM);
+        recovered.lay_over(&mut sums);
+        let (zero, unread) = (BlockChecksum::ZERO, UNREAD_CHECKSUM);
+        let expected = [zero, unread, zero, HOLE_CHECKSUM, LOST_CHECKSUM, unread, unread, HOLE_CHECKSUM, LOST_CHECKSUM];
+        assert_eq!(sums[..9], expected);
+    }
+
     fn with_data() -> HotExtent {
         HotExtent::new(Generation(1), Some((0, Slot { state: SlotState::Data, ..Slot::default() })))
     }
