@@ -153,12 +153,15 @@ impl Group {
     }
 
     /// What a scrub looks at here: everything stored, once. Of a snapshot and of the volume that is where something lies
-    /// on top of the snapshot before it; the rest is looked at there.
+    /// on top of the snapshot before it; the rest is looked at there. What lies beside it since a rollback is no help: a block that both
+    /// have from further down is mended for each of them.
     pub(crate) fn stored(&self, node: &Node) -> Vec<(VolumeId, Vec<ExtentIndex>)> {
-        let mut below: BTreeMap<VolumeId, VolumeId> = BTreeMap::new();
+        let mut before: Vec<VolumeId> = Vec::new();
         let mut stored = Vec::new();
         for (volume, _) in self.ordered_volumes() {
-            let extents = match below.insert(self.origin_of(volume), volume) {
+            let older = before.iter().rev().find(|older| node.store.lies_on(volume, **older)).copied();
+            before.push(volume);
+            let extents = match older {
                 None => node.store.allocated(volume),
                 Some(older) => {
                     let own: BTreeSet<ExtentIndex> = node.store.allocated(volume).into_iter().collect();

@@ -280,3 +280,36 @@ fn rot_that_a_guests_read_meets_is_told_like_that_of_a_scrub() {
     assert_eq!(found.len(), 1);
     assert_eq!((found[0].node, found[0].by, found[0].healed), (A, FoundBy::Read, true));
 }
+
+/// Found by the simulator: what two snapshots have from further down was mended for one of them, since a rollback lies between.
+#[test]
+fn what_snapshots_share_beside_each_other_is_mended_for_each() {
+    for node in [A, B] {
+        let mut world = written(9, &[A, B]);
+        let take = |world: &mut World| {
+            let snapshot = world.take_snapshot();
+            world.until_taken();
+            world.until_serving(A);
+            snapshot
+        };
+        let (base, one) = (take(&mut world), take(&mut world));
+        world.roll_back(base);
+        world.until_serving(A);
+        let two = take(&mut world);
+        world.delete_snapshot(base);
+        world.run_for(ms(15_000));
+        rot(&mut world, node, 11, 5);
+        let report = scrubbed(&mut world, 1);
+        assert!(report.healed_blocks > 0 && report.lost_blocks == 0, "{report:?}");
+        for volume in [VOLUME, one, two] {
+            let good = (0..BLOCKS).map(|block| match block {
+                0..600 => 11,
+                1524..1624 => 12,
+                2048..3072 => 13,
+                _ => 0,
+            });
+            let held: Vec<u64> = world.sectors_of(node, volume).iter().map(|sectors| sectors[0]).collect();
+            assert_eq!(held, good.collect::<Vec<u64>>(), "{volume} on {node}");
+        }
+    }
+}

@@ -247,6 +247,12 @@ impl Store {
         self.pool().map_or_else(Vec::new, |pool| pool.differing(one, two))
     }
 
+    /// Whether the volume shows what the other does wherever it has nothing of its own.
+    pub fn lies_on(&self, volume: VolumeId, other: VolumeId) -> bool {
+        let layers = self.layer_of(volume).zip(self.layer_of(other));
+        layers.is_some_and(|((pool, layer), (_, other))| pool.catalog.chain(layer).any(|beneath| beneath == other))
+    }
+
     fn layer_of(&self, volume: VolumeId) -> Option<(&Pool, LayerId)> {
         let pool = self.pool()?;
         Some((pool, pool.layer_of(volume)?))

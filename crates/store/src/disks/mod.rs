@@ -473,6 +473,10 @@ impl Disks {
         self.over_all(volume, |store| store.allocated(volume))
     }
 
+    pub fn lies_on(&self, volume: VolumeId, other: VolumeId) -> bool {
+        self.members().next().is_some_and(|(_, disk)| disk.store.lies_on(volume, other))
+    }
+
     pub fn differing(&self, one: VolumeId, two: VolumeId) -> Vec<ExtentIndex> {
         let mut extents: BTreeSet<ExtentIndex> = self.lost_of(two).collect();
         extents.extend(self.over_all(one, |store| store.differing(one, two)));
