@@ -91,7 +91,7 @@ impl Group {
             by_volume.entry(volume).or_default().push(extent);
         }
         let hears = |state: &MemberState| {
-            matches!(state, MemberState::Current | MemberState::Confirming { .. } | MemberState::Copying(_))
+            matches!(state, MemberState::Current | MemberState::Confirming { .. }) || state.resync().is_some()
         };
         let peers: Vec<_> =
             primary.members.iter().filter(|(_, member)| hears(&member.state)).map(|(peer, _)| *peer).collect();
@@ -167,7 +167,7 @@ fn primary_idle(primary: Option<&Primary>) -> impl Iterator<Item = Instant> {
         .map(|(_, at)| *at)
 }
 
-/// While a replica is being settled or copied to, the comparison decides about marks.
+/// Of extents that are still to be compared with a replica the comparison decides, and of all while the group is frozen for it.
 fn may_cool(primary: &Primary) -> bool {
-    !primary.members.values().any(|member| matches!(member.state, MemberState::Settling(_)))
+    !primary.members.values().any(|member| matches!(&member.state, MemberState::Settling(sync) if !sync.lets_serve()))
 }

@@ -20,8 +20,8 @@ pub(crate) struct Side<'a> {
 /// What is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Plan {
-    /// Both hold everything that was acknowledged but for what the last interruption left in doubt: that is compared while
-    /// the group is frozen, and where blocks differ those of `source` are taken.
+    /// Both hold everything that was acknowledged but for what the last interruption left in doubt: that is compared before it
+    /// is shown to anybody, and where blocks differ those of `source` are taken.
     Settle { source: NodeId, since: Option<Stamp> },
     /// The replica lacks what was written since; it is brought beside the clients' I/O.
     Copy { since: Option<Stamp> },

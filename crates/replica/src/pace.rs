@@ -1,6 +1,6 @@
 //! How fast this node brings replicas up to date beside its guests' I/O: one budget for all groups and targets.
 //!
-//! * While guests ask nothing, as fast as it goes: `PIECES_MAX` pieces under way on each link.
+//! * While guests ask nothing, as fast as it goes: up to 8 MiB in 64 pieces under way on each link.
 //! * While they do, what is sent is cut into pieces that take a link no longer than half the guests' own p99, so that a
 //!   request that queues behind two is about doubled; and only a share of what the link was measured to carry is used. The share is
 //!   halved when the p99 of any kind of request is more than doubled against those that met no piece, and grows in
@@ -16,9 +16,10 @@ use pollux_base::{GroupId, Instant, NodeId};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-/// Pieces under way on one link at most. With `PIECE_BLOCKS_MAX` it bounds the memory for a resync to 8 MiB per link, and is
-/// enough to keep both disks and the link busy at once.
-pub(crate) const PIECES_MAX: usize = 8;
+/// Pieces and comparisons under way on one link at most: what differs may be single blocks, each of which waits for a disk there.
+pub(crate) const PIECES_MAX: usize = 64;
+/// Bytes of them at most: enough to keep both disks and the link busy at once.
+pub(crate) const PIECES_BYTES_MAX: u64 = 8 << 20;
 /// Pieces under way on one link while guests are at work: one is written while the next is read.
 const PIECES_BESIDE: usize = 2;
 /// Largest piece: beyond 1 MiB disks and links get no faster.
@@ -89,6 +90,7 @@ struct ScrubFlow {
 #[derive(Debug, Default)]
 struct Flow {
     under_way: usize,
+    bytes: u64,
     /// The last of them ended then.
     ended: Instant,
     /// The next may begin then, if guests are at work.
@@ -98,6 +100,12 @@ struct Flow {
     measure: Option<Measure>,
     /// Whose turn it is next.
     turns: VecDeque<GroupId>,
+}
+
+impl Flow {
+    fn has_room(&self) -> bool {
+        self.under_way < PIECES_MAX && self.bytes < PIECES_BYTES_MAX
+    }
 }
 
 /// A rate being measured, while pieces are under way without a break.
@@ -207,7 +215,7 @@ impl Pace {
         let is_quiet = self.is_quiet(now);
         let may = |flow: &Flow| {
             let is_time = is_quiet || flow.under_way < PIECES_BESIDE && now >= flow.next;
-            !flow.turns.is_empty() && flow.under_way < PIECES_MAX && is_time
+            !flow.turns.is_empty() && flow.has_room() && is_time
         };
         let (peer, flow) = self.links.iter_mut().find(|(_, flow)| may(flow))?;
         flow.turns.pop_front().map(|group| (group, *peer))
@@ -215,7 +223,7 @@ impl Pace {
 
     /// When `next_turn` may give something that it does not now.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        let waits = self.links.values().filter(|flow| !flow.turns.is_empty() && flow.under_way < PIECES_MAX);
+        let waits = self.links.values().filter(|flow| !flow.turns.is_empty() && flow.has_room());
         // Guests may fall quiet before the link's share allows more.
         let quiet = self.asked.map(|asked| asked + QUIET);
         let due = waits.filter_map(|flow| {
@@ -232,6 +240,7 @@ impl Pace {
         let share = self.share;
         let flow = self.links.entry(peer).or_default();
         flow.under_way += 1;
+        flow.bytes += bytes;
         let is_full = is_quiet || share >= SHARE_WHOLE;
         let measure = flow.measure.get_or_insert(Measure { since: now, bytes: 0, is_full });
         measure.is_full &= is_full;
@@ -247,6 +256,7 @@ impl Pace {
     pub(crate) fn end(&mut self, now: Instant, peer: NodeId, bytes: u64) {
         let Some(flow) = self.links.get_mut(&peer) else { return };
         flow.under_way = flow.under_way.saturating_sub(1);
+        flow.bytes = flow.bytes.saturating_sub(bytes);
         flow.ended = now;
         let Some(measure) = &mut flow.measure else { return };
         measure.bytes += bytes;
@@ -318,7 +328,9 @@ impl Pace {
     pub(crate) fn check(&self) {
         assert!((SHARE_MIN..=SHARE_MAX).contains(&self.share), "a resync is never starved");
         for (peer, flow) in &self.links {
-            assert!(flow.under_way <= PIECES_MAX, "{peer}: what is under way is bounded");
+            // The last one begun may be as large as any.
+            let bytes_max = PIECES_BYTES_MAX + PIECE_BLOCKS_MAX * BLOCK_BYTES;
+            assert!(flow.under_way <= PIECES_MAX && flow.bytes <= bytes_max, "{peer}: what is under way is bounded");
         }
     }
 }
@@ -567,19 +579,23 @@ mod tests {
     #[test]
     fn groups_on_one_link_take_turns_and_share_one_bound() {
         let now = Instant(1_000_000_000_000);
-        let mut pace = Pace::new(now);
-        let mut turns = Vec::new();
-        for group in [1, 2, 3] {
-            pace.queue(PEER, GroupId(group));
+        for (bytes, count) in [(1 << 20, 8), (4096, 64)] {
+            let mut pace = Pace::new(now);
+            let mut turns = Vec::new();
+            for group in [1, 2, 3] {
+                pace.queue(PEER, GroupId(group));
+            }
+            while let Some((group, peer)) = pace.next_turn(now) {
+                turns.push(group.0);
+                pace.begin(now, peer, bytes);
+                pace.queue(peer, group);
+            }
+            let expected: Vec<u64> = [1, 2, 3].into_iter().cycle().take(count).collect();
+            assert_eq!(turns, expected, "so much is under way, whoever it belongs to");
+            pace.end(now, PEER, bytes);
+            let next = expected[count - 1] % 3 + 1;
+            assert_eq!(pace.next_turn(now), Some((GroupId(next), PEER)));
         }
-        while let Some((group, peer)) = pace.next_turn(now) {
-            turns.push(group.0);
-            pace.begin(now, peer, 4096);
-            pace.queue(peer, group);
-        }
-        assert_eq!(turns, [1, 2, 3, 1, 2, 3, 1, 2], "{PIECES_MAX} are under way, whoever they belong to");
-        pace.end(now, PEER, 4096);
-        assert_eq!(pace.next_turn(now), Some((GroupId(3), PEER)));
     }
 
     #[test]

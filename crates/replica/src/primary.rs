@@ -34,7 +34,8 @@ pub(crate) enum MemberState {
     Away,
     /// The record was announced to it; it has not joined yet.
     Greeting,
-    /// Required, and what was in flight at the last interruption is being compared and mended.
+    /// Required, and what was in flight at the last interruption is being compared and mended. Guests are served beside it, unless it
+    /// may lack what was acknowledged.
     Settling(Sync),
     /// Not in sync, and being brought up to date.
     Copying(Sync),
@@ -46,6 +47,17 @@ pub(crate) enum MemberState {
     Trailing,
     /// It cannot take part: replaced, diverged or failed.
     Unfit { reason: String },
+}
+
+impl MemberState {
+    /// What is brought to it while guests are served.
+    pub(crate) fn resync(&self) -> Option<&Sync> {
+        match self {
+            MemberState::Copying(sync) => Some(sync),
+            MemberState::Settling(sync) => Some(sync).filter(|sync| sync.lets_serve()),
+            _ => None,
+        }
+    }
 }
 
 pub(crate) struct Member {
@@ -217,13 +229,15 @@ impl Group {
                 None | Some(MemberState::Away | MemberState::Unfit { .. }) => {
                     return Some(FreezeReason::ReplicaLost { node: peer });
                 }
-                Some(
-                    MemberState::Greeting | MemberState::Settling(_) | MemberState::Copying(_) | MemberState::Trailing,
-                ) => {
+                // A snapshot would freeze what differs.
+                Some(MemberState::Settling(sync)) if !sync.lets_serve() || self.awaits_snapshot() => {
+                    return Some(FreezeReason::Settling { node: peer });
+                }
+                Some(MemberState::Greeting | MemberState::Copying(_) | MemberState::Trailing) => {
                     return Some(FreezeReason::Settling { node: peer });
                 }
                 Some(MemberState::Confirming { required: true }) => return Some(FreezeReason::Settling { node: peer }),
-                Some(MemberState::Confirming { required: false } | MemberState::Current) => {
+                Some(MemberState::Confirming { required: false } | MemberState::Current | MemberState::Settling(_)) => {
                     if primary.refused_by.contains(&peer) || !node.holds_lease_of(peer) {
                         return Some(FreezeReason::NoLease { node: peer });
                     }

@@ -4,7 +4,7 @@
 use crate::group::Group;
 use crate::local::{Act, Job, JobResult, Origin};
 use crate::node::Node;
-use crate::primary::{MemberState, What};
+use crate::primary::{Member, MemberState, What};
 use crate::range_queue::Key;
 use crate::wire::Message;
 use pollux_base::order::{FindingKind, FoundBy};
@@ -75,7 +75,9 @@ impl Group {
             For::Copy { peer, .. } | For::Take { peer, .. } => {
                 Some(peer).filter(|peer| !repair.tried.contains(peer) && self.may_give_while_settling(*peer))
             }
-            For::Request(_) | For::Scrub { .. } => None,
+            // What a client may read is settled already.
+            For::Request(_) => self.settled_reader(volume, range, &repair.tried),
+            For::Scrub { .. } => None,
         };
         let reader = match whom {
             For::Take { .. } => None,
@@ -95,6 +97,16 @@ impl Group {
 
     fn repair(&mut self, key: Key) -> Option<&mut Repair> {
         self.primary.as_mut()?.repairs.get_mut(&key)
+    }
+
+    /// A replica that is just being settled, and has been as far as the range goes.
+    fn settled_reader(&self, volume: VolumeId, range: BlockRange, tried: &BTreeSet<NodeId>) -> Option<NodeId> {
+        let is_settled = |member: &Member| {
+            matches!(&member.state, MemberState::Settling(sync)
+                if sync.lets_serve() && !range.extents().any(|extent| sync.covers(volume, extent)))
+        };
+        let mut members = self.primary.as_ref()?.members.iter();
+        members.find(|(peer, member)| !tried.contains(peer) && is_settled(member)).map(|(peer, _)| *peer)
     }
 
     fn may_give_while_settling(&self, peer: NodeId) -> bool {

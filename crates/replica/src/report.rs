@@ -2,7 +2,6 @@
 
 use crate::group::Group;
 use crate::node::Node;
-use crate::primary::MemberState;
 use crate::verdict::Verdict;
 use pollux_base::order::{FreezeReason, GroupReport, Lag, ReplicaState};
 use pollux_base::{Instant, NodeId, Report, Stamp};
@@ -51,10 +50,7 @@ impl Group {
             state: self.state(node),
             is_unborn: self.is_unborn(),
             is_incomplete: node.store.is_incomplete(self.id),
-            resync: copied
-                .filter(|(_, member)| matches!(member.state, MemberState::Copying(_)))
-                .map(|(peer, _)| *peer)
-                .collect(),
+            resync: copied.filter(|(_, member)| member.state.resync().is_some()).map(|(peer, _)| *peer).collect(),
             scrub: self.scrub_report(node.now).map(|report| (report.id, report.is_done)),
             connected: replicas.filter(|peer| node.session(*peer).is_some()).collect(),
             is_slowed: self.is_slowed(node),
@@ -147,10 +143,7 @@ impl Group {
 
     fn report(&mut self, node: &mut Node, facts: Facts) {
         let members = self.primary.iter().flat_map(|primary| primary.members.iter());
-        let resync = members.filter_map(|(peer, member)| match &member.state {
-            MemberState::Copying(sync) => Some((*peer, sync.progress(node.now))),
-            _ => None,
-        });
+        let resync = members.filter_map(|(peer, member)| Some((*peer, member.state.resync()?.progress(node.now))));
         let report = GroupReport {
             group: self.id,
             stamp: facts.stamp,

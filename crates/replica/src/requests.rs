@@ -200,14 +200,24 @@ impl Group {
         let held = self.primary.as_mut().map(|primary| std::mem::take(&mut primary.held)).unwrap_or_default();
         for (key, request) in held {
             let is_change = matches!(request.op, Op::Write { .. } | Op::Patch { .. } | Op::Zero { .. });
+            let must_settle = request.op.shown().is_some_and(|range| self.awaits_settling(request.volume, range));
             match &mut self.primary {
-                // It goes on when the replica that is behind has got on.
-                Some(primary) if is_change && primary.holds_changes(bound, node.now) => {
+                // It goes on when what it shows is settled, or the replica that is behind has got on.
+                Some(primary) if must_settle || (is_change && primary.holds_changes(bound, node.now)) => {
                     primary.held.insert(key, request);
                 }
                 _ => self.begin(node, request),
             }
         }
+        self.begin_urgent(node);
+    }
+
+    /// Whether a request that has begun may not go on now: its group froze meanwhile, or a replica came back with which what it
+    /// shows is to be settled.
+    fn is_stopped(&mut self, node: &Node, key: Key) -> bool {
+        let pending = self.primary.as_ref().and_then(|primary| primary.requests.get(key));
+        let shown = pending.and_then(|pending| Some((pending.request.volume, pending.request.op.shown()?)));
+        self.freeze(node).is_some() || shown.is_some_and(|(volume, range)| self.awaits_settling(volume, range))
     }
 
     fn begin(&mut self, node: &mut Node, request: Request) {
@@ -248,11 +258,11 @@ impl Group {
     pub(crate) fn run_ready(&mut self, node: &mut Node, mut ready: Ready) {
         ready.reverse();
         while let Some(key) = ready.pop() {
-            let frozen = self.freeze(node).is_some();
+            let is_stopped = self.is_stopped(node, key);
             let Some(primary) = &mut self.primary else { return };
             if !primary.requests.contains(key) {
                 self.on_blocks_locked(node, key);
-            } else if frozen {
+            } else if is_stopped {
                 let pending = primary.requests.remove(key).expect("looked up above");
                 if !pending.is_abandoned {
                     primary.held.insert(key, pending.request);
@@ -549,7 +559,7 @@ impl Group {
         peer: NodeId,
         data: Option<Data>,
     ) {
-        let frozen = self.freeze(node).is_some();
+        let is_stopped = self.is_stopped(node, key);
         let Some(pending) = self.pending(key) else { return };
         let whole = pending.range().expect("a read names blocks");
         let Step::ReadingThere { from, tried, buffer, left } = &mut pending.step else { return };
@@ -571,7 +581,7 @@ impl Group {
         *left -= 1;
         if *left == 0 {
             let data = buffer.take().expect("taken once, with the last part").freeze();
-            if frozen { self.hold_again(node, key) } else { self.on_read(node, key, data) }
+            if is_stopped { self.hold_again(node, key) } else { self.on_read(node, key, data) }
         }
     }
 
@@ -599,12 +609,12 @@ impl Group {
     pub(crate) fn on_request_job(&mut self, node: &mut Node, key: Key, attempt: u32, result: JobResult) {
         let me = node.me;
         // W5: what was read is given out only under a lease that holds now.
-        let frozen = matches!(result, Ok(StoreReply::Read { .. })) && self.freeze(node).is_some();
+        let is_stopped = matches!(result, Ok(StoreReply::Read { .. })) && self.is_stopped(node, key);
         let Some(pending) = self.pending(key).filter(|pending| pending.attempt == attempt) else { return };
         let volume = pending.request.volume;
         match result {
             Ok(StoreReply::Read { data, .. }) if matches!(pending.step, Step::ReadingHere) => {
-                if frozen {
+                if is_stopped {
                     self.hold_again(node, key)
                 } else {
                     self.on_read(node, key, data)

@@ -2,6 +2,11 @@
 //! an absence (*copying*, to one that is not in sync). One machine for both, because both are the same: what may differ is
 //! compared by checksums, and blocks that differ are sent.
 //!
+//! Guests go on meanwhile. What is settled with a replica that has lived on differs in nothing that was acknowledged, so changes
+//! need not wait for it: they go to both. A read does: what it shows must be what the other has, too, should that be the next primary.
+//! So it waits until its own extents are compared, and those come first. Only if a replica has lost power the group is frozen until
+//! all is compared: it may lack what was acknowledged, and a flush promises that.
+//!
 //! Candidates (W8) are the extents changed since the replica was last in sync, those hot here, and those hot or changed
 //! beyond its standing there. Each is compared while nobody may change it; no verdict skips one. They are kept in
 //! memory only: an interrupted resync begins again from durable facts, and what was brought already compares as equal.
@@ -17,7 +22,7 @@ use crate::group::Group;
 use crate::handshake::Plan;
 use crate::local::{Act, Job, JobResult, Origin};
 use crate::node::Node;
-use crate::pace::{Meter, PIECES_MAX};
+use crate::pace::{Meter, PIECES_BYTES_MAX, PIECES_MAX};
 use crate::primary::{Joined, MemberState, What};
 use crate::range_queue::{Access, Key};
 use crate::trail::before;
@@ -30,9 +35,14 @@ use pollux_base::{BlockChecksum, BlockCount, BlockIndex, Data, ExtentIndex, Gene
 use pollux_store::{StoreError, StoreReply};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// Extents taken up at once: compared, or waiting for their pieces. Enough that pieces never wait for a comparison;
-/// their checksums are 8 KiB each.
-const EXTENTS_AT_ONCE: usize = 4;
+/// Extents taken up at once: compared, or waiting for their pieces. So many that pieces wait neither for a comparison nor for the
+/// flush of a mark, which one flush makes for many extents; their checksums are 8 KiB each.
+const EXTENTS_AT_ONCE: usize = 24;
+/// Of them those that are just being compared: each may have to be read whole.
+const COMPARED_AT_ONCE: usize = 8;
+/// The same with those that reads wait for.
+const EXTENTS_URGENT_MAX: usize = 32;
+const COMPARED_URGENT_MAX: usize = 16;
 /// What a comparison moves: the checksums of an extent.
 const COMPARE_BYTES: u64 = EXTENT_BLOCKS * 8;
 /// While the group is frozen for it, a piece is as large as is of use.
@@ -90,6 +100,13 @@ struct Paced {
     bytes: u64,
 }
 
+impl Paced {
+    fn begin(node: &mut Node, peer: NodeId, bytes: u64) -> Paced {
+        node.pace.begin(node.now, peer, bytes);
+        Paced { bytes }
+    }
+}
+
 /// Where differing blocks go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Direction {
@@ -106,6 +123,8 @@ pub(crate) struct Sync {
     /// The replica has not lost power since it was last current: it lacks nothing that was acknowledged.
     pub is_continuous: bool,
     left: BTreeSet<(VolumeId, ExtentIndex)>,
+    /// Those of them that reads wait for.
+    urgent: VecDeque<(VolumeId, ExtentIndex)>,
     /// Volumes of snapshots that are still to be compared, oldest first, each before anything after it.
     frozen: VecDeque<VolumeId>,
     works: BTreeMap<Key, Work>,
@@ -127,6 +146,36 @@ impl Sync {
             || self.works.values().any(|work| (work.volume, work.extent) == (volume, extent))
     }
 
+    /// Whether guests are served while a required replica is settled like this.
+    pub(crate) fn lets_serve(&self) -> bool {
+        self.direction == Direction::There && self.is_continuous
+    }
+
+    /// Has the extents that are still to be compared be so before others. Whether any is, or is just being.
+    pub(crate) fn hurry(&mut self, volume: VolumeId, range: BlockRange) -> bool {
+        let mut awaited = false;
+        for at in range.extents().map(|extent| (volume, extent)) {
+            awaited |= self.covers(at.0, at.1);
+            if self.left.contains(&at) && !self.urgent.contains(&at) {
+                self.urgent.push_back(at);
+            }
+        }
+        awaited
+    }
+
+    /// Takes out the next extent that a read waits for, if it may be begun. Snapshots come before what lies on them.
+    fn next_urgent(&mut self) -> Option<(VolumeId, ExtentIndex)> {
+        if !self.frozen.is_empty() || !self.may_compare(EXTENTS_URGENT_MAX, COMPARED_URGENT_MAX) {
+            return None;
+        }
+        while let Some(next) = self.urgent.pop_front() {
+            if self.left.contains(&next) {
+                return Some(next);
+            }
+        }
+        None
+    }
+
     pub(crate) fn progress(&self, now: Instant) -> ResyncProgress {
         let extents_left = (self.left.len() + self.works.len()) as u64;
         let (bytes_per_second, seconds_left) =
@@ -137,7 +186,12 @@ impl Sync {
 
     /// Whether there is something that can be begun.
     fn has_more(&self) -> bool {
-        self.next_run().is_some() || self.works.len() < EXTENTS_AT_ONCE && self.next_extent().is_some()
+        self.next_run().is_some() || self.may_compare(EXTENTS_AT_ONCE, COMPARED_AT_ONCE) && self.next_extent().is_some()
+    }
+
+    fn may_compare(&self, extents: usize, compared: usize) -> bool {
+        let is_compared = |work: &&Work| !matches!(work.step, Step::Sending { .. });
+        self.works.len() < extents && self.works.values().filter(is_compared).count() < compared
     }
 
     /// The extent that is to be compared next, if one may be begun now. Newer layers let older ones be seen through: what is
@@ -163,11 +217,12 @@ impl Sync {
     fn next_run(&self) -> Option<Key> {
         let has_runs = |work: &Work| matches!(&work.step, Step::Sending { runs, .. } if !runs.is_empty());
         let next = self.works.iter().find(|(_, work)| has_runs(work)).map(|(key, _)| *key);
-        next.filter(|_| self.pieces.len() < PIECES_MAX)
+        let bytes: u64 = self.pieces.values().map(|piece| piece.range.count.bytes().0).sum();
+        next.filter(|_| self.pieces.len() < PIECES_MAX && bytes < PIECES_BYTES_MAX)
     }
 
     pub(crate) fn check(&self) {
-        assert!(self.works.len() <= EXTENTS_AT_ONCE && self.pieces.len() <= PIECES_MAX, "a resync is bounded");
+        assert!(self.works.len() <= EXTENTS_URGENT_MAX && self.pieces.len() <= PIECES_MAX, "a resync is bounded");
         for (key, work) in &self.works {
             assert!(!self.left.contains(&(work.volume, work.extent)), "an extent is compared once");
             let of_it = self.pieces.values().filter(|piece| piece.work == *key).count();
@@ -205,11 +260,12 @@ impl Group {
         let since = since.map_or(Generation(0), |stamp| stamp.generation);
         let resets = trails || member.mode == Mode::Async;
         let volumes = self.ordered_volumes();
-        let (left, works) = (BTreeSet::new(), BTreeMap::new());
+        let (left, urgent, works) = (BTreeSet::new(), VecDeque::new(), BTreeMap::new());
         let frozen = volumes.iter().filter(|(_, is_written)| !is_written).map(|(volume, _)| *volume).collect();
         let meter = Meter::new(node.now);
         let pieces = BTreeMap::new();
-        let mut sync = Sync { direction, is_continuous, left, frozen, works, pieces, total: 0, sent_bytes: 0, meter };
+        let (total, sent_bytes) = (0, 0);
+        let mut sync = Sync { direction, is_continuous, left, urgent, frozen, works, pieces, total, sent_bytes, meter };
         for (volume, _) in &volumes {
             let hot = node.store.hot(*volume);
             let changed = match since {
@@ -276,7 +332,32 @@ impl Group {
     /// Whether the resync of this replica goes at the pace that the guests allow; else they wait for it.
     fn is_paced(&self, peer: NodeId) -> bool {
         let member = self.primary.as_ref().and_then(|primary| primary.members.get(&peer));
-        member.is_some_and(|member| matches!(member.state, MemberState::Copying(_)))
+        member.is_some_and(|member| match &member.state {
+            MemberState::Copying(_) => true,
+            MemberState::Settling(sync) => sync.lets_serve() && sync.frozen.is_empty() && !self.awaits_snapshot(),
+            _ => false,
+        })
+    }
+
+    /// Whether what a read asks for is still to be settled with a replica; it is settled next.
+    pub(crate) fn awaits_settling(&mut self, volume: VolumeId, range: BlockRange) -> bool {
+        let mut awaits = false;
+        for member in self.primary.iter_mut().flat_map(|primary| primary.members.values_mut()) {
+            if let MemberState::Settling(sync) = &mut member.state {
+                awaits |= sync.hurry(volume, range);
+            }
+        }
+        awaits
+    }
+
+    /// Begins what reads wait for.
+    pub(crate) fn begin_urgent(&mut self, node: &mut Node) {
+        let peers: Vec<NodeId> = self.syncs().map(|(peer, _)| peer).collect();
+        for peer in peers {
+            while let Some(at) = self.sync(peer).and_then(Sync::next_urgent) {
+                self.begin_extent(node, peer, at, false);
+            }
+        }
     }
 
     /// Has what can be begun begin, now or when its turn comes; when nothing is left the replica holds everything.
@@ -284,6 +365,7 @@ impl Group {
         if let Some(sync) = self.sync(peer) {
             sync.end_stages();
         }
+        self.begin_urgent(node);
         if !self.is_paced(peer) {
             while self.begin_one(node, peer) {}
         } else if self.sync(peer).is_some_and(|sync| sync.has_more()) {
@@ -328,7 +410,7 @@ impl Group {
             }
             *pieces += 1;
             let (volume, range) = (*volume, BlockRange::new(run.start, BlockCount(count)));
-            let paced = self.begin_paced(node, peer, range.count.bytes().0);
+            let paced = self.is_paced(peer).then(|| Paced::begin(node, peer, range.count.bytes().0));
             let key = node.next_key();
             let Some(sync) = self.sync(peer) else { return false };
             sync.pieces.insert(key, Piece { work, volume, range, step: PieceStep::Locking, paced });
@@ -336,20 +418,28 @@ impl Group {
             self.lock(node, key, volume, range, Access::Read);
             return true;
         }
-        if sync.works.len() >= EXTENTS_AT_ONCE {
+        if !sync.may_compare(EXTENTS_AT_ONCE, COMPARED_AT_ONCE) {
             return false;
         }
-        let Some((volume, extent)) = sync.next_extent() else { return false };
-        sync.left.remove(&(volume, extent));
+        let Some(next) = sync.next_extent() else { return false };
+        let is_paced = self.is_paced(peer);
+        self.begin_extent(node, peer, next, is_paced);
+        true
+    }
+
+    /// Begins the comparison of an extent that is left.
+    fn begin_extent(&mut self, node: &mut Node, peer: NodeId, at: (VolumeId, ExtentIndex), is_paced: bool) {
+        let (volume, extent) = at;
+        let Some(sync) = self.sync(peer) else { return };
+        sync.left.remove(&at);
         let access = if sync.direction == Direction::Here { Access::Write } else { Access::Read };
         // Extents beyond the volume's end hold nothing.
-        let Some(range) = self.extent_range(volume, extent) else { return true };
-        let paced = self.begin_paced(node, peer, COMPARE_BYTES);
+        let Some(range) = self.extent_range(volume, extent) else { return };
+        let paced = is_paced.then(|| Paced::begin(node, peer, COMPARE_BYTES));
         let key = node.next_key();
-        let Some(sync) = self.sync(peer) else { return false };
+        let Some(sync) = self.sync(peer) else { return };
         sync.works.insert(key, Work { volume, extent, step: Step::Locking, paced });
         self.lock(node, key, volume, range, access);
-        true
     }
 
     pub(crate) fn lock(&mut self, node: &mut Node, key: Key, volume: VolumeId, range: BlockRange, access: Access) {
@@ -357,13 +447,6 @@ impl Group {
         if primary.queue.push(key, volume, range, access) {
             self.on_blocks_locked(node, key);
         }
-    }
-
-    fn begin_paced(&self, node: &mut Node, peer: NodeId, bytes: u64) -> Option<Paced> {
-        self.is_paced(peer).then(|| {
-            node.pace.begin(node.now, peer, bytes);
-            Paced { bytes }
-        })
     }
 
     /// The blocks of an extent that the volume has; none for an extent beyond its end.
@@ -505,7 +588,12 @@ impl Group {
             work.step = Step::Taking;
             return self.begin_repair(node, crate::repair::For::Take { peer, key }, volume, runs);
         }
+        let is_other = !runs.is_empty();
         work.step = Step::Sending { runs: runs.into(), pieces: 0 };
+        if let Some(stamp) = self.acting().map(|spec| spec.record.stamp).filter(|_| is_other) {
+            // Its mark is made there while other pieces are on their way.
+            node.send_bare(peer, Message::Heat { group: self.id, stamp, volume, extents: vec![extent] });
+        }
         // From here on writes to it go to the replica too.
         let Some(primary) = &mut self.primary else { return };
         let ready = primary.queue.remove(key);

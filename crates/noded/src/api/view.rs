@@ -378,7 +378,12 @@ fn group_state(
         ReplicaState::Opening => (GroupState::Frozen, Some(format!("the pool on {} is being opened", name(here)))),
         ReplicaState::Serving if !report.resync.is_empty() => {
             let targets: Vec<String> = report.resync.keys().map(|node| name(*node)).collect();
-            (GroupState::Resyncing, Some(format!("{} is being brought up to date", targets.join(", "))))
+            let targets = targets.join(", ");
+            let text = match report.resync.keys().all(|node| group.record.in_sync.contains(node)) {
+                true => format!("what was being written at a restart is compared with {targets}"),
+                false => format!("{targets} is being brought up to date"),
+            };
+            (GroupState::Resyncing, Some(text))
         }
         ReplicaState::Absent => (GroupState::Healthy, None),
         ReplicaState::Stale => {
