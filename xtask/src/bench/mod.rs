@@ -15,6 +15,7 @@
 
 mod cgroup;
 mod client;
+mod crash;
 mod floor;
 mod idle;
 mod lab;
@@ -104,6 +105,7 @@ const WIDE: &str = "wide: 4k writes qd32 over the large volume against as much a
 const FRESH: &str = "fresh: 4k writes qd32 on a new volume against the steady state";
 const SNAPSHOT: &str = "snapshot: 4k writes qd32 right after a snapshot against the steady state";
 const RESYNC: &str = "resync: a twentieth of the large volume changed while node 2 was away";
+const CRASH: &str = "crash: blockd is killed under writes all over the large volume, and started again";
 const IDLE: &str = "idle: CPU, wake-ups, bytes, memory";
 const MEMORY: &str = "memory: a sparse volume, every extent mapped";
 
@@ -137,7 +139,7 @@ pub struct Row {
 /// Runs the benchmark and prints its tables.
 pub fn run(args: &BenchArgs) -> Result<()> {
     let names: Vec<&str> =
-        COMPARED.iter().map(|work| work.name).chain([WIDE, FRESH, SNAPSHOT, RESYNC, IDLE, MEMORY]).collect();
+        COMPARED.iter().map(|work| work.name).chain([WIDE, FRESH, SNAPSHOT, RESYNC, CRASH, IDLE, MEMORY]).collect();
     ensure!(
         names.iter().any(|name| args.chooses(name)),
         "no row has such a name; there are:\n  {}",
@@ -165,6 +167,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         }
         if args.chooses(RESYNC) {
             servers.resync(args)?;
+        }
+        if args.chooses(CRASH) {
+            servers.crash(args)?;
         }
         if args.chooses(MEMORY) {
             has_memory = Some(());
@@ -375,6 +380,20 @@ impl Servers {
             }
         }
         Ok(table::printed(Row { name: WIDE, is_stream: false, runs: runs.into() }))
+    }
+
+    /// Either process dies under a guest that writes all over a large volume.
+    fn crash(&mut self, args: &BenchArgs) -> Result<()> {
+        let (pair, _) = self.pair.as_mut().context("pollux does not run")?;
+        let size_bytes = args.wide_mib << 20;
+        let volume = pair.create(size_bytes)?;
+        eprintln!("bench: filling {} MiB", args.wide_mib);
+        fill(&mut pair.client(&volume)?, size_bytes)?;
+        table::print_crash_head(CRASH, args.wide_mib);
+        for (name, node) in [("the primary's blockd", 0), ("the secondary's blockd", 1)] {
+            table::print_crash(name, &crash::measure(pair, &volume, size_bytes, node)?);
+        }
+        pair.remove(volume)
     }
 
     fn idle(&mut self) -> Result<()> {

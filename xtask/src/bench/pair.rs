@@ -6,7 +6,7 @@ use super::process::{Running, wait_for};
 use crate::interrupt;
 use anyhow::{Context, Result, ensure};
 use pollux_base::config::{Accelerator, Encryption, NodeAddresses, NodeConfig, PathUse, PoolConfig, TlsFiles};
-use pollux_base::order::Offer;
+use pollux_base::order::{Offer, ReplicaState};
 use pollux_base::record::{Frozen, GroupRecord, GroupSpec, LagBound, Lineage, Snapshot, Stamp};
 use pollux_base::{
     ByteCount, ClusterId, Epoch, Generation, GroupId, KeyId, NodeId, Order, PoolId, Report, Secret, SnapshotId,
@@ -173,12 +173,47 @@ impl Pair {
 
     /// Node 2 is there again, with the disk that it had. Only of this volume is it told.
     pub fn give_back(&mut self, volume: &Volume) -> Result<()> {
-        self.nodes[1] = Node::start(self.nodes[1].config.clone(), &self.program, &self.cgroup)?;
-        self.give_link_key(1)?;
-        if let Some((key, secret)) = self.key.clone() {
-            self.nodes[1].order(&Order::VolumeKey { key, secret })?;
+        self.restart(1, volume)
+    }
+
+    /// A node's process dies and is started again. Only of this volume is it told.
+    pub fn restart(&mut self, node: usize, volume: &Volume) -> Result<()> {
+        let Node { blockd, config, .. } = &mut self.nodes[node];
+        blockd.kill();
+        // The kernel may still have requests of its ring, and with them its sockets: one could connect to them, and wait for ever.
+        for socket in [config.data_socket(), config.nbd_socket()] {
+            fs::remove_file(socket)?;
         }
-        self.nodes[1].order(&Order::Group(volume.spec.clone()))
+        self.nodes[node] = Node::start(self.nodes[node].config.clone(), &self.program, &self.cgroup)?;
+        self.give_link_key(node)?;
+        if let Some((key, secret)) = self.key.clone() {
+            self.nodes[node].order(&Order::VolumeKey { key, secret })?;
+        }
+        self.nodes[node].order(&Order::Group(volume.spec.clone()))?;
+        self.nodes[node].order(&Order::Exports { names: self.exports.clone() })
+    }
+
+    /// Waits until the nodes have compared what was being written when one of them died.
+    pub fn until_settled(&mut self, volume: &Volume) -> Result<()> {
+        self.nodes[0].order(&Order::ReportAll)?;
+        self.nodes[0].hear("the end of the comparison", |report| match report {
+            Report::Group(report) => {
+                report.group == volume.spec.group && report.state == ReplicaState::Serving && report.resync.is_empty()
+            }
+            _ => false,
+        })
+    }
+
+    /// Waits until node 1 takes a client.
+    pub fn client_when_served(&self, volume: &Volume) -> Result<Client> {
+        let mut client = None;
+        let mut refusal = String::new();
+        let served = wait_for("node 1 to serve", || {
+            client = self.client(volume).map_err(|error| refusal = format!("{error:#}")).ok();
+            Ok(client.is_some())
+        });
+        served.with_context(|| format!("{refusal}; it reported last {:?}", self.nodes[0].reports.try_iter().last()))?;
+        client.context("it was waited for")
     }
 
     /// Waits until node 2 has all that node 1 has, and names it.

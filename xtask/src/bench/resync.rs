@@ -1,8 +1,9 @@
 //! A replica that was away is brought up to date: what travels, how fast, and what the guests notice of it.
 
 use super::client::Client;
+use super::idle::pause;
 use super::pair::{Pair, Volume};
-use super::quiet::sent;
+use super::quiet::{COOLING_TIME, sent};
 use super::work::{FILL, Work};
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -60,6 +61,8 @@ const GUEST_STEP: Duration = Duration::from_millis(200);
 /// Node 2 is away while so much of the volume is changed, in pieces of this size all over it.
 pub fn measure(pair: &mut Pair, volume: &mut Volume, case: &Case) -> Result<Resync> {
     let Case { size_bytes, changed_bytes, piece, has_guest, .. } = *case;
+    // What was written a moment ago would be compared as well, and is not what is measured.
+    pause(COOLING_TIME)?;
     let before = if has_guest { Some(guest(&mut pair.client(volume)?, GUEST_TIME)?) } else { None };
     pair.lose(volume)?;
     let mut client = pair.client(volume)?;

@@ -1,6 +1,7 @@
 //! The tables that are printed.
 
 use super::client::Run;
+use super::crash::Crash;
 use super::idle::Idle;
 use super::quiet::Quiet;
 use super::resync::{Case, Resync};
@@ -86,6 +87,20 @@ pub fn print_resync(case: &Case, resync: &Resync) {
         resync.traffic_ratio(),
         pair(resync.p99_us),
         pair(resync.iops)
+    );
+}
+
+pub fn print_crash_head(name: &str, wide_mib: u64) {
+    println!("\n{name}, {wide_mib} MiB");
+    let heads = ["write, ms", "read, ms", "settled, s", "writes/s", "p99, ms", "reads/s", "p99, ms"];
+    println!("  {:<28} {}", "until the first", heads.map(|head| format!("{head:>10}")).join(" "));
+}
+
+pub fn print_crash(name: &str, crash: &Crash) {
+    let Crash { write_ms, read_ms, iops, p99_ms, settled_s } = crash;
+    println!(
+        "  {name:<28} {write_ms:>10.0} {read_ms:>10.0} {settled_s:>10.1} {:>10.0} {:>10.1} {:>10.0} {:>10.1}",
+        iops[0], p99_ms[0], iops[1], p99_ms[1]
     );
 }
 
