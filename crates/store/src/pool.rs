@@ -729,7 +729,10 @@ impl Pool {
             let mapped = self.layers.get(&key.0).and_then(|map| map.extents.get(&key.1)).copied();
             assert_eq!(hot.slot, mapped, "the hot set and the map agree on {key:?}");
             assert!(hot.cooling.is_none() || hot.writers == 0, "what is written to is not cooled");
-            assert!(hot.recovered.is_none() || hot.loaded().is_none(), "what is loaded has taken over what was recovered");
+            assert!(
+                hot.recovered.is_none() || hot.loaded().is_none(),
+                "what is loaded has taken over what was recovered"
+            );
             if let Some(sums) = hot.loaded() {
                 let fresh = hot.fresh.keys().all(|block| !sums[usize::from(*block)].is_zero());
                 assert!(fresh, "a fresh block holds data");
