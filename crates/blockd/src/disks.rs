@@ -50,9 +50,12 @@ impl DiskOrders {
         self.ready.extend(keeper.take_opened().into_iter().map(Ready::Join));
     }
 
-    /// Hands over what is ready. What could not be is answered here.
+    /// Hands over what is ready, unless the pool has something to note first. What could not be is answered here.
     pub fn hand_over(&mut self, turn: &mut Turn<'_>, plane: &mut DataPlane, keeper: &Keeper) -> Vec<Report> {
         let mut reports = Vec::new();
+        if plane.store().is_noting() {
+            return reports;
+        }
         for ready in std::mem::take(&mut self.ready) {
             let (id, change) = match ready {
                 Ready::Change { id, change } => (id, change),

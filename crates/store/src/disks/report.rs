@@ -25,6 +25,12 @@ impl Disks {
         is_busy.then(|| "the pool is being opened or changed; try again".to_owned())
     }
 
+    /// Whether no disk can join or leave only because something is being noted, which takes a moment.
+    pub fn is_noting(&self) -> bool {
+        let is_well = self.failed().is_none() && self.refused.is_none() && self.is_open;
+        is_well && self.joining.is_none() && self.changing > 0
+    }
+
     /// Whether one more disk fits beside those that the pool knows.
     pub(super) fn refuses_more(&self, members: usize) -> Option<String> {
         // Numbers of disks are not used twice while the pool is open.
