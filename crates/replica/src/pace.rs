@@ -19,7 +19,7 @@ use std::time::Duration;
 /// Pieces and comparisons under way on one link at most: what differs may be single blocks, each of which waits for a disk there.
 pub(crate) const PIECES_MAX: usize = 64;
 /// Bytes of them at most: enough to keep both disks and the link busy at once.
-pub(crate) const PIECES_BYTES_MAX: u64 = 8 << 20;
+const PIECES_BYTES_MAX: u64 = 8 << 20;
 /// Pieces under way on one link while guests are at work: one is written while the next is read.
 const PIECES_BESIDE: usize = 2;
 /// Largest piece: beyond 1 MiB disks and links get no faster.
@@ -102,9 +102,14 @@ struct Flow {
     turns: VecDeque<GroupId>,
 }
 
+/// Whether one more piece may begin beside so many.
+pub(crate) fn has_room(pieces: usize, bytes: u64) -> bool {
+    pieces < PIECES_MAX && bytes < PIECES_BYTES_MAX
+}
+
 impl Flow {
     fn has_room(&self) -> bool {
-        self.under_way < PIECES_MAX && self.bytes < PIECES_BYTES_MAX
+        has_room(self.under_way, self.bytes)
     }
 }
 

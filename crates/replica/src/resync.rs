@@ -22,7 +22,7 @@ use crate::group::Group;
 use crate::handshake::Plan;
 use crate::local::{Act, Job, JobResult, Origin};
 use crate::node::Node;
-use crate::pace::{Meter, PIECES_BYTES_MAX, PIECES_MAX};
+use crate::pace::{Meter, PIECES_MAX, has_room};
 use crate::primary::{Joined, MemberState, What};
 use crate::range_queue::{Access, Key};
 use crate::trail::before;
@@ -218,7 +218,7 @@ impl Sync {
         let has_runs = |work: &Work| matches!(&work.step, Step::Sending { runs, .. } if !runs.is_empty());
         let next = self.works.iter().find(|(_, work)| has_runs(work)).map(|(key, _)| *key);
         let bytes: u64 = self.pieces.values().map(|piece| piece.range.count.bytes().0).sum();
-        next.filter(|_| self.pieces.len() < PIECES_MAX && bytes < PIECES_BYTES_MAX)
+        next.filter(|_| has_room(self.pieces.len(), bytes))
     }
 
     pub(crate) fn check(&self) {

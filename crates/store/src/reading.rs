@@ -213,6 +213,7 @@ impl Pool {
         let expected = &expected[within..within + usize::from(count)];
         let Some(request) = self.requests.get_mut(part.request) else { return };
         let reading = request.reading.as_mut().expect("reads belong to a read request");
+        let block = |at: usize| BlockRange::new(BlockIndex(start.0 + at as u64), BlockCount(1));
         let data = match result {
             Ok(Some(data)) if data.len() == expected.len() * BLOCK => data,
             Ok(_) => {
@@ -221,9 +222,7 @@ impl Pool {
             }
             // A spot of the medium that cannot be read is healed like one that reads wrong.
             Err(error) if is_bad_spot(&error) => {
-                let bad = (0..expected.len()).filter(|at| !expected[*at].is_zero());
-                let bad = bad.map(|at| BlockRange::new(BlockIndex(start.0 + at as u64), BlockCount(1)));
-                reading.corrupt.extend(bad);
+                reading.corrupt.extend((0..expected.len()).filter(|at| !expected[*at].is_zero()).map(block));
                 return;
             }
             Err(error) => {
@@ -245,7 +244,7 @@ impl Pool {
                 Some(_) => {
                     // What was lost with a disk is not this one's fault.
                     self.checksum_errors += u64::from(expected[at_run] != LOST_CHECKSUM);
-                    reading.corrupt.push(BlockRange::new(BlockIndex(start.0 + at_run as u64), BlockCount(1)));
+                    reading.corrupt.push(block(at_run));
                 }
             }
             if !held {
@@ -256,7 +255,9 @@ impl Pool {
             }
         }
         // Of a layer beneath, which is about to cool, it is not remembered.
-        if let Some(Checksums::Loaded(sums)) = self.hot.get_mut(&part.key).map(|hot| &mut hot.checksums) {
+        if !reread.is_empty()
+            && let Some(Checksums::Loaded(sums)) = self.hot.get_mut(&part.key).map(|hot| &mut hot.checksums)
+        {
             for (block, found) in reread {
                 if sums[block] == UNREAD_CHECKSUM {
                     sums[block] = found;

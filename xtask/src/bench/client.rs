@@ -25,11 +25,33 @@ pub enum Framing {
 }
 
 /// What one run brought.
+#[derive(Default)]
 pub struct Run {
     pub elapsed: Duration,
     /// Sorted, in nanoseconds.
     pub latencies: Vec<u32>,
     pub client_cpu: Duration,
+}
+
+impl Run {
+    /// Another run of the same work after this one.
+    pub fn add(&mut self, more: Run) {
+        self.latencies.extend(more.latencies);
+        // Two sorted runs, which this merges.
+        self.latencies.sort();
+        self.elapsed += more.elapsed;
+        self.client_cpu += more.client_cpu;
+    }
+
+    pub fn iops(&self) -> f64 {
+        self.latencies.len() as f64 / self.elapsed.as_secs_f64()
+    }
+
+    /// In microseconds; 0 if nothing was done.
+    pub fn percentile_us(&self, percent: usize) -> f64 {
+        let place = self.latencies.len().saturating_sub(1) * percent / 100;
+        self.latencies.get(place).map_or(0.0, |ns| f64::from(*ns) / 1000.0)
+    }
 }
 
 pub struct Client {

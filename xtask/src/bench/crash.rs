@@ -39,9 +39,7 @@ pub fn measure(pair: &mut Pair, volume: &Volume, size_bytes: u64, node: usize) -
     let (mut iops, mut p99_ms) = ([0.0; 2], [0.0; 2]);
     for (at, work) in [write, READ.on(size_bytes)].iter().enumerate() {
         let run = client.run(work, LOOK_TIME, u64::MAX)?;
-        iops[at] = run.latencies.len() as f64 / run.elapsed.as_secs_f64();
-        let p99 = run.latencies.get(run.latencies.len().saturating_sub(1) * 99 / 100);
-        p99_ms[at] = p99.map_or(0.0, |ns| f64::from(*ns) / 1e6);
+        (iops[at], p99_ms[at]) = (run.iops(), run.percentile_us(99) / 1000.0);
     }
     pair.until_settled(volume)?;
     Ok(Crash { write_ms, read_ms, iops, p99_ms, settled_s: died.elapsed().as_secs_f64() })

@@ -478,13 +478,12 @@ fn counted(client: &mut Client, work: &Work, seconds: f64, requests_max: u64, pa
     let spent = cpu_us(&[paying])? - before;
     let ios = run.latencies.len() as f64;
     ensure!(ios > 0.0, "`{}` did nothing", work.name);
-    let percentile = |percent: usize| f64::from(run.latencies[(run.latencies.len() - 1) * percent / 100]) / 1000.0;
-    let iops = ios / run.elapsed.as_secs_f64();
+    let iops = run.iops();
     Ok(Figures {
         iops,
         mib_per_s: iops * work.block_bytes as f64 / f64::from(1 << 20),
-        p50_us: percentile(50),
-        p99_us: percentile(99),
+        p50_us: run.percentile_us(50),
+        p99_us: run.percentile_us(99),
         server_us_per_io: spent / ios,
         client_us_per_io: run.client_cpu.as_secs_f64() * 1e6 / ios,
     })

@@ -1,6 +1,6 @@
 //! A replica that was away is brought up to date: what travels, how fast, and what the guests notice of it.
 
-use super::client::Client;
+use super::client::{Client, Run};
 use super::idle::pause;
 use super::pair::{Pair, Volume};
 use super::quiet::{COOLING_TIME, sent};
@@ -78,7 +78,7 @@ pub fn measure(pair: &mut Pair, volume: &mut Volume, case: &Case) -> Result<Resy
         let is_over = &is_over;
         let writer = guest_client.as_mut().map(|client| {
             scope.spawn(move || {
-                let mut seen = Guest::default();
+                let mut seen = Run::default();
                 while !is_over.load(Ordering::Relaxed) {
                     seen.add(guest(client, GUEST_STEP)?);
                 }
@@ -93,34 +93,11 @@ pub fn measure(pair: &mut Pair, volume: &mut Volume, case: &Case) -> Result<Resy
     })?;
     let sent_bytes = sent(pair)?[0];
     let both =
-        |of: fn(&Guest) -> f64| before.as_ref().zip(during.as_ref()).map(|(before, during)| [of(before), of(during)]);
-    Ok(Resync { changed_bytes, sent_bytes, seconds, p99_us: both(Guest::p99_us), iops: both(Guest::iops) })
+        |of: fn(&Run) -> f64| before.as_ref().zip(during.as_ref()).map(|(before, during)| [of(before), of(during)]);
+    let p99_us = both(|run| run.percentile_us(99));
+    Ok(Resync { changed_bytes, sent_bytes, seconds, p99_us, iops: both(Run::iops) })
 }
 
-#[derive(Default)]
-struct Guest {
-    latencies: Vec<u32>,
-    elapsed: Duration,
-}
-
-impl Guest {
-    fn add(&mut self, more: Guest) {
-        self.latencies.extend(more.latencies);
-        self.elapsed += more.elapsed;
-    }
-
-    fn p99_us(&self) -> f64 {
-        let mut sorted = self.latencies.clone();
-        sorted.sort_unstable();
-        sorted.get(sorted.len().saturating_sub(1) * 99 / 100).map_or(0.0, |ns| f64::from(*ns) / 1000.0)
-    }
-
-    fn iops(&self) -> f64 {
-        self.latencies.len() as f64 / self.elapsed.as_secs_f64()
-    }
-}
-
-fn guest(client: &mut Client, time: Duration) -> Result<Guest> {
-    let run = client.run(&GUEST, time, u64::MAX).context("the guest's writes")?;
-    Ok(Guest { latencies: run.latencies, elapsed: run.elapsed })
+fn guest(client: &mut Client, time: Duration) -> Result<Run> {
+    client.run(&GUEST, time, u64::MAX).context("the guest's writes")
 }
