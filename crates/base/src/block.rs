@@ -54,14 +54,6 @@ pub enum Op {
 }
 
 impl Op {
-    /// Blocks that it shows, or by whose content it goes.
-    pub fn shown(&self) -> Option<BlockRange> {
-        match self {
-            Op::Read { .. } | Op::Patch { .. } | Op::Status { .. } => self.range(),
-            Op::Write { .. } | Op::Zero { .. } | Op::Flush => None,
-        }
-    }
-
     /// The blocks it touches; none for a flush.
     pub fn range(&self) -> Option<BlockRange> {
         match self {

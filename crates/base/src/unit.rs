@@ -161,6 +161,16 @@ impl BlockRange {
     pub fn overlaps(self, other: BlockRange) -> bool {
         self.start < other.end() && other.start < self.end()
     }
+    /// Whether it has blocks, and all of them are in the other. Whatever the numbers are.
+    pub fn is_within(self, other: BlockRange) -> bool {
+        let end = self.start.0.checked_add(self.count.0);
+        self.start >= other.start && self.count.0 > 0 && end.is_some_and(|end| end <= other.end().0)
+    }
+    /// Which of the whole's blocks these are, counted from its first.
+    pub fn places_in(self, whole: BlockRange) -> std::ops::Range<usize> {
+        let start = (self.start.0 - whole.start.0) as usize;
+        start..start + self.count.0 as usize
+    }
     /// The extents that hold these blocks, in order. None for an empty range.
     pub fn extents(self) -> impl Iterator<Item = ExtentIndex> + use<> {
         let last = if self.count.0 == 0 { 0 } else { BlockIndex(self.end().0 - 1).extent().0 + 1 };
@@ -234,6 +244,16 @@ mod tests {
         let runs = range(3, 6).split_by(|block| (4..7).contains(&block.0));
         assert_eq!(runs, [(range(3, 1), false), (range(4, 3), true), (range(7, 2), false)]);
         assert!(range(3, 0).split_by(|_| true).is_empty());
+    }
+
+    #[test]
+    fn a_range_is_within_another_with_all_of_its_blocks() {
+        let range = |start, count| BlockRange::new(BlockIndex(start), BlockCount(count));
+        let whole = range(10, 5);
+        assert!([range(10, 5), range(10, 1), range(14, 1)].iter().all(|part| part.is_within(whole)));
+        let outside = [range(9, 2), range(14, 2), range(12, 0), range(11, u64::MAX), range(20, 1)];
+        assert!(!outside.iter().any(|part| part.is_within(whole)));
+        assert_eq!(range(12, 2).places_in(whole), 2..4);
     }
 
     #[test]

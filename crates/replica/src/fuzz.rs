@@ -25,7 +25,7 @@ pub const TARGETS: &[Target] = &[
 
 /// The frozen encodings of every message and word are what fuzzing begins with: name and bytes.
 fn fixtures() -> Vec<(&'static str, Vec<u8>)> {
-    let lines = include_str!("../tests/wire-v2.txt").lines().filter_map(|line| line.split_once(' '));
+    let lines = include_str!("../tests/wire-v3.txt").lines().filter_map(|line| line.split_once(' '));
     lines.filter(|(name, _)| *name != "blocks").map(|(name, text)| (name, unhex(text))).collect()
 }
 

@@ -33,6 +33,7 @@ mod requests;
 mod resync;
 mod scrub;
 mod secondary;
+mod showing;
 mod snapshot;
 mod space;
 mod spool;

@@ -111,6 +111,13 @@ pub(crate) enum What {
         key: Key,
         part: BlockRange,
     },
+    /// The differences of what a read is about to show.
+    Show {
+        key: Key,
+        part: BlockRange,
+    },
+    /// Blocks of it that differed.
+    Shown(Key),
     /// A good copy of bad blocks.
     Repair(Key),
     /// The differences of an extent.

@@ -75,8 +75,7 @@ impl Group {
             For::Copy { peer, .. } | For::Take { peer, .. } => {
                 Some(peer).filter(|peer| !repair.tried.contains(peer) && self.may_give_while_settling(*peer))
             }
-            // What a client may read is settled already.
-            For::Request(_) => self.settled_reader(volume, range, &repair.tried),
+            For::Request(_) => self.settling_reader(&repair.tried),
             For::Scrub { .. } => None,
         };
         let reader = match whom {
@@ -99,14 +98,11 @@ impl Group {
         self.primary.as_mut()?.repairs.get_mut(&key)
     }
 
-    /// A replica that is just being settled, and has been as far as the range goes.
-    fn settled_reader(&self, volume: VolumeId, range: BlockRange, tried: &BTreeSet<NodeId>) -> Option<NodeId> {
-        let is_settled = |member: &Member| {
-            matches!(&member.state, MemberState::Settling(sync)
-                if sync.lets_serve() && !range.extents().any(|extent| sync.covers(volume, extent)))
-        };
+    /// A replica that is just being settled while guests are served.
+    fn settling_reader(&self, tried: &BTreeSet<NodeId>) -> Option<NodeId> {
+        let lets_serve = |member: &Member| matches!(&member.state, MemberState::Settling(sync) if sync.lets_serve());
         let mut members = self.primary.as_ref()?.members.iter();
-        members.find(|(peer, member)| !tried.contains(peer) && is_settled(member)).map(|(peer, _)| *peer)
+        members.find(|(peer, member)| !tried.contains(peer) && lets_serve(member)).map(|(peer, _)| *peer)
     }
 
     fn may_give_while_settling(&self, peer: NodeId) -> bool {

@@ -21,6 +21,7 @@ use crate::node::{Node, Purpose};
 use crate::pace::Kind;
 use crate::primary::{MemberState, What};
 use crate::range_queue::{Access, Key, Ready};
+use crate::showing::Shown;
 use crate::spool::Change;
 use crate::wire::{Frame, Message};
 use pollux_base::data::Buffer;
@@ -35,7 +36,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// was bad; more means that this disk returns something else each time.
 const REPAIRS_MAX: u32 = 3;
 
-enum Step {
+pub(crate) enum Step {
     /// Behind earlier requests.
     Queued,
     /// The extents' hot marks are being made durable.
@@ -44,17 +45,19 @@ enum Step {
     Sent,
     /// At the local disk, or being mended for it.
     ReadingHere,
+    /// What was read here is compared at replicas with which it is still to be settled (`showing.rs`).
+    Showing(Shown),
     /// At a peer, because this node has no replica that may be read (W6).
     ReadingThere { from: NodeId, tried: BTreeSet<NodeId>, buffer: Option<Buffer>, left: usize },
 }
 
 pub(crate) struct Pending {
-    request: Request,
+    pub request: Request,
     /// The client went away.
     is_abandoned: bool,
     /// Tells what is under way from what was given up when the request was begun anew.
     attempt: u32,
-    step: Step,
+    pub step: Step,
     checksums: Vec<BlockChecksum>,
     /// When it began, for the pace of what goes on beside the guests.
     began: Instant,
@@ -137,9 +140,9 @@ impl Pending {
 }
 
 /// The bytes of `part` in data that holds `whole`.
-fn slice(data: &Data, whole: BlockRange, part: BlockRange) -> Data {
-    let start = ((part.start.0 - whole.start.0) * BLOCK_BYTES) as usize;
-    data.slice(start..start + part.count.bytes().0 as usize)
+pub(crate) fn slice(data: &Data, whole: BlockRange, part: BlockRange) -> Data {
+    let places = part.places_in(whole);
+    data.slice(places.start * BLOCK_BYTES as usize..places.end * BLOCK_BYTES as usize)
 }
 
 impl Group {
@@ -200,31 +203,21 @@ impl Group {
         let held = self.primary.as_mut().map(|primary| std::mem::take(&mut primary.held)).unwrap_or_default();
         for (key, request) in held {
             let is_change = matches!(request.op, Op::Write { .. } | Op::Patch { .. } | Op::Zero { .. });
-            let must_settle = request.op.shown().is_some_and(|range| self.awaits_settling(request.volume, range));
             match &mut self.primary {
-                // It goes on when what it shows is settled, or the replica that is behind has got on.
-                Some(primary) if must_settle || (is_change && primary.holds_changes(bound, node.now)) => {
+                // It goes on when the replica that is behind has got on.
+                Some(primary) if is_change && primary.holds_changes(bound, node.now) => {
                     primary.held.insert(key, request);
                 }
                 _ => self.begin(node, request),
             }
         }
-        self.begin_urgent(node);
-    }
-
-    /// Whether a request that has begun may not go on now: its group froze meanwhile, or a replica came back with which what it
-    /// shows is to be settled.
-    fn is_stopped(&mut self, node: &Node, key: Key) -> bool {
-        let pending = self.primary.as_ref().and_then(|primary| primary.requests.get(key));
-        let shown = pending.and_then(|pending| Some((pending.request.volume, pending.request.op.shown()?)));
-        self.freeze(node).is_some() || shown.is_some_and(|(volume, range)| self.awaits_settling(volume, range))
     }
 
     fn begin(&mut self, node: &mut Node, request: Request) {
         if let Op::Status { range } = request.op {
-            let runs = match self.is_member(node) {
+            let runs = match self.is_member(node) && self.unsettled(request.volume, range).is_empty() {
                 true => node.store.status(request.volume, range),
-                false => vec![(range, true)], // it may hold data: the peer knows
+                false => vec![(range, true)], // it may hold data: a peer knows
             };
             node.out.push_back(Output::Reply(request.id, Reply::Status(runs)));
             return;
@@ -258,11 +251,11 @@ impl Group {
     pub(crate) fn run_ready(&mut self, node: &mut Node, mut ready: Ready) {
         ready.reverse();
         while let Some(key) = ready.pop() {
-            let is_stopped = self.is_stopped(node, key);
+            let is_frozen = self.freeze(node).is_some();
             let Some(primary) = &mut self.primary else { return };
             if !primary.requests.contains(key) {
                 self.on_blocks_locked(node, key);
-            } else if is_stopped {
+            } else if is_frozen {
                 let pending = primary.requests.remove(key).expect("looked up above");
                 if !pending.is_abandoned {
                     primary.held.insert(key, pending.request);
@@ -390,7 +383,7 @@ impl Group {
         self.finish_if_done(node, key);
     }
 
-    fn pending(&mut self, key: Key) -> Option<&mut Pending> {
+    pub(crate) fn pending(&mut self, key: Key) -> Option<&mut Pending> {
         self.primary.as_mut()?.requests.get_mut(key)
     }
 
@@ -430,11 +423,10 @@ impl Group {
             let Some((sequence, stamp)) = self.ask(node, peer, What::Piece { key, is_received: false }) else { return };
             let frame = match (&op, piece) {
                 (Op::Write { range: whole, data, fua }, Some(range)) => {
-                    let at = (range.start.0 - whole.start.0) as usize;
                     let Some(pending) = self.pending(key) else { return };
                     Frame {
                         message: Message::Write { group, stamp, sequence, volume, range, fua: *fua },
-                        checksums: pending.checksums[at..at + range.count.0 as usize].to_vec(),
+                        checksums: pending.checksums[range.places_in(*whole)].to_vec(),
                         data: Some(slice(data, *whole, range)),
                     }
                 }
@@ -559,7 +551,7 @@ impl Group {
         peer: NodeId,
         data: Option<Data>,
     ) {
-        let is_stopped = self.is_stopped(node, key);
+        let is_frozen = self.freeze(node).is_some();
         let Some(pending) = self.pending(key) else { return };
         let whole = pending.range().expect("a read names blocks");
         let Step::ReadingThere { from, tried, buffer, left } = &mut pending.step else { return };
@@ -581,12 +573,12 @@ impl Group {
         *left -= 1;
         if *left == 0 {
             let data = buffer.take().expect("taken once, with the last part").freeze();
-            if is_stopped { self.hold_again(node, key) } else { self.on_read(node, key, data) }
+            if is_frozen { self.hold_again(node, key) } else { self.on_read(node, key, data) }
         }
     }
 
     /// What a read asked for is there, or the block into which a patch goes.
-    fn on_read(&mut self, node: &mut Node, key: Key, stored: Data) {
+    pub(crate) fn on_read(&mut self, node: &mut Node, key: Key, stored: Data) {
         let Some(request) = self.pending(key).map(|pending| &pending.request) else { return };
         let (volume, range) = (request.volume, request.op.range().expect("a read names blocks"));
         let data = match self.cipher(node, volume) {
@@ -609,15 +601,15 @@ impl Group {
     pub(crate) fn on_request_job(&mut self, node: &mut Node, key: Key, attempt: u32, result: JobResult) {
         let me = node.me;
         // W5: what was read is given out only under a lease that holds now.
-        let is_stopped = matches!(result, Ok(StoreReply::Read { .. })) && self.is_stopped(node, key);
+        let is_frozen = matches!(result, Ok(StoreReply::Read { .. })) && self.freeze(node).is_some();
         let Some(pending) = self.pending(key).filter(|pending| pending.attempt == attempt) else { return };
         let volume = pending.request.volume;
         match result {
-            Ok(StoreReply::Read { data, .. }) if matches!(pending.step, Step::ReadingHere) => {
-                if is_stopped {
+            Ok(StoreReply::Read { data, checksums }) if matches!(pending.step, Step::ReadingHere) => {
+                if is_frozen {
                     self.hold_again(node, key)
                 } else {
-                    self.on_read(node, key, data)
+                    self.show(node, key, data, checksums)
                 }
             }
             Ok(_) => self.on_piece_done(node, key, me),
@@ -654,7 +646,7 @@ impl Group {
     }
 
     /// A read that may not be answered now begins anew when the group thaws.
-    fn hold_again(&mut self, node: &mut Node, key: Key) {
+    pub(crate) fn hold_again(&mut self, node: &mut Node, key: Key) {
         let Some(primary) = &mut self.primary else { return };
         let Some(pending) = primary.requests.remove(key) else { return };
         if !pending.is_abandoned {
@@ -683,6 +675,7 @@ impl Group {
                     }
                 }
                 Step::ReadingThere { from, .. } if *from == peer => reads.push(key),
+                Step::Showing(_) => reads.push(key),
                 _ => {}
             }
         }
@@ -727,7 +720,7 @@ impl Group {
                 }
                 Step::Heating | Step::Sent => self.send_change_unless_frozen_out(node, key),
                 Step::ReadingHere if is_member => {}
-                Step::ReadingHere | Step::ReadingThere { .. } => self.hold_again(node, key),
+                Step::ReadingHere | Step::Showing(_) | Step::ReadingThere { .. } => self.hold_again(node, key),
             }
         }
     }

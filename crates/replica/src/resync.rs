@@ -3,9 +3,9 @@
 //! compared by checksums, and blocks that differ are sent.
 //!
 //! Guests go on meanwhile. What is settled with a replica that has lived on differs in nothing that was acknowledged, so changes
-//! need not wait for it: they go to both. A read does: what it shows must be what the other has, too, should that be the next primary.
-//! So it waits until its own extents are compared, and those come first. Only if a replica has lost power the group is frozen until
-//! all is compared: it may lack what was acknowledged, and a flush promises that.
+//! need not wait for it: they go to both. What a read shows must be what the other has, too, should that be the next primary: so
+//! its own blocks are compared first, and brought if they differ (`showing.rs`). Only if a replica has lost power the group is frozen
+//! until all is compared: it may lack what was acknowledged, and a flush promises that.
 //!
 //! Candidates (W8) are the extents changed since the replica was last in sync, those hot here, and those hot or changed
 //! beyond its standing there. Each is compared while nobody may change it; no verdict skips one. They are kept in
@@ -25,6 +25,7 @@ use crate::node::Node;
 use crate::pace::{Meter, PIECES_MAX, has_room};
 use crate::primary::{Joined, MemberState, What};
 use crate::range_queue::{Access, Key};
+use crate::requests::slice;
 use crate::trail::before;
 use crate::verdict::Verdict;
 use crate::wire::{Frame, Message, Standing};
@@ -40,9 +41,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 const EXTENTS_AT_ONCE: usize = 24;
 /// Of them those that are just being compared: each may have to be read whole.
 const COMPARED_AT_ONCE: usize = 8;
-/// The same with those that reads wait for.
-const EXTENTS_URGENT_MAX: usize = 32;
-const COMPARED_URGENT_MAX: usize = 16;
 /// What a comparison moves: the checksums of an extent.
 const COMPARE_BYTES: u64 = EXTENT_BLOCKS * 8;
 /// While the group is frozen for it, a piece is as large as is of use.
@@ -107,6 +105,14 @@ impl Paced {
     }
 }
 
+/// What was sent of a run of blocks.
+#[derive(Default)]
+pub(crate) struct SentBlocks {
+    /// So many answers come.
+    pub parts: usize,
+    pub bytes: u64,
+}
+
 /// Where differing blocks go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Direction {
@@ -123,8 +129,6 @@ pub(crate) struct Sync {
     /// The replica has not lost power since it was last current: it lacks nothing that was acknowledged.
     pub is_continuous: bool,
     left: BTreeSet<(VolumeId, ExtentIndex)>,
-    /// Those of them that reads wait for.
-    urgent: VecDeque<(VolumeId, ExtentIndex)>,
     /// Volumes of snapshots that are still to be compared, oldest first, each before anything after it.
     frozen: VecDeque<VolumeId>,
     works: BTreeMap<Key, Work>,
@@ -146,34 +150,10 @@ impl Sync {
             || self.works.values().any(|work| (work.volume, work.extent) == (volume, extent))
     }
 
-    /// Whether guests are served while a required replica is settled like this.
+    /// Whether guests are served while a required replica is settled like this. What is still to be mended in a snapshot would show
+    /// through what is read or zeroed meanwhile.
     pub(crate) fn lets_serve(&self) -> bool {
-        self.direction == Direction::There && self.is_continuous
-    }
-
-    /// Has the extents that are still to be compared be so before others. Whether any is, or is just being.
-    pub(crate) fn hurry(&mut self, volume: VolumeId, range: BlockRange) -> bool {
-        let mut awaited = false;
-        for at in range.extents().map(|extent| (volume, extent)) {
-            awaited |= self.covers(at.0, at.1);
-            if self.left.contains(&at) && !self.urgent.contains(&at) {
-                self.urgent.push_back(at);
-            }
-        }
-        awaited
-    }
-
-    /// Takes out the next extent that a read waits for, if it may be begun. Snapshots come before what lies on them.
-    fn next_urgent(&mut self) -> Option<(VolumeId, ExtentIndex)> {
-        if !self.frozen.is_empty() || !self.may_compare(EXTENTS_URGENT_MAX, COMPARED_URGENT_MAX) {
-            return None;
-        }
-        while let Some(next) = self.urgent.pop_front() {
-            if self.left.contains(&next) {
-                return Some(next);
-            }
-        }
-        None
+        self.direction == Direction::There && self.is_continuous && self.frozen.is_empty()
     }
 
     pub(crate) fn progress(&self, now: Instant) -> ResyncProgress {
@@ -186,12 +166,12 @@ impl Sync {
 
     /// Whether there is something that can be begun.
     fn has_more(&self) -> bool {
-        self.next_run().is_some() || self.may_compare(EXTENTS_AT_ONCE, COMPARED_AT_ONCE) && self.next_extent().is_some()
+        self.next_run().is_some() || self.may_compare() && self.next_extent().is_some()
     }
 
-    fn may_compare(&self, extents: usize, compared: usize) -> bool {
+    fn may_compare(&self) -> bool {
         let is_compared = |work: &&Work| !matches!(work.step, Step::Sending { .. });
-        self.works.len() < extents && self.works.values().filter(is_compared).count() < compared
+        self.works.len() < EXTENTS_AT_ONCE && self.works.values().filter(is_compared).count() < COMPARED_AT_ONCE
     }
 
     /// The extent that is to be compared next, if one may be begun now. Newer layers let older ones be seen through: what is
@@ -222,7 +202,7 @@ impl Sync {
     }
 
     pub(crate) fn check(&self) {
-        assert!(self.works.len() <= EXTENTS_URGENT_MAX && self.pieces.len() <= PIECES_MAX, "a resync is bounded");
+        assert!(self.works.len() <= EXTENTS_AT_ONCE && self.pieces.len() <= PIECES_MAX, "a resync is bounded");
         for (key, work) in &self.works {
             assert!(!self.left.contains(&(work.volume, work.extent)), "an extent is compared once");
             let of_it = self.pieces.values().filter(|piece| piece.work == *key).count();
@@ -259,13 +239,17 @@ impl Group {
         let since = since.map(|stamp| if trails { before(stamp) } else { stamp });
         let since = since.map_or(Generation(0), |stamp| stamp.generation);
         let resets = trails || member.mode == Mode::Async;
-        let volumes = self.ordered_volumes();
-        let (left, urgent, works) = (BTreeSet::new(), VecDeque::new(), BTreeMap::new());
+        // Whoever the record names had each snapshot taken at one point with the primary: what was written about that had ended everywhere.
+        let is_named = self.spec.as_ref().is_some_and(|spec| spec.record.in_sync.contains(&peer));
+        let lived_on = is_named && is_continuous && direction == Direction::There;
+        let mut volumes = self.ordered_volumes();
+        volumes.retain(|(_, is_written)| *is_written || !lived_on);
+        let (left, works) = (BTreeSet::new(), BTreeMap::new());
         let frozen = volumes.iter().filter(|(_, is_written)| !is_written).map(|(volume, _)| *volume).collect();
         let meter = Meter::new(node.now);
         let pieces = BTreeMap::new();
         let (total, sent_bytes) = (0, 0);
-        let mut sync = Sync { direction, is_continuous, left, urgent, frozen, works, pieces, total, sent_bytes, meter };
+        let mut sync = Sync { direction, is_continuous, left, frozen, works, pieces, total, sent_bytes, meter };
         for (volume, _) in &volumes {
             let hot = node.store.hot(*volume);
             let changed = match since {
@@ -277,14 +261,15 @@ impl Group {
         }
         let Some(primary) = &mut self.primary else { return };
         for (volume, extents) in theirs {
-            for extent in extents {
+            let is_compared = volumes.iter().any(|(compared, _)| *compared == volume);
+            for extent in extents.into_iter().filter(|_| is_compared) {
                 sync.left.insert((volume, extent));
                 // It may be hot there, and only its primary can say when it need not be any more.
                 primary.warm.entry((volume, extent)).or_insert((0, node.now));
             }
         }
         // What was written about when a snapshot was taken may have come to the replica before or after it made its own.
-        let snapshots = self.spec.iter().flat_map(|spec| spec.snapshots.each.values());
+        let snapshots = self.spec.iter().flat_map(|spec| spec.snapshots.each.values()).filter(|_| !lived_on);
         for snapshot in snapshots.filter(|snapshot| snapshot.taken.is_some_and(|taken| taken >= since)) {
             for (volume, frozen) in &snapshot.volumes {
                 let all = (frozen.of, ExtentIndex(0))..=(frozen.of, ExtentIndex(u32::MAX));
@@ -334,30 +319,9 @@ impl Group {
         let member = self.primary.as_ref().and_then(|primary| primary.members.get(&peer));
         member.is_some_and(|member| match &member.state {
             MemberState::Copying(_) => true,
-            MemberState::Settling(sync) => sync.lets_serve() && sync.frozen.is_empty() && !self.awaits_snapshot(),
+            MemberState::Settling(sync) => sync.lets_serve() && !self.awaits_snapshot(),
             _ => false,
         })
-    }
-
-    /// Whether what a read asks for is still to be settled with a replica; it is settled next.
-    pub(crate) fn awaits_settling(&mut self, volume: VolumeId, range: BlockRange) -> bool {
-        let mut awaits = false;
-        for member in self.primary.iter_mut().flat_map(|primary| primary.members.values_mut()) {
-            if let MemberState::Settling(sync) = &mut member.state {
-                awaits |= sync.hurry(volume, range);
-            }
-        }
-        awaits
-    }
-
-    /// Begins what reads wait for.
-    pub(crate) fn begin_urgent(&mut self, node: &mut Node) {
-        let peers: Vec<NodeId> = self.syncs().map(|(peer, _)| peer).collect();
-        for peer in peers {
-            while let Some(at) = self.sync(peer).and_then(Sync::next_urgent) {
-                self.begin_extent(node, peer, at, false);
-            }
-        }
     }
 
     /// Has what can be begun begin, now or when its turn comes; when nothing is left the replica holds everything.
@@ -365,7 +329,6 @@ impl Group {
         if let Some(sync) = self.sync(peer) {
             sync.end_stages();
         }
-        self.begin_urgent(node);
         if !self.is_paced(peer) {
             while self.begin_one(node, peer) {}
         } else if self.sync(peer).is_some_and(|sync| sync.has_more()) {
@@ -418,7 +381,7 @@ impl Group {
             self.lock(node, key, volume, range, Access::Read);
             return true;
         }
-        if !sync.may_compare(EXTENTS_AT_ONCE, COMPARED_AT_ONCE) {
+        if !sync.may_compare() {
             return false;
         }
         let Some(next) = sync.next_extent() else { return false };
@@ -498,8 +461,10 @@ impl Group {
         match (&mut work.step, result) {
             (step @ Step::Own, Ok(StoreReply::Checksums(checksums))) => {
                 *step = Step::Comparing;
+                let Some(range) = self.extent_range(volume, extent) else { return };
                 let Some((sequence, stamp)) = self.ask(node, peer, What::Compare(key)) else { return };
-                let message = Message::Compare { group, stamp, sequence, volume, extent };
+                let message = Message::Compare { group, stamp, sequence, volume, range };
+                let checksums = checksums[..range.count.0 as usize].to_vec();
                 node.send(peer, Frame { message, checksums, data: None });
             }
             (_, Err(error)) => self.on_store_error(node, &error),
@@ -507,30 +472,46 @@ impl Group {
         }
     }
 
-    /// Sends what a piece holds. Blocks that are not stored here are given back there, not written as zeros: thin stays thin.
     fn send_piece(&mut self, node: &mut Node, peer: NodeId, key: Key, data: &Data, checksums: &[BlockChecksum]) {
-        let group = self.id;
         let Some((_, piece)) = self.piece(key) else { return };
-        let (volume, whole) = (piece.volume, piece.range);
-        let at = |block: BlockIndex| (block.0 - whole.start.0) as usize;
-        let parts = whole.split_by(|block| checksums[at(block)].is_zero());
-        piece.step = PieceStep::Sent { awaited: parts.len() };
-        let mut bytes = 0;
-        for (range, is_zero) in parts {
-            let Some((sequence, stamp)) = self.ask(node, peer, What::Copy(key)) else { return };
+        let (volume, range) = (piece.volume, piece.range);
+        let sent = self.send_blocks(node, peer, What::Copy(key), volume, range, data, checksums);
+        if let Some(sync) = self.sync(peer) {
+            sync.sent_bytes += sent.bytes;
+        }
+        if let Some((_, piece)) = self.piece(key) {
+            piece.step = PieceStep::Sent { awaited: sent.parts };
+        }
+    }
+
+    /// Sends blocks as they are stored here to a replica that has something else. Blocks that are not stored here are given back
+    /// there, not written as zeros: thin stays thin. Each part is answered with `what`.
+    #[allow(clippy::too_many_arguments)] // each is one part of what is sent, said once
+    pub(crate) fn send_blocks(
+        &mut self,
+        node: &mut Node,
+        peer: NodeId,
+        what: What,
+        volume: VolumeId,
+        whole: BlockRange,
+        data: &Data,
+        checksums: &[BlockChecksum],
+    ) -> SentBlocks {
+        let group = self.id;
+        let mut sent = SentBlocks::default();
+        for (range, is_zero) in whole.split_by(|block| checksums[(block.0 - whole.start.0) as usize].is_zero()) {
+            let Some((sequence, stamp)) = self.ask(node, peer, what) else { return sent };
+            sent.parts += 1;
             if is_zero {
                 node.send_bare(peer, Message::Zero { group, stamp, sequence, volume, range, fua: false });
                 continue;
             }
-            bytes += range.count.bytes().0;
-            let part = at(range.start)..at(range.end());
-            let data = data.slice(part.start * BLOCK_BYTES as usize..part.end * BLOCK_BYTES as usize);
+            sent.bytes += range.count.bytes().0;
             let message = Message::Write { group, stamp, sequence, volume, range, fua: false };
-            node.send(peer, Frame { message, checksums: checksums[part].to_vec(), data: Some(data) });
+            let checksums = checksums[range.places_in(whole)].to_vec();
+            node.send(peer, Frame { message, checksums, data: Some(slice(data, whole, range)) });
         }
-        if let Some(sync) = self.sync(peer) {
-            sync.sent_bytes += bytes;
-        }
+        sent
     }
 
     /// Bad blocks here were mended from a good copy, or there is none.
@@ -571,16 +552,8 @@ impl Group {
             node.pace.end(now, peer, paced.bytes);
         }
         let Some(whole) = self.extent_range(volume, extent) else { return };
-        let inside = |run: &BlockRange| {
-            let end = run.start.0.checked_add(run.count.0);
-            run.start >= whole.start && run.count.0 > 0 && end.is_some_and(|end| end <= whole.end().0)
-        };
-        if !runs.iter().all(inside) {
-            return self.make_unfit(
-                node,
-                peer,
-                "it names blocks outside the extent that it was asked about".to_string(),
-            );
+        if !runs.iter().all(|run| run.is_within(whole)) {
+            return self.make_unfit(node, peer, "it names blocks that it was not asked about".to_string());
         }
         let is_taken = self.sync(peer).is_some_and(|sync| sync.direction == Direction::Here);
         let Some((_, work)) = self.work(key) else { return };

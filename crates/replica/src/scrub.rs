@@ -19,8 +19,8 @@ use crate::range_queue::{Access, Key};
 use crate::repair::{For, Outcome};
 use crate::wire::{Frame, Message};
 use pollux_base::order::{Finding, FindingKind, FoundBy, ScrubReport};
-use pollux_base::unit::{BLOCK_BYTES, BlockRange, EXTENT_BLOCKS};
-use pollux_base::{BlockChecksum, BlockCount, BlockIndex, Data, ExtentIndex, Instant, NodeId, VolumeId};
+use pollux_base::unit::{BlockRange, EXTENT_BLOCKS};
+use pollux_base::{BlockChecksum, BlockCount, Data, ExtentIndex, Instant, NodeId, VolumeId};
 use pollux_store::{StoreError, StoreReply};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -322,8 +322,9 @@ impl Group {
                 check.step = Step::Comparing { awaited: peers.clone(), stored };
                 for peer in peers {
                     let Some((sequence, stamp)) = self.ask(node, peer, What::CompareScrub(key)) else { return };
-                    let message = Message::Compare { group, stamp, sequence, volume, extent };
-                    node.send(peer, Frame { message, checksums: checksums.clone(), data: None });
+                    let message = Message::Compare { group, stamp, sequence, volume, range: whole };
+                    let checksums = checksums[..whole.count.0 as usize].to_vec();
+                    node.send(peer, Frame { message, checksums, data: None });
                 }
                 self.end_compare_if_done(node, key);
             }
@@ -410,25 +411,13 @@ impl Group {
     }
 
     fn send_mended(&mut self, node: &mut Node, key: Key, data: &Data, checksums: &[BlockChecksum]) {
-        let group = self.id;
         let Some(check) = self.check_of(key) else { return };
         let volume = check.volume;
         let Some(Bad { node: peer, range: whole, .. }) = check.bad.front() else { return };
         let (peer, whole) = (*peer, *whole);
-        let at = |block: BlockIndex| (block.0 - whole.start.0) as usize;
-        let parts = whole.split_by(|block| checksums[at(block)].is_zero());
-        check.step = Step::Mending { mend: Some(Mend::Sent { awaited: parts.len() }) };
-        for (range, is_zero) in parts {
-            let Some((sequence, stamp)) = self.ask(node, peer, What::Mend(key)) else { return };
-            if is_zero {
-                node.send_bare(peer, Message::Zero { group, stamp, sequence, volume, range, fua: false });
-                continue;
-            }
-            let part = at(range.start)..at(range.end());
-            let data = data.slice(part.start * BLOCK_BYTES as usize..part.end * BLOCK_BYTES as usize);
-            let message = Message::Write { group, stamp, sequence, volume, range, fua: false };
-            node.send(peer, Frame { message, checksums: checksums[part].to_vec(), data: Some(data) });
-        }
+        let sent = self.send_blocks(node, peer, What::Mend(key), volume, whole, data, checksums);
+        let Some(check) = self.check_of(key) else { return };
+        check.step = Step::Mending { mend: Some(Mend::Sent { awaited: sent.parts }) };
         // The mark that the replica made for it is taken back with the others.
         let now = node.now;
         if let Some(primary) = &mut self.primary {

@@ -22,7 +22,7 @@ pub(crate) enum PeerAsk {
     Change,
     Flush,
     Read,
-    Compare { extent: ExtentIndex, range: BlockRange, checksums: Vec<BlockChecksum> },
+    Compare { range: BlockRange, checksums: Vec<BlockChecksum> },
     Verify,
     Current,
 }
@@ -73,6 +73,7 @@ impl Group {
                     What::Piece { key, is_received: true } => self.on_piece_written(node, key, peer),
                     What::Piece { key, is_received: false } => self.on_piece_done(node, key, peer),
                     What::Copy(key) => self.on_copied(node, key),
+                    What::Shown(key) => self.on_shown(node, key),
                     What::Current => self.on_confirmed(node, peer),
                     What::Mend(key) => self.on_mended_there(node, key),
                     What::TrailReset => self.step_sync(node, peer),
@@ -129,6 +130,7 @@ impl Group {
             Message::Differs { stamp, sequence, runs, .. } => {
                 match self.answered(peer, stamp, sequence) {
                     Some(What::Compare(key)) => self.on_differs(node, key, runs),
+                    Some(What::Show { key, part }) => self.on_show_differs(node, key, peer, part, &runs),
                     Some(What::CompareScrub(key)) => self.on_scrub_differs(node, key, peer, runs),
                     _ => {} // ignore_other_answer
                 }
@@ -211,17 +213,18 @@ impl Group {
                     self.refuse(node, asker, Refusal::Invalid);
                 }
             }
-            Message::Compare { stamp, sequence, volume, extent, .. } => {
+            Message::Compare { stamp, sequence, volume, range, .. } => {
                 let asker = Asker { peer, session, sequence, stamp };
                 if !self.admits(node, asker) {
                     return;
                 }
-                match self.extent_range(volume, extent) {
-                    Some(range) if checksums.len() as u64 == EXTENT_BLOCKS => {
-                        let ask = PeerAsk::Compare { extent, range, checksums };
-                        self.peer_job(node, asker, volume, range, Act::Checksums, false, ask);
-                    }
-                    _ => self.refuse(node, asker, Refusal::Invalid),
+                if self.is_inside(volume, range) && checksums.len() as u64 == range.count.0 {
+                    // The blocks of a whole extent are not read for it, as far as their checksums are known.
+                    let is_whole = self.extent_range(volume, range.start.extent()) == Some(range);
+                    let act = if is_whole { Act::Checksums } else { Act::Read };
+                    self.peer_job(node, asker, volume, range, act, false, PeerAsk::Compare { range, checksums });
+                } else {
+                    self.refuse(node, asker, Refusal::Invalid);
                 }
             }
             Message::Verify { stamp, sequence, volume, range, .. } => {
@@ -418,9 +421,10 @@ impl Group {
                 let message = Message::ReadData { group, stamp, sequence };
                 return node.answer(peer, session, Frame { message, checksums, data: Some(data) });
             }
-            (PeerAsk::Compare { extent, range, checksums }, Ok(StoreReply::Checksums(own))) => {
-                Message::Differs { group, stamp, sequence, runs: differing(extent, range, &checksums, &own) }
-            }
+            (
+                PeerAsk::Compare { range, checksums },
+                Ok(StoreReply::Checksums(own) | StoreReply::Read { checksums: own, .. }),
+            ) => Message::Differs { group, stamp, sequence, runs: differing(range, &checksums, &own) },
             (PeerAsk::Verify, Ok(StoreReply::Read { .. })) => {
                 Message::Verified { group, stamp, sequence, bad: Vec::new() }
             }
@@ -591,16 +595,11 @@ fn asked_under(message: &Message) -> Option<Stamp> {
 }
 
 /// Runs of blocks whose checksums are not the same.
-fn differing(
-    extent: ExtentIndex,
-    range: BlockRange,
-    theirs: &[BlockChecksum],
-    own: &[BlockChecksum],
-) -> Vec<BlockRange> {
+fn differing(range: BlockRange, theirs: &[BlockChecksum], own: &[BlockChecksum]) -> Vec<BlockRange> {
     let mut runs: Vec<BlockRange> = Vec::new();
-    let blocks = theirs.iter().zip(own).take(range.count.0 as usize).enumerate();
+    let blocks = theirs.iter().zip(own).enumerate();
     for (index, _) in blocks.filter(|(_, (theirs, own))| theirs != own) {
-        let block = BlockIndex(extent.first_block().0 + index as u64);
+        let block = BlockIndex(range.start.0 + index as u64);
         match runs.last_mut() {
             Some(run) if run.end() == block => run.count.0 += 1,
             _ => runs.push(BlockRange::new(block, BlockCount(1))),
@@ -661,9 +660,8 @@ mod tests {
         for index in [0, 1, 5, 1023] {
             theirs[index] = checksum(2);
         }
-        let extent = ExtentIndex(2);
-        let range = BlockRange::new(extent.first_block(), BlockCount(EXTENT_BLOCKS));
+        let range = BlockRange::new(ExtentIndex(2).first_block(), BlockCount(EXTENT_BLOCKS));
         let run = |start: u64, count| BlockRange::new(BlockIndex(2048 + start), BlockCount(count));
-        assert_eq!(differing(extent, range, &theirs, &own), [run(0, 2), run(5, 1), run(1023, 1)]);
+        assert_eq!(differing(range, &theirs, &own), [run(0, 2), run(5, 1), run(1023, 1)]);
     }
 }

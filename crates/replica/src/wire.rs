@@ -22,7 +22,7 @@ use pollux_base::{BlockChecksum, Data, ExtentIndex, GroupId, Stamp, VolumeId};
 use serde::{Deserialize, Serialize};
 
 /// The version this program speaks. Fixtures in `tests/wire.rs` freeze it: another layout is another version.
-pub const WIRE_VERSION: u16 = 2;
+pub const WIRE_VERSION: u16 = 3;
 /// Largest body. A `Join` that lists extents is the only long one and is widened until it fits (`JOIN_RUNS_MAX`).
 pub const BODY_BYTES_MAX: usize = 1 << 20;
 /// Most data in one frame: an extent.
@@ -36,7 +36,7 @@ pub const JOIN_RUNS_MAX: usize = 64 << 10;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
     pub message: Message,
-    /// One per block of `data`, or those of a whole extent for `Compare`.
+    /// One per block of `data`, or of the range of a `Compare`.
     pub checksums: Vec<BlockChecksum>,
     /// Whole blocks, in order.
     pub data: Option<Data>,
@@ -185,15 +185,15 @@ pub enum Message {
         stamp: Stamp,
         sequence: Sequence,
     },
-    /// The sender's checksums of a whole extent. Answered by `Differs`.
+    /// The sender's checksums of the blocks of `range`, which lies in one extent. Answered by `Differs`.
     Compare {
         group: GroupId,
         stamp: Stamp,
         sequence: Sequence,
         volume: VolumeId,
-        extent: ExtentIndex,
+        range: BlockRange,
     },
-    /// Blocks of the compared extent that are not the same here, as runs in the volume.
+    /// Blocks of the compared range that are not the same here, as runs in the volume.
     Differs {
         group: GroupId,
         stamp: Stamp,

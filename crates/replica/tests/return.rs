@@ -145,7 +145,7 @@ fn a_return_as_the_wire_sees_it() {
         seen,
         [
             "n2>n1 join e1g2 Stale { since: Some(Stamp { epoch: epoch 1, generation: gen 1 }) } extents 0",
-            "n1>n2 compare x0",
+            "n1>n2 compare b0+1024",
             "n2>n1 differs [b0+1]",
             "n1>n2 heat [x0]",
             "n1>n2 write e1g2 b0+1",

@@ -22,8 +22,8 @@ fn hello() -> Hello {
         is_protected: true,
         keys: [0x1122_3344_5566_7788, 0],
         nonce: std::array::from_fn(|index| index as u8),
-        version_min: 2,
-        version_max: 2,
+        version_min: 3,
+        version_max: 3,
     }
 }
 
@@ -80,7 +80,7 @@ fn messages() -> Vec<Message> {
         Message::Flush { group, stamp, sequence },
         Message::ReadAsk { group, stamp, sequence, volume, range },
         Message::ReadData { group, stamp, sequence },
-        Message::Compare { group, stamp, sequence, volume, extent: ExtentIndex(3) },
+        Message::Compare { group, stamp, sequence, volume, range },
         Message::Differs { group, stamp, sequence, runs: vec![range] },
         Message::Cool { group, stamp, volume, extents: vec![ExtentIndex(3)], reap: true },
         Message::Current { group, stamp, sequence },
@@ -120,7 +120,7 @@ fn frame_of(carried: Carried) -> Frame {
 
 #[test]
 #[allow(clippy::disallowed_methods)] // a test may read its environment and write its golden file
-fn the_bytes_of_version_two_do_not_change() {
+fn the_bytes_of_version_three_do_not_change() {
     let mut text = format!("hello {}\n", hex(&encode_hello(&hello())));
     for message in messages() {
         let name = format!("{message:?}");
@@ -141,9 +141,9 @@ fn the_bytes_of_version_two_do_not_change() {
         text += &format!("word {}\n", hex(segments[0].as_slice()));
     }
     if std::env::var_os("POLLUX_BLESS").is_some() {
-        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/wire-v2.txt"), &text).unwrap();
+        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/wire-v3.txt"), &text).unwrap();
     }
-    assert_eq!(text, include_str!("wire-v2.txt"), "the wire format has changed: that is a new version");
+    assert_eq!(text, include_str!("wire-v3.txt"), "the wire format has changed: that is a new version");
 }
 
 #[test]
@@ -235,10 +235,10 @@ fn only_nodes_of_one_cluster_with_a_version_in_common_talk() {
     let own = hello();
     let peer = Hello { node: NodeId(1), ..own };
     assert_eq!(decode_hello(&encode_hello(&own)), Ok(own));
-    assert_eq!(agree(&own, &peer), Ok(2));
-    assert_eq!(agree(&Hello { version_max: 4, ..own }, &Hello { version_min: 3, version_max: 3, ..peer }), Ok(3));
+    assert_eq!(agree(&own, &peer), Ok(3));
+    assert_eq!(agree(&Hello { version_max: 5, ..own }, &Hello { version_min: 4, version_max: 4, ..peer }), Ok(4));
     assert!(matches!(
-        agree(&own, &Hello { version_min: 3, version_max: 4, ..peer }),
+        agree(&own, &Hello { version_min: 4, version_max: 5, ..peer }),
         Err(WireError::NoCommonVersion { .. })
     ));
     assert!(matches!(agree(&own, &Hello { cluster: ClusterId(1), ..peer }), Err(WireError::OtherCluster { .. })));

@@ -736,7 +736,7 @@ pub fn summary(frame: &Frame) -> String {
         Message::Flush { stamp, .. } => format!("flush {}", gen_of(stamp)),
         Message::ReadAsk { range, .. } => format!("read? {range:?}"),
         Message::ReadData { .. } => "read!".to_string(),
-        Message::Compare { extent, .. } => format!("compare {extent:?}"),
+        Message::Compare { range, .. } => format!("compare {range:?}"),
         Message::Differs { runs, .. } => format!("differs {runs:?}"),
         Message::Cool { extents, .. } => format!("cool {extents:?}"),
         Message::Heat { extents, .. } => format!("heat {extents:?}"),
