@@ -194,10 +194,13 @@ impl Daemon {
                     }
                 }
             }
-            self.peers.on_time(&mut turn);
             self.clients.on_time(&mut turn, self.directory.exports());
-            // The kernel begins what it is given in this order, and what goes to a peer has the longest way.
-            self.peers.flush(&mut turn);
+            // Before, it would say nothing to them, and be taken for hung.
+            if self.plane.is_open() {
+                self.peers.on_time(&mut turn);
+                // The kernel begins what it is given in this order, and what goes to a peer has the longest way.
+                self.peers.flush(&mut turn);
+            }
             if let Some(report) = self.peers.take_report(now) {
                 self.control.report(&report);
             }
@@ -219,7 +222,7 @@ impl Daemon {
     fn patience(&self) -> Option<Duration> {
         let deadlines = [
             self.plane.deadline(),
-            self.peers.deadline(clock::now()),
+            self.peers.deadline(clock::now()).filter(|_| self.plane.is_open()),
             self.clients.deadline(),
             self.reopens_since.map(|since| since + ANSWER_MAX),
             self.control.deadline(),

@@ -27,8 +27,10 @@ use tracing::{debug, info, warn};
 /// An address that does not answer within this is tried again later. Within one storage or management network an answer
 /// takes well under a millisecond.
 const CONNECT_TIME: Duration = Duration::from_millis(250);
-/// A peer that is alive sends its hello at once.
+/// Who has dialled sends its hello at once.
 const HELLO_TIME: Duration = Duration::from_secs(1);
+/// So does who was dialled, unless it has just been started: then when it has opened its pool.
+const ANSWER_TIME: Duration = Duration::from_secs(3);
 /// A connection whose bytes stay unacknowledged this long is dead. The links have passed it over before, if there is
 /// another; one that is alone must be made anew before `timing::REPLICA_LOST`.
 const DEAD_AFTER: Duration = Duration::from_millis(400);
@@ -194,7 +196,7 @@ impl Peers {
             return;
         }
         connection.phase = Phase::Greeting { bytes: Vec::new() };
-        connection.deadline = Some(turn.now + HELLO_TIME);
+        connection.deadline = Some(turn.now + ANSWER_TIME);
         if let Some(peer) = connection.peer {
             let offered = self.keyring.offer(peer, turn.now);
             self.greet(id, offered);

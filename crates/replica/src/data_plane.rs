@@ -136,6 +136,11 @@ impl DataPlane {
         }
     }
 
+    /// Whether the pool has been opened, or refused. Before, everything but disks is put off.
+    pub fn is_open(&self) -> bool {
+        self.is_open
+    }
+
     /// The next output, until there is none.
     pub fn poll(&mut self) -> Option<Output> {
         self.node.out.pop_front()
