@@ -1,6 +1,6 @@
 //! How fast this node brings replicas up to date beside its guests' I/O: one budget for all groups and targets.
 //!
-//! * While guests ask nothing, as fast as it goes: up to 8 MiB in 64 pieces under way on each link.
+//! * While guests ask nothing, as fast as it goes: up to 32 MiB in 256 pieces under way on each link.
 //! * While they do, what is sent is cut into pieces that take a link no longer than half the guests' own p99, so that a
 //!   request that queues behind two is about doubled; and only a share of what the link was measured to carry is used. The share is
 //!   halved when the p99 of any kind of request is more than doubled against those that met no piece, and grows in
@@ -16,10 +16,11 @@ use pollux_base::{GroupId, Instant, NodeId};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-/// Pieces and comparisons under way on one link at most: what differs may be single blocks, each of which waits for a disk there.
-pub(crate) const PIECES_MAX: usize = 64;
-/// Bytes of them at most: enough to keep both disks and the link busy at once.
-const PIECES_BYTES_MAX: u64 = 8 << 20;
+/// Pieces and comparisons under way on one link at most: what differs may be single blocks, each of which waits for a flush there,
+/// which it shares with those that came with it.
+pub(crate) const PIECES_MAX: usize = 256;
+/// Bytes of them at most: enough to keep both disks and the link busy beside those flushes. Both nodes hold them in memory.
+const PIECES_BYTES_MAX: u64 = 32 << 20;
 /// Pieces under way on one link while guests are at work: one is written while the next is read.
 const PIECES_BESIDE: usize = 2;
 /// Largest piece: beyond 1 MiB disks and links get no faster.
@@ -584,7 +585,7 @@ mod tests {
     #[test]
     fn groups_on_one_link_take_turns_and_share_one_bound() {
         let now = Instant(1_000_000_000_000);
-        for (bytes, count) in [(1 << 20, 8), (4096, 64)] {
+        for (bytes, count) in [(1 << 20, 32), (4096, 256)] {
             let mut pace = Pace::new(now);
             let mut turns = Vec::new();
             for group in [1, 2, 3] {

@@ -36,9 +36,12 @@ use pollux_base::{BlockChecksum, BlockCount, BlockIndex, Data, ExtentIndex, Gene
 use pollux_store::{StoreError, StoreReply};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// Extents taken up at once: compared, or waiting for their pieces. So many that pieces wait neither for a comparison nor for the
-/// flush of a mark, which one flush makes for many extents; their checksums are 8 KiB each.
-const EXTENTS_AT_ONCE: usize = 24;
+/// Extents taken up at once: compared, or waiting for their pieces. Each is marked at the replica before it is written there, which
+/// takes a flush, and one flush makes many marks: so extents are compared ahead of the pieces, and by the time that it is their turn
+/// they are marked. Memory: the differing runs of each, 8 KiB at most.
+const EXTENTS_AT_ONCE: usize = 64;
+/// Marks that are taken back there at once: that costs a flush, too.
+const COOLED_AT_ONCE: usize = 64;
 /// Of them those that are just being compared: each may have to be read whole.
 const COMPARED_AT_ONCE: usize = 8;
 /// What a comparison moves: the checksums of an extent.
@@ -133,6 +136,8 @@ pub(crate) struct Sync {
     frozen: VecDeque<VolumeId>,
     works: BTreeMap<Key, Work>,
     pieces: BTreeMap<Key, Piece>,
+    /// What was compared and brought, and is still marked there.
+    brought: Vec<(VolumeId, ExtentIndex)>,
     total: u64,
     sent_bytes: u64,
     meter: Meter,
@@ -247,9 +252,10 @@ impl Group {
         let (left, works) = (BTreeSet::new(), BTreeMap::new());
         let frozen = volumes.iter().filter(|(_, is_written)| !is_written).map(|(volume, _)| *volume).collect();
         let meter = Meter::new(node.now);
-        let pieces = BTreeMap::new();
+        let (pieces, brought) = (BTreeMap::new(), Vec::new());
         let (total, sent_bytes) = (0, 0);
-        let mut sync = Sync { direction, is_continuous, left, frozen, works, pieces, total, sent_bytes, meter };
+        let mut sync =
+            Sync { direction, is_continuous, left, frozen, works, pieces, brought, total, sent_bytes, meter };
         for (volume, _) in &volumes {
             let hot = node.store.hot(*volume);
             let changed = match since {
@@ -336,6 +342,7 @@ impl Group {
         }
         let Some(sync) = self.sync(peer).filter(|sync| sync.left.is_empty() && sync.works.is_empty()) else { return };
         let direction = sync.direction;
+        self.cool_brought(node, peer);
         if self.spec.as_ref().is_some_and(|spec| spec.mode(peer) == Mode::Async) {
             return self.trail_from_here(node, peer);
         }
@@ -355,38 +362,36 @@ impl Group {
         }
     }
 
-    /// Begins a piece of what differs, or else the comparison of the next extent; `false` if there is neither.
+    /// Begins the comparison of the next extent, or else a piece of what differs; `false` if there is neither.
     fn begin_one(&mut self, node: &mut Node, peer: NodeId) -> bool {
         let piece_blocks = match self.is_paced(peer) {
             true => node.pace.piece_blocks(node.now, peer),
             false => PIECE_BLOCKS_SETTLING,
         };
+        let is_paced = self.is_paced(peer);
         let Some(sync) = self.sync(peer) else { return false };
-        if let Some(work) = sync.next_run() {
-            let Some(Work { volume, step: Step::Sending { runs, pieces }, .. }) = sync.works.get_mut(&work) else {
-                return false;
-            };
-            let Some(run) = runs.pop_front() else { return false };
-            let count = run.count.0.min(piece_blocks);
-            if count < run.count.0 {
-                runs.push_front(BlockRange::new(run.start.plus(BlockCount(count)), BlockCount(run.count.0 - count)));
-            }
-            *pieces += 1;
-            let (volume, range) = (*volume, BlockRange::new(run.start, BlockCount(count)));
-            let paced = self.is_paced(peer).then(|| Paced::begin(node, peer, range.count.bytes().0));
-            let key = node.next_key();
-            let Some(sync) = self.sync(peer) else { return false };
-            sync.pieces.insert(key, Piece { work, volume, range, step: PieceStep::Locking, paced });
-            // Reads may go on beside it.
-            self.lock(node, key, volume, range, Access::Read);
+        // First what is to be marked, then what is to be written.
+        if let Some(next) = sync.next_extent().filter(|_| sync.may_compare()) {
+            self.begin_extent(node, peer, next, is_paced);
             return true;
         }
-        if !sync.may_compare() {
+        let Some(work) = sync.next_run() else { return false };
+        let Some(Work { volume, step: Step::Sending { runs, pieces }, .. }) = sync.works.get_mut(&work) else {
             return false;
+        };
+        let Some(run) = runs.pop_front() else { return false };
+        let count = run.count.0.min(piece_blocks);
+        if count < run.count.0 {
+            runs.push_front(BlockRange::new(run.start.plus(BlockCount(count)), BlockCount(run.count.0 - count)));
         }
-        let Some(next) = sync.next_extent() else { return false };
-        let is_paced = self.is_paced(peer);
-        self.begin_extent(node, peer, next, is_paced);
+        *pieces += 1;
+        let (volume, range) = (*volume, BlockRange::new(run.start, BlockCount(count)));
+        let paced = is_paced.then(|| Paced::begin(node, peer, range.count.bytes().0));
+        let key = node.next_key();
+        let Some(sync) = self.sync(peer) else { return false };
+        sync.pieces.insert(key, Piece { work, volume, range, step: PieceStep::Locking, paced });
+        // Reads may go on beside it.
+        self.lock(node, key, volume, range, Access::Read);
         true
     }
 
@@ -606,23 +611,35 @@ impl Group {
     }
 
     fn end_work(&mut self, node: &mut Node, peer: NodeId, key: Key) {
-        let group = self.id;
         let now = node.now;
         let Some(sync) = self.sync(peer) else { return };
         let Some(work) = sync.works.remove(&key) else { return };
         let done = sync.total - (sync.left.len() + sync.works.len()) as u64;
         sync.meter.mark(now, done, sync.sent_bytes);
-        let at = (work.volume, work.extent);
-        let Some(stamp) = self.acting().map(|spec| spec.record.stamp) else { return };
-        let Some(primary) = &mut self.primary else { return };
-        // Both hold the same, and what is in flight on it keeps it warm: its mark there may go, unless requests keep it hot
-        // anyway.
-        if !primary.warm.contains_key(&at) {
-            node.send_bare(peer, Message::Cool { group, stamp, volume: at.0, extents: vec![at.1], reap: false });
+        sync.brought.push((work.volume, work.extent));
+        if sync.brought.len() >= COOLED_AT_ONCE {
+            self.cool_brought(node, peer);
         }
+        let Some(primary) = &mut self.primary else { return };
         let ready = primary.queue.remove(key);
         self.run_ready(node, ready);
         self.step_sync(node, peer);
+    }
+
+    /// Both hold the same of what was compared, and what is in flight on it keeps it warm: its marks there may go, unless requests
+    /// keep them hot anyway.
+    fn cool_brought(&mut self, node: &mut Node, peer: NodeId) {
+        let group = self.id;
+        let brought = self.sync(peer).map(|sync| std::mem::take(&mut sync.brought)).unwrap_or_default();
+        let Some(stamp) = self.acting().map(|spec| spec.record.stamp) else { return };
+        let Some(primary) = &self.primary else { return };
+        let mut by_volume: BTreeMap<VolumeId, Vec<ExtentIndex>> = BTreeMap::new();
+        for (volume, extent) in brought.into_iter().filter(|at| !primary.warm.contains_key(at)) {
+            by_volume.entry(volume).or_default().push(extent);
+        }
+        for (volume, extents) in by_volume {
+            node.send_bare(peer, Message::Cool { group, stamp, volume, extents, reap: false });
+        }
     }
 
     /// A resync is given up: its extents are free again. Its candidates are gathered anew when the replica joins again.

@@ -221,7 +221,10 @@ impl Servers {
                 "qemu-nbd" => servers.plain = Some(PlainExport::start(scratch, size_bytes, cgroup)?),
                 POLLUX | BEFORE => {
                     // The rows that need more volumes than one need no more space than that.
-                    let bytes = (2 * size_bytes).max(size_bytes + (args.wide_mib << 20));
+                    let wide_bytes = args.wide_mib << 20;
+                    // A resync keeps what was there before: a unit of 32 KiB for each 4 KiB of a twentieth.
+                    let kept_bytes = if args.chooses(RESYNC) { wide_bytes / 2 } else { 0 };
+                    let bytes = (2 * size_bytes).max(size_bytes + wide_bytes + kept_bytes);
                     let build = Build {
                         program: args.before.clone().filter(|_| server == BEFORE).unwrap_or_else(shipped),
                         encryption: args.encryption()?,

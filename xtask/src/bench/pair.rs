@@ -216,6 +216,15 @@ impl Pair {
         client.context("it was waited for")
     }
 
+    /// Waits until node 1 compares with node 2, which was away.
+    pub fn until_resync_begins(&mut self, volume: &Volume) -> Result<()> {
+        let group = volume.spec.group;
+        self.nodes[0].hear("the beginning of the resync", |report| match report {
+            Report::Group(report) => report.group == group && !report.resync.is_empty(),
+            _ => false,
+        })
+    }
+
     /// Waits until node 2 has all that node 1 has, and names it.
     pub fn until_in_sync(&mut self, volume: &mut Volume) -> Result<()> {
         let (group, generation) = (volume.spec.group, volume.spec.record.stamp.generation);

@@ -16,6 +16,9 @@ pub struct Resync {
     pub changed_bytes: u64,
     /// Sent by the primary, the guests' own writes of the time included.
     pub sent_bytes: u64,
+    /// From the start of node 2's `blockd` until there was something to compare with: it opens its pool.
+    pub start_seconds: f64,
+    /// From then on until node 2 had everything.
     pub seconds: f64,
     /// Of a guest that writes all the time, if there is one: before, and during the resync.
     pub p99_us: Option<[f64; 2]>,
@@ -72,9 +75,9 @@ pub fn measure(pair: &mut Pair, volume: &mut Volume, case: &Case) -> Result<Resy
     let change = Work { block_bytes: piece, depth: 8, ..FILL.on(size_bytes) };
     client.run(&change, Duration::MAX, pieces)?;
 
-    let (started, is_over) = (Instant::now(), AtomicBool::new(false));
+    let is_over = AtomicBool::new(false);
     let mut guest_client = if has_guest { Some(pair.client(volume)?) } else { None };
-    let (seconds, during) = std::thread::scope(|scope| {
+    let (times, during) = std::thread::scope(|scope| {
         let is_over = &is_over;
         let writer = guest_client.as_mut().map(|client| {
             scope.spawn(move || {
@@ -85,17 +88,27 @@ pub fn measure(pair: &mut Pair, volume: &mut Volume, case: &Case) -> Result<Resy
                 anyhow::Ok(seen)
             })
         });
-        let resynced = pair.give_back(volume).and_then(|()| pair.until_in_sync(volume));
-        let seconds = started.elapsed().as_secs_f64();
+        let times = resync(pair, volume);
         is_over.store(true, Ordering::Relaxed);
         let during = writer.map(|writer| writer.join().expect("the guest does not panic")).transpose();
-        resynced.and_then(|()| Ok((seconds, during?)))
+        times.and_then(|times| Ok((times, during?)))
     })?;
     let sent_bytes = sent(pair)?[0];
     let both =
         |of: fn(&Run) -> f64| before.as_ref().zip(during.as_ref()).map(|(before, during)| [of(before), of(during)]);
     let p99_us = both(|run| run.percentile_us(99));
-    Ok(Resync { changed_bytes, sent_bytes, seconds, p99_us, iops: both(Run::iops) })
+    let [start_seconds, seconds] = times.map(|time| time.as_secs_f64());
+    Ok(Resync { changed_bytes, sent_bytes, start_seconds, seconds, p99_us, iops: both(Run::iops) })
+}
+
+/// How long node 2 takes to be there, and then to have everything.
+fn resync(pair: &mut Pair, volume: &mut Volume) -> Result<[Duration; 2]> {
+    let started = Instant::now();
+    pair.give_back(volume)?;
+    pair.until_resync_begins(volume)?;
+    let began = Instant::now();
+    pair.until_in_sync(volume)?;
+    Ok([began - started, began.elapsed()])
 }
 
 fn guest(client: &mut Client, time: Duration) -> Result<Run> {

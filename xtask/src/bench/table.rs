@@ -72,17 +72,18 @@ pub fn print_resync_head(name: &str, floor: Option<f64>) {
     print!("\n{name}");
     floor.iter().for_each(|rate| print!(" (the floor writes {rate:.0} MiB/s)"));
     println!(
-        "\n  {:<36} {:>9} {:>9} {:>9} {:>15} {:>15}",
-        "", "MiB", "MiB/s", "traffic", "guest p99, us", "guest IOPS"
+        "\n  {:<36} {:>9} {:>9} {:>9} {:>9} {:>15} {:>15}",
+        "", "MiB", "start, s", "MiB/s", "traffic", "guest p99, us", "guest IOPS"
     );
 }
 
 pub fn print_resync(case: &Case, resync: &Resync) {
     let pair = |figures: Option<[f64; 2]>| figures.map_or("-".to_owned(), |[was, is]| format!("{was:.0} > {is:.0}"));
     println!(
-        "  {:<36} {:>9} {:>9.0} {:>9.3} {:>15} {:>15}",
+        "  {:<36} {:>9} {:>9.1} {:>9.0} {:>9.3} {:>15} {:>15}",
         case.name,
         resync.changed_bytes >> 20,
+        resync.start_seconds,
         resync.mib_per_s(),
         resync.traffic_ratio(),
         pair(resync.p99_us),
