@@ -245,10 +245,10 @@ impl Group {
         let since = since.map_or(Generation(0), |stamp| stamp.generation);
         let resets = trails || member.mode == Mode::Async;
         // Whoever the record names had each snapshot taken at one point with the primary: what was written about that had ended everywhere.
+        // What a snapshot itself names here or there (hot, or lost with a disk) is compared all the same.
         let is_named = self.spec.as_ref().is_some_and(|spec| spec.record.in_sync.contains(&peer));
         let lived_on = is_named && is_continuous && direction == Direction::There;
-        let mut volumes = self.ordered_volumes();
-        volumes.retain(|(_, is_written)| *is_written || !lived_on);
+        let volumes = self.ordered_volumes();
         let (left, works) = (BTreeSet::new(), BTreeMap::new());
         let frozen = volumes.iter().filter(|(_, is_written)| !is_written).map(|(volume, _)| *volume).collect();
         let meter = Meter::new(node.now);
@@ -267,8 +267,7 @@ impl Group {
         }
         let Some(primary) = &mut self.primary else { return };
         for (volume, extents) in theirs {
-            let is_compared = volumes.iter().any(|(compared, _)| *compared == volume);
-            for extent in extents.into_iter().filter(|_| is_compared) {
+            for extent in extents {
                 sync.left.insert((volume, extent));
                 // It may be hot there, and only its primary can say when it need not be any more.
                 primary.warm.entry((volume, extent)).or_insert((0, node.now));
