@@ -40,10 +40,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 /// takes a flush, and one flush makes many marks: so extents are compared ahead of the pieces, and by the time that it is their turn
 /// they are marked. Memory: the differing runs of each, 8 KiB at most.
 const EXTENTS_AT_ONCE: usize = 64;
-/// Marks that are taken back there at once: that costs a flush, too.
-const COOLED_AT_ONCE: usize = 64;
 /// Of them those that are just being compared: each may have to be read whole.
 const COMPARED_AT_ONCE: usize = 8;
+/// Marks that are taken back there at once: that costs a flush, too.
+const COOLED_AT_ONCE: usize = 64;
 /// What a comparison moves: the checksums of an extent.
 const COMPARE_BYTES: u64 = EXTENT_BLOCKS * 8;
 /// While the group is frozen for it, a piece is as large as is of use.
@@ -363,10 +363,6 @@ impl Group {
 
     /// Begins the comparison of the next extent, or else a piece of what differs; `false` if there is neither.
     fn begin_one(&mut self, node: &mut Node, peer: NodeId) -> bool {
-        let piece_blocks = match self.is_paced(peer) {
-            true => node.pace.piece_blocks(node.now, peer),
-            false => PIECE_BLOCKS_SETTLING,
-        };
         let is_paced = self.is_paced(peer);
         let Some(sync) = self.sync(peer) else { return false };
         // First what is to be marked, then what is to be written.
@@ -379,6 +375,10 @@ impl Group {
             return false;
         };
         let Some(run) = runs.pop_front() else { return false };
+        let piece_blocks = match is_paced {
+            true => node.pace.piece_blocks(node.now, peer),
+            false => PIECE_BLOCKS_SETTLING,
+        };
         let count = run.count.0.min(piece_blocks);
         if count < run.count.0 {
             runs.push_front(BlockRange::new(run.start.plus(BlockCount(count)), BlockCount(run.count.0 - count)));
@@ -448,7 +448,6 @@ impl Group {
 
     /// The local disk gave checksums of an extent, or the blocks of a piece.
     pub(crate) fn on_copy_job(&mut self, node: &mut Node, peer: NodeId, key: Key, result: JobResult) {
-        let group = self.id;
         if let Some((_, piece)) = self.piece(key) {
             let (volume, range) = (piece.volume, piece.range);
             return match result {
@@ -463,17 +462,31 @@ impl Group {
         let Some((_, work)) = self.work(key) else { return };
         let (volume, extent) = (work.volume, work.extent);
         match (&mut work.step, result) {
-            (step @ Step::Own, Ok(StoreReply::Checksums(checksums))) => {
+            (step @ Step::Own, Ok(StoreReply::Checksums(mut checksums))) => {
                 *step = Step::Comparing;
                 let Some(range) = self.extent_range(volume, extent) else { return };
-                let Some((sequence, stamp)) = self.ask(node, peer, What::Compare(key)) else { return };
-                let message = Message::Compare { group, stamp, sequence, volume, range };
-                let checksums = checksums[..range.count.0 as usize].to_vec();
-                node.send(peer, Frame { message, checksums, data: None });
+                checksums.truncate(range.count.0 as usize);
+                self.ask_compare(node, peer, What::Compare(key), volume, range, checksums);
             }
             (_, Err(error)) => self.on_store_error(node, &error),
             (_, Ok(_)) => {}
         }
+    }
+
+    /// Asks a replica which blocks of a range, within one extent, have other checksums there.
+    pub(crate) fn ask_compare(
+        &mut self,
+        node: &mut Node,
+        peer: NodeId,
+        what: What,
+        volume: VolumeId,
+        range: BlockRange,
+        checksums: Vec<BlockChecksum>,
+    ) {
+        let group = self.id;
+        let Some((sequence, stamp)) = self.ask(node, peer, what) else { return };
+        let message = Message::Compare { group, stamp, sequence, volume, range };
+        node.send(peer, Frame { message, checksums, data: None });
     }
 
     fn send_piece(&mut self, node: &mut Node, peer: NodeId, key: Key, data: &Data, checksums: &[BlockChecksum]) {

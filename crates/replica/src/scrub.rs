@@ -17,7 +17,7 @@ use crate::pace::Meter;
 use crate::primary::What;
 use crate::range_queue::{Access, Key};
 use crate::repair::{For, Outcome};
-use crate::wire::{Frame, Message};
+use crate::wire::Message;
 use pollux_base::order::{Finding, FindingKind, FoundBy, ScrubReport};
 use pollux_base::unit::{BlockRange, EXTENT_BLOCKS};
 use pollux_base::{BlockChecksum, BlockCount, Data, ExtentIndex, Instant, NodeId, VolumeId};
@@ -314,17 +314,15 @@ impl Group {
         let Some(check) = self.check_of(key) else { return };
         let (volume, extent) = (check.volume, check.extent);
         match (&mut check.step, result) {
-            (Step::Own, Ok(StoreReply::Checksums(checksums))) => {
-                let (peers, group) = (check.peers.clone(), self.id);
+            (Step::Own, Ok(StoreReply::Checksums(mut checksums))) => {
+                let peers = check.peers.clone();
                 let Some(whole) = self.extent_range(volume, extent) else { return };
                 let Some(check) = self.check_of(key) else { return };
                 let stored = stored_runs(whole, &checksums);
                 check.step = Step::Comparing { awaited: peers.clone(), stored };
+                checksums.truncate(whole.count.0 as usize);
                 for peer in peers {
-                    let Some((sequence, stamp)) = self.ask(node, peer, What::CompareScrub(key)) else { return };
-                    let message = Message::Compare { group, stamp, sequence, volume, range: whole };
-                    let checksums = checksums[..whole.count.0 as usize].to_vec();
-                    node.send(peer, Frame { message, checksums, data: None });
+                    self.ask_compare(node, peer, What::CompareScrub(key), volume, whole, checksums.clone());
                 }
                 self.end_compare_if_done(node, key);
             }
@@ -349,7 +347,7 @@ impl Group {
         let Some(check) = self.check_of(key) else { return };
         let Step::Comparing { awaited, stored } = &mut check.step else { return };
         awaited.remove(&peer);
-        for range in runs.into_iter().filter(|run| is_inside(*run, whole)) {
+        for range in runs.into_iter().filter(|run| run.is_within(whole)) {
             check.bad.push_back(Bad { node: peer, range, kind: FindingKind::Difference });
             // What only the other stores is read there, too.
             stored.push_back(range);
@@ -378,7 +376,7 @@ impl Group {
             return; // ignore_unasked
         }
         let is_done = awaited.is_empty();
-        for range in ranges.into_iter().filter(|range| is_inside(*range, piece)) {
+        for range in ranges.into_iter().filter(|range| range.is_within(piece)) {
             // Blocks that do not match their own checksum differ for that reason.
             let differs =
                 |bad: &Bad| bad.node == by && bad.kind == FindingKind::Difference && bad.range.overlaps(range);
@@ -623,9 +621,4 @@ impl Scrub {
 fn stored_runs(whole: BlockRange, checksums: &[BlockChecksum]) -> VecDeque<BlockRange> {
     let runs = whole.split_by(|block| checksums[block.in_extent()].is_zero());
     runs.into_iter().filter(|(_, is_zero)| !is_zero).map(|(run, _)| run).collect()
-}
-
-fn is_inside(run: BlockRange, whole: BlockRange) -> bool {
-    let end = run.start.0.checked_add(run.count.0);
-    run.start >= whole.start && run.count.0 > 0 && end.is_some_and(|end| end <= whole.end().0)
 }

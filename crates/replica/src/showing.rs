@@ -9,7 +9,6 @@ use crate::node::Node;
 use crate::primary::{MemberState, What};
 use crate::range_queue::Key;
 use crate::requests::{Step, slice};
-use crate::wire::{Frame, Message};
 use pollux_base::unit::BlockRange;
 use pollux_base::{BlockChecksum, Data, NodeId, Op, VolumeId};
 use smallvec::SmallVec;
@@ -37,7 +36,6 @@ impl Group {
 
     /// The local disk gave what was asked for. Into a block that is to be patched nobody looks: all of it is written everywhere.
     pub(crate) fn show(&mut self, node: &mut Node, key: Key, stored: Data, checksums: Vec<BlockChecksum>) {
-        let group = self.id;
         let Some(request) = self.pending(key).map(|pending| &pending.request) else { return };
         let (volume, op) = (request.volume, &request.op);
         let unsettled = match *op {
@@ -52,10 +50,8 @@ impl Group {
         let left = unsettled.len();
         pending.step = Step::Showing(Shown { stored, checksums: checksums.clone(), left });
         for (peer, part) in unsettled {
-            let Some((sequence, stamp)) = self.ask(node, peer, What::Show { key, part }) else { return };
-            let message = Message::Compare { group, stamp, sequence, volume, range: part };
             let checksums = checksums[part.places_in(whole)].to_vec();
-            node.send(peer, Frame { message, checksums, data: None });
+            self.ask_compare(node, peer, What::Show { key, part }, volume, part, checksums);
         }
     }
 
@@ -71,6 +67,14 @@ impl Group {
         if !runs.iter().all(|run| run.is_within(part)) {
             return self.make_unfit(node, peer, "it names blocks that it was not asked about".to_string());
         }
+        if !runs.is_empty() {
+            self.bring(node, key, peer, part, runs);
+        }
+        self.on_shown(node, key);
+    }
+
+    /// Sends the runs of a part that differ.
+    fn bring(&mut self, node: &mut Node, key: Key, peer: NodeId, part: BlockRange, runs: &[BlockRange]) {
         let now = node.now;
         let Some(pending) = self.pending(key) else { return };
         let (volume, Some(whole)) = (pending.request.volume, pending.request.op.range()) else { return };
@@ -81,17 +85,14 @@ impl Group {
             let (data, checksums) = (slice(&stored, whole, *run), &checksums[run.places_in(whole)]);
             sent += self.send_blocks(node, peer, What::Shown(key), volume, *run, &data, checksums).parts;
         }
-        if !runs.is_empty()
-            && let Some(primary) = &mut self.primary
-        {
+        if let Some(primary) = &mut self.primary {
             // The mark that the replica makes for it is taken back with the others.
             primary.warm.entry((volume, part.start.extent())).or_insert((0, now));
-            self.cool_later(node);
         }
-        let Some(pending) = self.pending(key) else { return };
-        let Step::Showing(shown) = &mut pending.step else { return };
-        shown.left += sent;
-        self.on_shown(node, key);
+        self.cool_later(node);
+        if let Some(Step::Showing(shown)) = self.pending(key).map(|pending| &mut pending.step) {
+            shown.left += sent;
+        }
     }
 
     /// A replica has the same of a part, or has written a run that differed.

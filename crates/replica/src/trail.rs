@@ -9,11 +9,11 @@ use crate::group::Group;
 use crate::loss::ANSWER_LATE;
 use crate::node::Node;
 use crate::primary::{MemberState, Primary, What};
+use crate::requests::slice;
 use crate::spool::{CHANGE_BYTES_MAX, Change};
 use crate::wire::{Frame, Message, TrailPoint, TrailRun};
 use pollux_base::order::Lag;
 use pollux_base::record::{AtBound, LagBound, Mode};
-use pollux_base::unit::BLOCK_BYTES;
 use pollux_base::{Generation, Instant, NodeId, Stamp};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -361,15 +361,10 @@ fn frames(group: pollux_base::GroupId, stamp: Stamp, run: TrailRun, kept: &Kept,
     let message =
         |range, is_last| Message::Trail { group, stamp, run, point: *point, end, volume: *volume, range, is_last };
     let Some((data, checksums)) = blocks else { return vec![Frame::bare(message(*range, true))] };
-    let parts = range.split_by_extent().map(|part| {
-        let at = (part.start.0 - range.start.0) as usize;
-        let count = part.count.0 as usize;
-        let bytes = at * BLOCK_BYTES as usize..(at + count) * BLOCK_BYTES as usize;
-        Frame {
-            message: message(part, part.end() == range.end()),
-            checksums: checksums[at..at + count].to_vec(),
-            data: Some(data.slice(bytes)),
-        }
+    let parts = range.split_by_extent().map(|part| Frame {
+        message: message(part, part.end() == range.end()),
+        checksums: checksums[part.places_in(*range)].to_vec(),
+        data: Some(slice(data, *range, part)),
     });
     parts.collect()
 }

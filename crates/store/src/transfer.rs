@@ -179,12 +179,12 @@ impl Pool {
         for part in range.split_by_extent() {
             let key = (layer, part.start.extent());
             self.give_space(key, part);
-            let at = (part.start.0 - range.start.0) as usize;
-            let (from, to) = (at, at + part.count.0 as usize);
             let work = match parts {
                 1 => Work::Write { data: data.clone(), checksums: std::mem::take(&mut checksums) },
                 _ => {
-                    Work::Write { data: data.slice(from * BLOCK..to * BLOCK), checksums: checksums[from..to].to_vec() }
+                    let places = part.places_in(range);
+                    let data = data.slice(places.start * BLOCK..places.end * BLOCK);
+                    Work::Write { data, checksums: checksums[places].to_vec() }
                 }
             };
             self.add_part(request, layer, range, part, work);

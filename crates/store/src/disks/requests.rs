@@ -380,8 +380,7 @@ impl Disks {
                 let whole = runs.len() == 1;
                 let share = |(disk, part): (Option<DiskIndex>, BlockRange)| {
                     let disk = disk.expect("what is written to was heated, which gave it a home");
-                    let at = (part.start.0 - range.start.0) as usize;
-                    let blocks = at..at + part.count.0 as usize;
+                    let blocks = part.places_in(range);
                     let data = if whole { data.clone() } else { data.slice(blocks.start * BLOCK..blocks.end * BLOCK) };
                     (disk, StoreOp::Write { volume, range: part, data, checksums: checksums[blocks].to_vec() })
                 };
